@@ -1,0 +1,1 @@
+"""Small files that we made ourselves, and the scripts that make them."""
