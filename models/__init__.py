@@ -1,0 +1,1 @@
+"""What turns observations into predictions: tensors in, tensors out, no files."""

@@ -1,0 +1,506 @@
+"""Every cut-off in one pass, with naive and ridge always beside.
+
+A model scans each series once, from its beginning through the test: its state at a cut-off has seen everything up to
+there and nothing after, so no refit, no new window and no look ahead is needed for the next cut-off.
+
+Shapes: N cut-offs or rows of one series, T time, C channels, H horizon, Q quantiles, K classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from data.frame import Dataset
+from data.panel import Series, to_panel
+from forecasting import metrics
+from forecasting.metrics import mean_of_quantiles
+from forecasting.task import Task, TaskError
+from forecasting.training import Trained, TrainingConfig, fit_model, parse_settings
+from forecasting.windows import Parts, Span, split
+from models.catalog import build, entry, field_defaults
+from models.contract import StepModel
+
+ALWAYS = ("naive", "ridge")
+JUDGED_BY = {"forecast": "mase", "classify": "accuracy", "regress": "mae"}  # what the leaderboard is sorted by
+CONFIDENCE, DWELL = 0.8, 3  # an early decision: this probability for so many frames in a row
+VALUES_AT_ONCE = 8_000_000  # predictions held in memory by one scan
+LEADERBOARD = (
+    "model", "task", "n_series", "n_cutoffs", "mase", "smape", "mae", "rmse", "mse", "mape", "pinball", "coverage_80",
+    "accuracy", "macro_f1", "earliness", "skill_vs_naive", "dm_p_value", "fit_seconds", "predict_seconds", "peak_mb",
+)  # fmt: skip
+
+
+Scores = dict[str, tuple[dict[str, float], np.ndarray]]
+"""Per model its measures, and its losses as the Diebold-Mariano test wants them: the same units for every model."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Predictions for one series: at `positions` (N,), `values` (N, *prediction shape)."""
+
+    span: Span
+    positions: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class Report:
+    task: Task
+    leaderboard: pd.DataFrame  # a row a model, columns LEADERBOARD
+    forecasts: pd.DataFrame
+    history: pd.DataFrame  # what was known: unique_id, ds, and y or the channels
+    models: dict[str, Trained]
+    notes: tuple[str, ...]
+
+    def with_notes(self, notes: Sequence[str]) -> Report:
+        return replace(self, notes=(*notes, *self.notes))
+
+
+def cutoff_positions(span: Span, horizon: int, stride: int = 1) -> np.ndarray:
+    """Positions t of the cut-offs whose next `horizon` steps all lie inside the span.
+
+    A series that is new with the test shows one horizon of its past before it is judged.
+    """
+    return np.arange(span.begin - 1 if span.begin else horizon - 1, span.end - horizon, stride)
+
+
+@torch.no_grad()
+def one_pass(model: StepModel, spans: Sequence[Span], positions: Sequence[np.ndarray]) -> list[Rows]:
+    """Predictions at the chosen positions of every series, each series scanned once.
+
+    Series that end at the same position share a batch; long series run in pieces with the state carried, so memory
+    does not grow with their length.
+    """
+    rows: list[Rows | None] = [None] * len(spans)
+    together: dict[int, list[int]] = defaultdict(list)
+    for index, chosen in enumerate(positions):
+        length = int(chosen[-1]) + 1 if len(chosen) and model.streams else len(spans[index].series.ds)
+        together[length].append(index)
+    size = int(np.prod(model.signature.prediction_shape))
+    for length, everyone in together.items():
+        for first in range(0, len(everyone), 64):
+            members = everyone[first : first + 64]
+            x = torch.stack([_tensor(spans[index].series)[:length] for index in members]).to(model.device)
+            kept: list[list[np.ndarray]] = [[] for _ in members]
+            state = model.initial_state(len(members))
+            piece = max(1, VALUES_AT_ONCE // (size * len(members))) if model.streams else length
+            for begin in range(0, length, piece):
+                part = x[:, begin : begin + piece]
+                values, state = model.scan(part, part.isfinite().to(part.dtype), state)
+                for row, index in enumerate(members):
+                    inside = positions[index][(positions[index] >= begin) & (positions[index] < begin + piece)]
+                    kept[row].append(values[row, torch.from_numpy(inside - begin)].cpu().numpy())
+            for row, index in enumerate(members):
+                rows[index] = Rows(spans[index], positions[index], np.concatenate(kept[row]))
+    return [row for row in rows if row is not None]
+
+
+@torch.no_grad()
+def rewindowed(
+    model: StepModel, span: Span, positions: np.ndarray, lookback: int | None = None, batch: int = 256
+) -> Rows:
+    """The same predictions the long way: at every cut-off a new window, scanned from the initial state.
+
+    With `lookback` None the window is the whole past, and the numbers are `one_pass`'s; with a number it is the last so
+    many steps, the usual protocol of the long-horizon benchmarks.
+    """
+    x = _tensor(span.series).to(model.device)
+    values = []
+    if lookback is None:
+        for position in positions:
+            window = x[None, : position + 1]
+            prediction, _ = model.scan(window, window.isfinite().to(x.dtype), model.initial_state(1))
+            values.append(prediction[0, -1:].cpu().numpy())
+    else:
+        windows = x.unfold(0, lookback, 1).transpose(1, 2)  # (n, lookback, C), the n-th ends at n + lookback - 1
+        for first in range(0, len(positions), batch):
+            window = windows[torch.from_numpy(positions[first : first + batch] - lookback + 1)]
+            prediction, _ = model.scan(window, window.isfinite().to(x.dtype), model.initial_state(len(window)))
+            values.append(prediction[:, -1].cpu().numpy())
+    return Rows(span, positions, np.concatenate(values))
+
+
+def _tensor(series: Series) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(series.values, np.float32))
+
+
+def backtest(
+    dataset: Dataset,
+    models: Sequence[str],
+    task: Task,
+    *,
+    test_size: int | None = None,
+    cutoff: Any = None,
+    stride: int = 1,
+    refit: int | None = None,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> Report:
+    """Train each model before the test and judge it at every cut-off of the test, beside naive and ridge.
+
+    Args:
+        models: names of the catalog; naive and ridge are added where they are not among them.
+        test_size, cutoff: where the test begins; without either, the data set's own split.
+        stride: steps from one cut-off to the next.
+        refit: train anew after every so many cut-offs, on all that is known by then; None trains once.
+        settings: fields of the models' configs; each is given to the models that have it.
+
+    Raises:
+        TaskError, ModelError: what cannot be done, before anything is trained.
+    """
+    panel = to_panel(dataset, task.labels or None)
+    parts = split(dataset, panel, task, test_size=test_size, cutoff=cutoff)
+    if not parts.test:
+        raise TaskError(f"{dataset.name}: no series has a test part of at least {task.horizon} steps.")
+    return compare(
+        parts, models, task, stride=stride, refit=refit, seed=seed, settings=settings, progress=progress
+    ).with_notes(dataset.notes)
+
+
+def compare(
+    parts: Parts,
+    models: Sequence[str],
+    task: Task,
+    *,
+    stride: int = 1,
+    refit: int | None = None,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    progress: bool = False,
+    directory: Path | None = None,
+    resume: Path | None = None,
+) -> Report:
+    """Train on the parts' training, judge on their test; the arguments are those of `backtest` and `fit_model`.
+
+    `directory` and `resume` are for the first model named.
+    """
+    if stride < 1 or (refit is not None and refit < 1):
+        raise TaskError(f"the stride and the refit interval are at least 1 cut-off, got {stride} and {refit}.")
+    names = list(dict.fromkeys((*ALWAYS, *models)))
+    shared = _share(settings or {}, names, task)
+    positions = _predicted(parts, task, stride)
+    trained, rows, costs = {}, {}, {}
+    for name in names:
+        fit = partial(fit_model, name, task, settings=shared[name], seed=seed, progress=progress)
+        if name == models[0]:
+            fit = partial(fit, directory=directory, resume=resume)
+        with _PeakMemory() as peak:
+            trained[name], rows[name], seconds = _run(fit, parts, positions, refit, stride)
+        costs[name] = {"fit_seconds": seconds[0], "predict_seconds": seconds[1], "peak_mb": peak.mb}
+    score = {"forecast": _score_forecasts, "classify": _score_classes, "regress": _score_numbers}[task.kind]
+    leaderboard = _leaderboard(task, rows, costs, score(task, rows), stride)
+    frame = {"forecast": _forecast_frame, "classify": _class_frame, "regress": _number_frame}[task.kind](task, rows)
+    return Report(task, leaderboard, frame, _history(task, parts), trained, parts.notes)
+
+
+def _share(settings: Mapping[str, Any], names: Sequence[str], task: Task) -> dict[str, dict[str, Any]]:
+    """Each setting to the models that have such a field; what can be refused is refused before any training."""
+    training = {field.name for field in fields(TrainingConfig)}
+    known = {name: set(field_defaults(name)) | training for name in names}
+    for field in settings:
+        if not any(field in of_model for of_model in known.values()):
+            everything = sorted(set().union(*known.values()))
+            raise TaskError(f"no model here has a field '{field}'; known: {', '.join(everything)}.")
+    shared = {name: {f: v for f, v in settings.items() if f in known[name]} for name in names}
+    for name, own in shared.items():
+        build(name, task.signature, **parse_settings(name, own)[0])
+    return shared
+
+
+def _predicted(parts: Parts, task: Task, stride: int) -> list[np.ndarray]:
+    """Per test series the positions to predict at: forecasts at every cut-off, classes and numbers at every row."""
+    if task.kind == "forecast":
+        return [cutoff_positions(span, task.horizon, stride) for span in parts.test]
+    return [np.arange(span.begin, span.end, stride) for span in parts.test]
+
+
+def _judged(everyone: Sequence[Rows]) -> list[np.ndarray]:
+    """Per series the indices of the rows whose class or number counts.
+
+    Where each series has one answer, the last row with a known answer; where it changes along a series, every such row.
+    """
+    known = [np.flatnonzero(_is_known(np.asarray(row.span.series.target)[row.positions])) for row in everyone]
+    answers = [np.asarray(row.span.series.target)[row.positions[at]] for row, at in zip(everyone, known, strict=True)]
+    if all(len(np.unique(answer)) <= 1 for answer in answers):
+        return [at[-1:] for at in known]
+    return known
+
+
+def _is_known(target: np.ndarray) -> np.ndarray:
+    return target >= 0 if target.dtype.kind in "iu" else np.isfinite(target)
+
+
+def _run(
+    fit: Callable[..., Trained], parts: Parts, positions: Sequence[np.ndarray], refit: int | None, stride: int
+) -> tuple[Trained, list[Rows], tuple[float, float]]:
+    """The model as first trained, its predictions, and the seconds of fitting and of predicting."""
+    fit_seconds = predict_seconds = 0.0
+    first: Trained | None = None
+    pieces: list[list[Rows]] = []
+    for known, chosen in _refits(parts, positions, refit, stride):
+        trained = fit(known)
+        first = first or trained
+        fit_seconds += trained.seconds
+        began = time.perf_counter()
+        pieces.append(one_pass(trained.model, known.test, chosen))
+        predict_seconds += time.perf_counter() - began
+    assert first is not None
+    rows = [
+        Rows(span, at, np.concatenate([piece[index].values for piece in pieces]))
+        for index, (span, at) in enumerate(zip(parts.test, positions, strict=True))
+    ]
+    return first, rows, (fit_seconds, predict_seconds)
+
+
+def _refits(
+    parts: Parts, positions: Sequence[np.ndarray], refit: int | None, stride: int
+) -> Iterator[tuple[Parts, list[np.ndarray]]]:
+    """What is known at each refit, and the positions predicted until the next one."""
+    if refit is None:
+        yield parts, list(positions)
+        return
+    ends = {span.series.unique_id: span for span in parts.train}
+    if any(span.begin == 0 for span in parts.test):
+        raise TaskError(
+            "this data set is split by series, not by time: there is nothing newer to refit on; --refit never."
+        )
+    for first in range(0, max(map(len, positions)), refit):
+        shift = first * stride
+        move = [replace(span, end=min(span.end + shift, len(span.series.ds))) for span in ends.values()]
+        checks = [replace(span, begin=span.begin + shift, end=span.end + shift) for span in parts.validation]
+        yield replace(parts, train=move, validation=checks), [at[first : first + refit] for at in positions]
+
+
+class _PeakMemory:
+    """Peak resident memory of this process between entering and leaving, in MB, as Linux counts it."""
+
+    mb: float = float("nan")
+
+    def __enter__(self) -> _PeakMemory:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            self._status: Path | None = None
+        else:
+            self._status = Path("/proc/self/status")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._status is not None:
+            lines = dict(line.split(":", 1) for line in self._status.read_text().splitlines() if ":" in line)
+            self.mb = int(lines["VmHWM"].split()[0]) / 1024
+
+
+def _actual(rows: Rows, horizon: int) -> np.ndarray:
+    """(N, H) the values that came, NaN where none was observed."""
+    steps = np.arange(1, horizon + 1)
+    return rows.span.series.values[rows.positions[:, None] + steps, 0]
+
+
+def _score_forecasts(task: Task, rows: Mapping[str, list[Rows]]) -> Scores:
+    """Per model its measures, and its scaled absolute error per cut-off (or per series, where those are more)."""
+    levels = np.array(task.quantiles)
+    scores = {}
+    for name, everyone in rows.items():
+        actual = np.concatenate([_actual(row, task.horizon) for row in everyone])
+        quantiles = np.concatenate([row.values for row in everyone])
+        mean = mean_of_quantiles(quantiles, levels)
+        scale = np.concatenate([np.full(len(row.positions), _in_sample_scale(row.span, task)) for row in everyone])
+        outer = [index for index, level in enumerate(levels) if np.isclose(level, 0.1) or np.isclose(level, 0.9)]
+        measures = {
+            "mase": metrics.mase(actual, mean, scale).value,
+            "smape": metrics.smape(actual, mean),
+            "mae": metrics.mae(actual, mean),
+            "rmse": metrics.rmse(actual, mean),
+            "mse": metrics.mse(actual, mean),
+            "pinball": metrics.pinball(actual, quantiles, levels),
+        }
+        if len(outer) == 2:
+            measures["coverage_80"] = metrics.coverage(actual, quantiles[..., outer[0]], quantiles[..., outer[1]])
+        error = np.abs(actual - mean) / np.where(scale > 0, scale, np.nan)[:, None]
+        known = np.isfinite(error)
+        per_row = np.where(known, error, 0).sum(1) / np.where(known.any(1), known.sum(1), np.nan)
+        scores[name] = measures, _by_time_or_series(per_row, [len(row.positions) for row in everyone])
+    return scores
+
+
+def _in_sample_scale(span: Span, task: Task) -> float:
+    """The seasonal naive error before the test; of a series that is new with the test, over all of it."""
+    return metrics.seasonal_scale(span.series.values[: span.begin or span.end, 0], task.season)
+
+
+def _by_time_or_series(loss: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+    """Losses (N,) of series after series -> one per cut-off (mean over the series), or per series if those are more."""
+    series = np.split(loss, np.cumsum(lengths)[:-1])
+    if len(series) > max(lengths):
+        return np.array([np.nanmean(losses) if np.isfinite(losses).any() else np.nan for losses in series])
+    padded = np.full((len(series), max(lengths)), np.nan)
+    for row, losses in enumerate(series):
+        padded[row, : len(losses)] = losses
+    known = np.isfinite(padded)
+    return np.where(known, padded, 0).sum(0) / np.where(known.any(0), known.sum(0), np.nan)
+
+
+def _judge(everyone: Sequence[Rows]) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """The true answers and the predictions of the rows that count, and how many of them each series has."""
+    judged = _judged(everyone)
+    truth = [np.asarray(row.span.series.target)[row.positions[at]] for row, at in zip(everyone, judged, strict=True)]
+    values = [row.values[at] for row, at in zip(everyone, judged, strict=True)]
+    return np.concatenate(truth), np.concatenate(values), [len(at) for at in judged]
+
+
+def _per_series(loss: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+    """One mean loss a series: rows of one series are not independent."""
+    return np.array([part.mean() if len(part) else np.nan for part in np.split(loss, np.cumsum(lengths)[:-1])])
+
+
+def _score_classes(task: Task, rows: Mapping[str, list[Rows]]) -> Scores:
+    scores = {}
+    for name, everyone in rows.items():
+        truth, probabilities, lengths = _judge(everyone)
+        predicted = probabilities.argmax(-1)
+        measures = {
+            "accuracy": metrics.accuracy(truth, predicted),
+            "macro_f1": metrics.macro_f1(truth, predicted, len(task.labels)),
+        }
+        if len(truth) == len(everyone) and entry(name).streams:
+            decided = [metrics.earliness(row.values, CONFIDENCE, DWELL) for row in everyone]
+            measures["earliness"] = float(np.mean(decided))
+        scores[name] = measures, _per_series((truth != predicted).astype(float), lengths)
+    return scores
+
+
+def _score_numbers(task: Task, rows: Mapping[str, list[Rows]]) -> Scores:
+    levels = np.array(task.quantiles)
+    scores = {}
+    for name, everyone in rows.items():
+        truth, quantiles, lengths = _judge(everyone)
+        mean = mean_of_quantiles(quantiles, levels)
+        measures = {
+            "mae": metrics.mae(truth, mean),
+            "rmse": metrics.rmse(truth, mean),
+            "mse": metrics.mse(truth, mean),
+            "mape": metrics.mape(truth, mean),
+            "pinball": metrics.pinball(truth, quantiles, levels),
+        }
+        scores[name] = measures, _per_series(np.abs(truth - mean), lengths)
+    return scores
+
+
+def _leaderboard(
+    task: Task, rows: Mapping[str, list[Rows]], costs: Mapping[str, Mapping[str, float]], scores: Scores, stride: int
+) -> pd.DataFrame:
+    """Best first. Skill is the share of the naive forecast's loss that is saved; p is Diebold and Mariano's."""
+    lead = -(-task.horizon // stride) if task.kind == "forecast" else 1
+    reference = scores["naive"][1]
+    table = []
+    for name, (measures, loss) in scores.items():
+        everyone = rows[name]
+        over_series = task.kind != "forecast" or len(loss) == len(everyone) > 1
+        skill = metrics.skill(_error(task, measures), _error(task, scores["naive"][0]))
+        beside: dict[str, Any] = {"skill_vs_naive": skill, "dm_p_value": np.nan}
+        if name != "naive":
+            beside["dm_p_value"] = metrics.diebold_mariano(loss, reference, 1 if over_series else lead).p_value
+        judged = max(len(row.positions) for row in everyone) if task.kind == "forecast" else len(_judge(everyone)[0])
+        table.append({
+            "model": name, "task": task.kind, "n_series": len(everyone), "n_cutoffs": judged,
+            **measures, **beside, **costs[name],
+        })  # fmt: skip
+    frame = pd.DataFrame(table).reindex(columns=list(LEADERBOARD))
+    return frame.sort_values(JUDGED_BY[task.kind], ascending=task.kind != "classify", kind="stable", ignore_index=True)
+
+
+def _error(task: Task, measures: Mapping[str, float]) -> float:
+    """What skill compares: the error rate, the MAE, or the MASE (the MAE where no series has a scale)."""
+    if task.kind == "classify":
+        return 1 - measures["accuracy"]
+    mase = measures.get("mase", np.nan)
+    return mase if np.isfinite(mase) else measures["mae"]
+
+
+def quantile_column(level: float) -> str:
+    return f"q{level:g}"
+
+
+def _forecast_frame(task: Task, rows: Mapping[str, list[Rows]]) -> pd.DataFrame:
+    """unique_id, cutoff, ds, model, mean, q..., y: a row per series, cut-off, step and model."""
+    levels = np.array(task.quantiles)
+    frames = []
+    for name, everyone in rows.items():
+        for row in everyone:
+            if not len(row.positions):
+                continue
+            series, steps = row.span.series, np.arange(1, task.horizon + 1)
+            quantiles = row.values.reshape(-1, len(levels))
+            frame = pd.DataFrame({
+                "unique_id": series.unique_id,
+                "cutoff": np.repeat(series.ds[row.positions], task.horizon),
+                "ds": series.ds[row.positions[:, None] + steps].ravel(),
+                "model": name,
+                "mean": mean_of_quantiles(quantiles, levels),
+            })  # fmt: skip
+            for index, level in enumerate(levels):
+                frame[quantile_column(level)] = quantiles[:, index]
+            frame["y"] = _actual(row, task.horizon).ravel()
+            frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _class_frame(task: Task, rows: Mapping[str, list[Rows]]) -> pd.DataFrame:
+    """unique_id, ds, model, label, p_<label>..., y: a row per series, time and model; `label` is the likeliest."""
+    labels = np.array([*task.labels, None], object)  # the last stands for unknown, index -1
+    frames = []
+    for name, everyone in rows.items():
+        for row in everyone:
+            frame = pd.DataFrame({
+                "unique_id": row.span.series.unique_id,
+                "ds": row.span.series.ds[row.positions],
+                "model": name,
+                "label": labels[row.values.argmax(-1)],
+            })  # fmt: skip
+            for index, label in enumerate(task.labels):
+                frame[f"p_{label}"] = row.values[:, index]
+            frame["y"] = labels[np.asarray(row.span.series.target)[row.positions]]
+            frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _number_frame(task: Task, rows: Mapping[str, list[Rows]]) -> pd.DataFrame:
+    """unique_id, ds, model, mean, q..., y: a row per series, time and model."""
+    levels = np.array(task.quantiles)
+    frames = []
+    for name, everyone in rows.items():
+        for row in everyone:
+            frame = pd.DataFrame({
+                "unique_id": row.span.series.unique_id,
+                "ds": row.span.series.ds[row.positions],
+                "model": name,
+                "mean": mean_of_quantiles(row.values, levels),
+            })  # fmt: skip
+            for index, level in enumerate(levels):
+                frame[quantile_column(level)] = row.values[:, index]
+            frame["y"] = np.asarray(row.span.series.target)[row.positions]
+            frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _history(task: Task, parts: Parts) -> pd.DataFrame:
+    """What entered the models: unique_id, ds and the channels, up to the end of the test; series of the test only."""
+    frames = []
+    for span in parts.test:
+        frame = pd.DataFrame(span.series.values[: span.end], columns=[channel.name for channel in task.channels])
+        frame.insert(0, "ds", span.series.ds[: span.end])
+        frame.insert(0, "unique_id", span.series.unique_id)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)

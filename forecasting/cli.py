@@ -1,0 +1,457 @@
+"""The command `mnemo`: parse, call, print. Every heavy import happens inside the command that needs it.
+
+Results go to stdout, progress and remarks to stderr. Exit codes: 0 done, 1 some of the work failed, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from data.frame import Dataset
+    from forecasting.task import Task
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Forecast time series and sensor streams with models that remember.",
+    epilog="Try first: mnemo demo",
+)
+
+# One place for what several commands take.
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data", metavar="SOURCE", help="A name from `mnemo datasets`, a file (.csv, .csv.gz, .parquet) or a glob."
+    ),
+]
+TaskKind = Annotated[
+    str | None,
+    typer.Option("--task", metavar="forecast|classify|regress", help="What is asked; the data's own if left out."),
+]
+Horizon = Annotated[int | None, typer.Option(min=1, help="Steps ahead to forecast; the data's own if left out.")]
+Season = Annotated[int | None, typer.Option(min=1, help="Steps of a season, 1 for none; the data's own if left out.")]
+Quantiles = Annotated[str, typer.Option(help="Levels of the prediction's quantiles, rising.")]
+Covariates = Annotated[str | None, typer.Option(help="Columns that enter beside the target: a,b,c.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="A field of the model or its training; repeatable."),
+]
+IdColumn = Annotated[str, typer.Option("--id", help="Column that names the series.")]
+TimeColumn = Annotated[str, typer.Option("--time", help="Column of times, cycles or seconds.")]
+TargetColumn = Annotated[str | None, typer.Option("--target", help="Column to forecast, classify or regress.")]
+Wide = Annotated[bool, typer.Option("--wide", help="One column a series instead of one row an observation.")]
+Freq = Annotated[str | None, typer.Option(help="Step of the times, such as D, h or 15min; inferred if left out.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+BundlePath = Annotated[Path, typer.Option("--bundle", metavar="BUNDLE", help="Folder of a trained bundle.")]
+CAUSALITY = {
+    True: "every prediction depends on the past alone",
+    False: "a prediction depends on what comes after it",
+    None: "reads whole sequences",
+}
+DECILES = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9"
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _print_json(value: Any) -> None:
+    from forecasting.bundle import plain
+
+    typer.echo(json.dumps(plain(value), indent=2))
+
+
+def _table(rows: Iterable[dict[str, Any]], columns: list[str]) -> None:
+    """Rows to stdout, as wide as they need to be when nobody looks."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    width = None if sys.stdout.isatty() else 10_000
+    Console(width=width, soft_wrap=False, highlight=False, markup=False).print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None or value != value:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def print_leaderboard(leaderboard: pd.DataFrame) -> None:
+    """Best first, without the columns that do not apply."""
+    shown = leaderboard.dropna(axis=1, how="all")
+    rows = [{str(key): value for key, value in row.items()} for row in shown.to_dict("records")]
+    _table(rows, [str(column) for column in shown.columns])
+
+
+def _load(
+    source: str, *, task: str | None, id: str, time: str, target: str | None, covariates: str | None, wide: bool,
+    freq: str | None,
+) -> Dataset:  # fmt: skip
+    from data.catalog import load
+
+    asked = {
+        "task": task,
+        "id": None if id == "unique_id" else id,
+        "time": None if time == "ds" else time,
+        "target": target,
+        "covariates": covariates.split(",") if covariates else None,
+        "wide": wide or None,
+        "freq": freq,
+    }
+    dataset = load(source, **{option: value for option, value in asked.items() if value is not None})
+    for note in dataset.notes:
+        _say(f"note: {note}")
+    return dataset
+
+
+def _task_of(dataset: Dataset, horizon: int | None, season: int | None, quantiles: str) -> Task:
+    from forecasting.task import Task, TaskError
+
+    try:
+        levels = tuple(float(level) for level in quantiles.split(","))
+    except ValueError as error:
+        raise TaskError(
+            f"--quantiles takes numbers between 0 and 1, such as 0.1,0.5,0.9; got '{quantiles}'."
+        ) from error
+    return Task.of(dataset, horizon=horizon, season=season, quantiles=levels)
+
+
+def _settings(pairs: list[str] | None) -> dict[str, str]:
+    from forecasting.task import TaskError
+
+    settings = {}
+    for pair in pairs or []:
+        field, equals, value = pair.partition("=")
+        if not equals or not field:
+            raise TaskError(f"--set takes FIELD=VALUE, such as hidden=64; got '{pair}'.")
+        settings[field] = value
+    return settings
+
+
+@app.command(epilog="Example: mnemo datasets --json")
+def datasets(as_json: Json = False) -> None:
+    """What can be loaded here, with size, licence and origin; what is missing and how to get it."""
+    from data.catalog import entries
+
+    rows = [
+        {
+            "name": entry.name,
+            "task": entry.task,
+            "available": entry.available(),
+            "embedded": entry.embedded,
+            "size_bytes": entry.size_bytes,
+            "summary": entry.summary,
+            "licence": entry.licence,
+            "origin": entry.origin,
+            "how_to_get": None if entry.available() else entry.how_to_get(),
+        }
+        for entry in entries()
+    ]
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        size = row["size_bytes"]
+        row["here"] = "yes" if row["available"] else "missing"
+        row["size"] = f"{size / 1e6:.1f} MB" if isinstance(size, int) else ""
+    _table(rows, ["name", "task", "here", "size", "summary", "licence", "origin"])
+    missing = [row for row in rows if not row["available"]]
+    if missing:
+        typer.echo(f"\n{len(missing)} missing. {missing[0]['how_to_get']}")
+
+
+@app.command(epilog="Example: mnemo models --json")
+def models(as_json: Json = False) -> None:
+    """What can be trained, for which tasks; whether it streams and exports; the fields that --set takes."""
+    from dataclasses import fields
+
+    from forecasting.training import TrainingConfig
+    from models.catalog import MODELS, field_defaults
+
+    rows = [
+        {
+            "name": name,
+            "tasks": list(entry.tasks),
+            "covariates": list(entry.covariates),
+            "streams": entry.streams,
+            "exports": ["step.onnx", "scan.onnx"] if entry.streams else ["scan.onnx"],
+            "learns": entry.learns,
+            "fields": field_defaults(name),
+            "summary": entry.summary,
+        }
+        for name, entry in MODELS.items()
+    ]
+    training = {field.name: field.default for field in fields(TrainingConfig)}
+    if as_json:
+        _print_json({"models": rows, "training": training})
+        return
+    for row in rows:
+        for column in ("tasks", "covariates", "exports"):
+            row[column] = ", ".join(row[column]) or "none"  # type: ignore[arg-type]
+        row["streams"] = "yes" if row["streams"] else "no"
+        row["fields"] = " ".join(f"{field}={value}" for field, value in row["fields"].items()) or "none"  # type: ignore[attr-defined]
+    _table(rows, ["name", "tasks", "covariates", "streams", "exports", "learns", "summary", "fields"])
+    typer.echo("\ntraining fields: " + " ".join(f"{field}={value}" for field, value in training.items()))
+
+
+@app.command(epilog="Example: mnemo doctor --json")
+def doctor(as_json: Json = False) -> None:
+    """Versions, devices and execution providers, data: what works here and what does not."""
+    from forecasting.doctor import examine
+
+    rows = examine()
+    if as_json:
+        _print_json(rows)
+    else:
+        _table(rows, ["what", "works", "found", "remedy"])
+    if any(row["works"] == "no" for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: mnemo train --data sp500 --model gru --horizon 5 --out bundles/sp500 --set hidden=64")
+def train(
+    data: Data,
+    model: Annotated[str, typer.Option(help="A name from `mnemo models`, or auto: the best on validation.")],
+    out: Annotated[Path, typer.Option(metavar="BUNDLE", help="Where the bundle is written.")],
+    task: TaskKind = None,
+    horizon: Horizon = None,
+    season: Season = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="CUTOFF", help="Train on nothing after; test on what follows.")
+    ] = None,
+    quantiles: Quantiles = DECILES,
+    covariates: Covariates = None,
+    seed: Seed = 0,
+    settings: Settings = None,
+    resume: Annotated[Path | None, typer.Option(metavar="CKPT", help="Go on from a last.ckpt, exactly.")] = None,
+    id: IdColumn = "unique_id",
+    time: TimeColumn = "ds",
+    target: TargetColumn = None,
+    wide: Wide = False,
+    freq: Freq = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model, judge it beside naive and ridge, and write it as a bundle."""
+    dataset = _load(
+        data, task=task, id=id, time=time, target=target, covariates=covariates, wide=wide, freq=freq
+    )  # fmt: skip
+    asked = _task_of(dataset, horizon, season, quantiles)
+    from forecasting.pipeline import train_bundle
+    from forecasting.training import on_a_terminal
+
+    try:
+        report, card = train_bundle(
+            dataset, model, asked, out, until=until, seed=seed, settings=_settings(settings), resume=resume,
+            progress=on_a_terminal(),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        last = out.with_name(out.name + ".training") / "last.ckpt"
+        again = f" Go on with: --resume {last}" if last.exists() else ""
+        _say(f"interrupted: no bundle was written to {out}.{again}")
+        raise typer.Exit(1) from None
+    for note in report.notes[len(dataset.notes) :]:
+        _say(f"note: {note}")
+    if as_json:
+        _print_json({"bundle": str(out), "card": card})
+        return
+    print_leaderboard(report.leaderboard)
+    typer.echo(f"\n{card['name']} -> {out} (figures on {card['metrics'][0]['on']}; see {out / 'card.json'})")
+
+
+@app.command(epilog="Example: mnemo backtest --data sp500 --model lstm,gru --horizon 5 --out out/sp500")
+def backtest(
+    data: Data,
+    model: Annotated[str, typer.Option(help="Names from `mnemo models`, with commas; naive and ridge join.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where leaderboard.csv and forecasts.parquet are written.")
+    ] = Path("out/backtest"),
+    horizon: Horizon = None,
+    task: TaskKind = None,
+    season: Season = None,
+    test_size: Annotated[int | None, typer.Option(min=1, help="Steps at the end of each series to test on.")] = None,
+    cutoff: Annotated[str | None, typer.Option(metavar="C", help="Test on what follows this time.")] = None,
+    stride: Annotated[int, typer.Option(min=1, help="Steps from one cut-off to the next.")] = 1,
+    refit: Annotated[str, typer.Option(metavar="never|K", help="Train anew after every K cut-offs.")] = "never",
+    quantiles: Quantiles = DECILES,
+    covariates: Covariates = None,
+    seed: Seed = 0,
+    settings: Settings = None,
+    id: IdColumn = "unique_id",
+    time: TimeColumn = "ds",
+    target: TargetColumn = None,
+    wide: Wide = False,
+    freq: Freq = None,
+    as_json: Json = False,
+) -> None:
+    """Judge models at every cut-off of a test period, beside naive and ridge."""
+    from forecasting.task import TaskError
+
+    if test_size is not None and cutoff is not None:
+        raise TaskError("give --test-size or --cutoff, not both.")
+    if refit != "never" and not refit.isdigit():
+        raise TaskError(f"--refit takes never or a number of cut-offs, not '{refit}'.")
+    dataset = _load(
+        data, task=task, id=id, time=time, target=target, covariates=covariates, wide=wide, freq=freq
+    )  # fmt: skip
+    asked = _task_of(dataset, horizon, season, quantiles)
+    from forecasting import backtest as engine
+    from forecasting.results import write_report
+    from forecasting.training import on_a_terminal
+
+    chosen = _settings(settings)
+    report = engine.backtest(
+        dataset, model.split(","), asked, test_size=test_size, cutoff=cutoff, stride=stride,
+        refit=None if refit == "never" else int(refit), seed=seed, settings=chosen, progress=on_a_terminal(),
+    )  # fmt: skip
+    write_report(report, out, dataset=dataset.name, seed=seed, settings=dict(chosen))
+    for note in report.notes[len(dataset.notes) :]:
+        _say(f"note: {note}")
+    if as_json:
+        _print_json({"out": str(out), "leaderboard": report.leaderboard.to_dict("records")})
+        return
+    print_leaderboard(report.leaderboard)
+    typer.echo(f"\n{out}: leaderboard.csv, forecasts.parquet. See them: mnemo dashboard --out {out}")
+
+
+@app.command(epilog="Example: mnemo forecast --bundle bundles/sp500 --data sp500 --out forecasts.parquet")
+def forecast(
+    bundle: BundlePath,
+    data: Data,
+    out: Annotated[str, typer.Option(metavar="FILE|-", help="A .parquet or .csv file, or - for CSV on stdout.")],
+    state: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A saved state: only what is new is stepped.")
+    ] = None,
+    save_state: Annotated[Path | None, typer.Option(metavar="FILE", help="Save the state after the last row.")] = None,
+    id: IdColumn = "unique_id",
+    time: TimeColumn = "ds",
+    target: TargetColumn = None,
+    wide: Wide = False,
+    freq: Freq = None,
+    as_json: Json = False,
+) -> None:
+    """Forecast from the end of each series; classify and regress bundles answer with the same command."""
+    from forecasting.results import ResultError, write_whole
+
+    place = None if out == "-" else Path(out)
+    if place is not None and place.suffix not in (".parquet", ".csv"):
+        raise ResultError(f"{out}: --out takes a .parquet or .csv file, or - for CSV on stdout.")
+    from forecasting.runtime import load_bundle
+
+    loaded = load_bundle(bundle)
+    inputs = [channel["name"] for channel in loaded.task["channels"]]
+    forecasts = loaded.task["kind"] == "forecast"
+    dataset = _load(
+        data, task=None if forecasts else loaded.task["kind"], id=id, time=time, target=target,
+        covariates=",".join(inputs[1:] if forecasts else inputs), wide=wide, freq=freq,
+    )  # fmt: skip
+    answer = loaded.forecast(dataset, state=state, save_state=save_state)
+    if as_json:
+        typer.echo(answer.to_json(orient="records", date_format="iso"))
+    elif place is None:
+        answer.to_csv(sys.stdout, index=False)
+    if place is not None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.suffix == ".csv":
+            write_whole(place, lambda path: answer.to_csv(path, index=False))
+        else:
+            write_whole(place, lambda path: answer.to_parquet(path, index=False))
+        _say(f"{place}: {answer['unique_id'].nunique()} series, {len(answer)} rows, by {loaded.name}")
+
+
+@app.command(epilog="Example: mnemo certify --bundle bundles/sp500")
+def certify(bundle: BundlePath, as_json: Json = False) -> None:
+    """Parity, causality and latency of a bundle, measured on this machine."""
+    from forecasting.certificate import certify as measure
+    from forecasting.certificate import explain
+
+    certificate = measure(bundle)
+    if as_json:
+        _print_json(certificate)
+    else:
+        parity, causality = certificate["parity"], certificate["causality"]
+        worst = max(parity[check] for check in ("split", "steps", "rows", "missing") if check in parity)
+        rows = [
+            {"what": "parity", "measured": f"{worst:.1e} relative, {parity['tolerance']:g} allowed"},
+            {"what": "causality", "measured": CAUSALITY[causality and causality["passed"]]},
+            *(
+                {"what": name, "measured": f"p50 {spent['p50']} µs, p99 {spent['p99']} µs, max {spent['max']} µs"}
+                for name, spent in certificate["latency"].items()
+                if isinstance(spent, dict)
+            ),
+            {"what": "ran on", "measured": f"{', '.join(certificate['providers'])}; {certificate['machine']['cpu']}"},
+        ]
+        _table(rows, ["what", "measured"])
+    if not certificate["passed"]:
+        _say(f"error: {bundle}: {explain(certificate)}")
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: mnemo demo --out out --headless")
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where all results are left.")] = Path("out"),
+    headless: Annotated[bool, typer.Option("--headless", help="End before the dashboard opens.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """The main job end to end on embedded data: train, compare, export, forecast, show."""
+    from forecasting.demo import run
+
+    run(out, seed=seed, say=typer.echo, show=print_leaderboard)
+    if not headless:
+        dashboard(out=out)
+
+
+@app.command(epilog="Example: mnemo dashboard --out out --port 8501")
+def dashboard(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="What a demo or a backtest wrote.")] = Path("out"),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8501,
+    headless: Annotated[bool, typer.Option("--headless", help="Do not open a browser.")] = False,
+) -> None:
+    """Look at results and watch a recorded stream go through a bundle, in the browser."""
+    # A process of its own: this room may not import that one.
+    command = [sys.executable, "-m", "dashboards", "--out", str(out), "--port", str(port)]
+    try:
+        code = subprocess.call([*command, "--headless"] if headless else command)
+    except KeyboardInterrupt:
+        code = 0
+    if code:
+        raise typer.Exit(code)
+
+
+def main() -> None:
+    """Run the command; errors of our own are one line on stderr and exit code 2, never a traceback."""
+    try:
+        app(standalone_mode=True)
+    except KeyboardInterrupt:
+        _say("interrupted.")
+        sys.exit(1)
+    except BrokenPipeError:
+        # Whoever read our output has gone; say nothing more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (ValueError, OSError) as error:
+        ours = type(error).__module__.partition(".")[0] in ("data", "models", "forecasting")
+        if not ours and not isinstance(error, OSError):
+            raise
+        _say(f"error: {error}")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,427 @@
+"""Any model -> bundle: its step as a graph, the same step as the body of a Scan, and proof that they agree.
+
+The scan graph of a streaming model is generic: an ONNX `Scan` node over time whose body is the step graph, so the two
+cannot differ in what they compute. A model that labels complete sequences has no step; what it does at every
+observation becomes a Scan, and what reads the whole sequence follows it as it is.
+
+Names in the graphs: x, mask, state.<name> in; prediction, next.<name> out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import logging
+import os
+import platform
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper
+from torch import Tensor, nn
+
+from forecasting.bundle import SCAN, STATE, STEP, Bundle, BundleError, seal, write_bundle, write_npz
+from forecasting.certificate import certify, explain, relative_difference, sample_input
+from forecasting.runtime import LoadedBundle
+from forecasting.task import Task
+from models.contract import State, StepModel
+
+OPSET = 20
+EXAMPLE_ROWS, EXAMPLE_STEPS = 3, 7  # neither is 1, which exporters take for a constant
+
+
+class ExportError(BundleError):
+    """A model that cannot be a graph, or whose graph does not do what the model does."""
+
+
+def export_bundle(
+    model: StepModel,
+    task: Task,
+    path: str | os.PathLike[str],
+    *,
+    name: str,
+    config: dict[str, Any],
+    training: dict[str, Any],
+    metrics: list[dict[str, Any]],
+    intended_use: str = "",
+    limits: str = "",
+) -> dict[str, Any]:
+    """Write the model as a bundle, certified on this machine, and return its card.
+
+    Args:
+        name: of the model in the catalog.
+        config: every field of the model's configuration.
+        training: data_set, fingerprint (sha256 of the training frame), period, n_series, seed, libraries; and
+            `typical`, {"level": [C], "scale": [C]}, if the certificate shall use data like the training data.
+        metrics: rows of the backtest, the naive forecast's and the ridge's among them.
+
+    Raises:
+        ExportError: the graphs differ from the model or from one another; nothing is written.
+        BundleError: the bundle cannot be written; what was there is untouched.
+    """
+    model = copy.deepcopy(model).cpu().float().eval()
+    files = {STATE: write_npz(_initial_state(model))}
+    graphs = {}
+    if model.streams:
+        step = _step_graph(model)
+        graphs[STEP], graphs[SCAN] = step, scan_graph(step)
+    else:
+        graphs[SCAN] = _whole_graph(model)
+    for file, graph in graphs.items():
+        _describe(graph, task, name)
+        onnx.checker.check_model(graph, full_check=True)
+        files[file] = graph.SerializeToString()
+    card: dict[str, Any] = {
+        "name": name,
+        "config": config,
+        "task": task.to_json(),
+        "streams": model.streams,
+        "graphs": {file: _interface(graph) for file, graph in graphs.items()},
+        "opset": OPSET,
+        "training": {
+            key: training.get(key) for key in ("data_set", "fingerprint", "period", "n_series", "seed", "typical")
+        }
+        | training
+        | {"libraries": training.get("libraries") or _libraries()},
+        "metrics": metrics,
+        "calibration": None,
+        "intended_use": intended_use or _intended_use(task),
+        "limits": limits or _limits(task, training),
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    loaded = LoadedBundle(Bundle(Path(path), seal(files, card), files))
+    card["certificate"] = certify(loaded, torch_difference=_torch_difference(model, loaded))
+    if not card["certificate"]["passed"]:
+        raise ExportError(f"{name}: not exported: {explain(card['certificate'])}. Nothing was written to {path}.")
+    write_bundle(path, files, card)
+    return seal(files, card)
+
+
+def scan_graph(step: onnx.ModelProto) -> onnx.ModelProto:
+    """The same computation over (B, T, C): a Scan over axis 1 whose body is the step graph.
+
+    The weights stay in the body: there onnxruntime folds and packs them as it does in the step, and it is faster by a
+    fifth than with weights of the outer graph.
+    """
+    body = onnx.GraphProto()
+    body.CopyFrom(step.graph)
+    body.name = "step"
+    values, states = step.graph.input[:2], step.graph.input[2:]
+    prediction, after = step.graph.output[0], step.graph.output[1:]
+    inner = {value.name: f"step/{value.name}" for value in [*values, *states, prediction, *after]}
+    _rename(body, inner)  # the names of a body must not shadow those around it
+    inputs, outputs = list(body.input), list(body.output)
+    del body.input[:], body.output[:]
+    body.input.extend([*inputs[2:], *inputs[:2]])
+    body.output.extend([*outputs[1:], outputs[0]])
+    node = helper.make_node(
+        "Scan",
+        [value.name for value in [*states, *values]],
+        [value.name for value in [*after, prediction]],
+        name="scan",
+        body=body,
+        num_scan_inputs=2,
+        scan_input_axes=[1, 1],
+        scan_output_axes=[1],
+    )
+    graph = helper.make_graph([node], "scan", [*map(_over_time, values), *states], [_over_time(prediction), *after])
+    return helper.make_model(graph, opset_imports=list(step.opset_import), ir_version=step.ir_version)
+
+
+class _Flat(nn.Module):
+    """A function of (x, mask, state) with the state's tensors as arguments and results of their own."""
+
+    def __init__(self, model: nn.Module, names: list[str], function: Any) -> None:
+        super().__init__()
+        self.model = model  # so that its weights become the graph's
+        self.names = names
+        self.function = function
+
+    def forward(self, x: Tensor, mask: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        prediction, after = self.function(x, mask, dict(zip(self.names, state, strict=True)))
+        return (prediction, *(after[name] for name in self.names))
+
+
+def _step_graph(model: StepModel, function: Any = None) -> onnx.ModelProto:
+    """The graph of `model.step`, or of another function of one observation and the state."""
+    state = model.initial_state(EXAMPLE_ROWS)
+    channels = model.signature.channels
+    flat = _Flat(model, list(state), function or model.step)
+    batch = {0: torch.export.Dim.AUTO}
+    arguments = (torch.randn(EXAMPLE_ROWS, channels), torch.ones(EXAMPLE_ROWS, channels), *state.values())
+    shapes: tuple[Any, ...] = (batch, batch, tuple(batch for _ in state)) if state else (batch, batch)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                flat, arguments, dynamo=True, dynamic_shapes=shapes, opset_version=OPSET, verbose=False
+            )
+            assert program is not None
+            exported = program.model_proto
+    except Exception as error:  # the exporter's own errors share no base
+        raise ExportError(
+            f"{type(model).__name__}: its step is no graph ({_first_line(error)}). "
+            "A step must be plain tensor operations of fixed shapes but for the first dimension."
+        ) from error
+    return _named_graph(exported, ["x", "mask"], ["prediction"], list(state), {0: "batch"})
+
+
+def _whole_graph(model: StepModel) -> onnx.ModelProto:
+    """The graph of a model that labels complete sequences."""
+    from models.network import Network
+
+    state = model.initial_state(EXAMPLE_ROWS)
+    dims = {0: "batch", 1: "time"}
+    if not isinstance(model, Network):
+        example = torch.randn(EXAMPLE_ROWS, EXAMPLE_STEPS, model.signature.channels)
+        flat = _Flat(model, list(state), model.scan)
+        traced = _traced(flat, (example, torch.ones_like(example), *state.values()), 1 + len(state))
+        return _named_graph(traced, ["x", "mask"], ["prediction"], list(state), dims)
+    # The normaliser's scan is a doubling loop, which a trace would freeze at the example's length; its step is not.
+    front = scan_graph(_step_graph(model, _enter(model)))
+    features = torch.randn(EXAMPLE_ROWS, EXAMPLE_STEPS, model.config.embed)
+    back = _named_graph(_traced(_Read(model), (features,), 1), ["features"], ["prediction"], [], dims)
+    _rename(back.graph, {name: f"read/{name}" for name in _names(back.graph) - {"features", "prediction"}})
+    _rename(front.graph, {"prediction": "features"})
+    del front.graph.output[0]
+    front.graph.node.extend(back.graph.node)
+    front.graph.initializer.extend(back.graph.initializer)
+    states = list(front.graph.output)
+    del front.graph.output[:]
+    front.graph.output.extend([*back.graph.output, *states])
+    return front
+
+
+def _enter(network: Any) -> Callable[[Tensor, Tensor, State], tuple[Tensor, State]]:
+    """What a `Network` does at each observation before its backbone reads the sequence."""
+
+    def enter(x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        seen, after = network.normaliser.step(x, mask, state)
+        return network.embed(torch.cat([seen.level, seen.change, seen.present], -1)), after
+
+    return enter
+
+
+class _Read(nn.Module):
+    """What a `Network` does from its embedded sequence (B, T, E) on."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, features: Tensor) -> Tensor:
+        raw = self.network.head(self.network.backbone.scan(features, {})[0])
+        if self.network.signature.task == "classify":
+            return raw.softmax(-1)
+        return self.network.target_mean + self.network.target_std * raw.squeeze(-2)
+
+
+def _traced(module: nn.Module, arguments: tuple[Tensor, ...], outputs: int) -> onnx.ModelProto:
+    """A graph over (B, T, ...) by tracing, which keeps recurrent kernels whole; the newer exporter froze T in them."""
+    buffer = io.BytesIO()
+    names_in, names_out = [f"in{i}" for i in range(len(arguments))], [f"out{i}" for i in range(outputs)]
+    axes = {
+        name: {0: "batch", 1: "time"} if tensor.dim() == 3 else {0: "batch"}
+        for name, tensor in zip(names_in, arguments, strict=True)
+    }
+    try:
+        with _quiet(), torch.no_grad():
+            torch.onnx.export(
+                module,
+                arguments,
+                buffer,  # type: ignore[arg-type]  # the annotation forgets files in memory
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=names_in,
+                output_names=names_out,
+                dynamic_axes=axes | {"out0": {0: "batch", 1: "time"}},
+            )
+    except Exception as error:  # the exporter's own errors share no base
+        raise ExportError(f"its scan is no graph ({_first_line(error)}).") from error
+    return onnx.load_from_string(buffer.getvalue())
+
+
+def _named_graph(
+    model: onnx.ModelProto, inputs: list[str], outputs: list[str], states: list[str], dims: dict[int, str]
+) -> onnx.ModelProto:
+    """The graph with the bundle's names for what enters and leaves, in order, and none of the exporter's remarks."""
+    names_in = inputs + [f"state.{name}" for name in states]
+    names_out = outputs + [f"next.{name}" for name in states]
+    graph = model.graph
+    if len(graph.input) != len(names_in) or len(graph.output) != len(names_out):
+        raise ExportError(
+            f"the exported graph has {len(graph.input)} inputs and {len(graph.output)} outputs, expected "
+            f"{', '.join(names_in)} and {', '.join(names_out)}."
+        )
+    entering, leaving = [value.name for value in graph.input], [value.name for value in graph.output]
+    given = {*entering, *(tensor.name for tensor in graph.initializer)}
+    renamed = {old: f"graph/{old}" for old in _names(graph) if old}  # clear of the names to come
+    renamed |= dict(zip(entering, names_in, strict=True))
+    copies = []
+    for old, new in zip(leaving, names_out, strict=True):
+        if old in given or leaving.count(old) > 1:  # passed through, constant, or two outputs in one
+            copies.append(helper.make_node("Identity", [renamed[old]], [new], name=f"copy/{new}"))
+        else:
+            renamed[old] = new
+    _rename(graph, renamed)
+    for value, new in zip(graph.output, names_out, strict=True):
+        value.name = new
+    graph.node.extend(copies)
+    for value, original in [*zip(graph.input, names_in, strict=True), *zip(graph.output, names_out, strict=True)]:
+        axes = dims if original in {*inputs, *outputs} else {0: "batch"}
+        for axis, symbol in axes.items():
+            dim = value.type.tensor_type.shape.dim[axis]
+            if original in names_in and dim.dim_value:
+                raise ExportError(f"the exporter froze the {symbol} of {original} at {dim.dim_value}.")
+            dim.dim_param = symbol
+    _strip(model)
+    return model
+
+
+def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+    """Rename values throughout a graph and the graphs within it."""
+    for value in [*graph.input, *graph.output, *graph.value_info, *graph.initializer]:
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                _rename(inner, names)
+
+
+def _names(graph: onnx.GraphProto) -> set[str]:
+    """Every value that a graph and the graphs within it name."""
+    names = {value.name for value in [*graph.input, *graph.output, *graph.value_info, *graph.initializer]}
+    for node in graph.node:
+        names |= {*node.input, *node.output}
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                names |= _names(inner)
+    return names - {""}
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Remove traces of the source (paths, stack traces) and the exporter's own shape symbols."""
+    del model.metadata_props[:], model.graph.value_info[:], model.graph.metadata_props[:]
+    for part in [*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer]:
+        del part.metadata_props[:]
+        part.doc_string = ""
+
+
+def _over_time(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    tensor = value.type.tensor_type
+    batch, *rest = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
+    return helper.make_tensor_value_info(value.name, tensor.elem_type, [batch, "time", *rest])
+
+
+def _describe(graph: onnx.ModelProto, task: Task, name: str) -> None:
+    """Put into the file what a reader needs who has nothing but the file."""
+    fields = {
+        "model": name,
+        "task": task.kind,
+        "channels": json.dumps([channel.to_json() for channel in task.channels]),
+        "freq": str(task.freq),
+        "horizon": str(task.horizon),
+        "labels" if task.kind == "classify" else "quantiles": json.dumps(
+            list(task.labels if task.kind == "classify" else task.quantiles)
+        ),
+    }
+    helper.set_model_props(graph, fields)
+    graph.producer_name = "mnemosyne"
+
+
+def _interface(graph: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:
+    def describe(value: onnx.ValueInfoProto) -> dict[str, Any]:
+        tensor = value.type.tensor_type
+        return {
+            "name": value.name,
+            "dtype": helper.tensor_dtype_to_np_dtype(tensor.elem_type).name,
+            "shape": [dim.dim_param or dim.dim_value for dim in tensor.shape.dim],
+        }
+
+    return {
+        "inputs": [describe(value) for value in graph.graph.input],
+        "outputs": [describe(value) for value in graph.graph.output],
+    }
+
+
+def _initial_state(model: StepModel) -> dict[str, Any]:
+    """The state of one series before its first observation; the same for all, as a bundle keeps only one."""
+    one, several = model.initial_state(1), model.initial_state(EXAMPLE_ROWS)
+    for name, value in one.items():
+        if not torch.equal(value.expand_as(several[name]), several[name]):
+            raise ExportError(f"the initial state '{name}' differs between series; a bundle keeps one for all.")
+    return {name: value.detach().numpy() for name, value in one.items()}
+
+
+def _torch_difference(model: StepModel, loaded: LoadedBundle) -> float:
+    """Between the model's own scan and the graph's, at several lengths and numbers of series."""
+    x, mask = sample_input(loaded.card, seed=1)
+    differences = []
+    for rows, length in ((len(x), x.shape[1]), (1, 33), (2, 1)):
+        part, shown = x[:rows, :length], mask[:rows, :length]
+        with torch.no_grad():
+            expected, _ = model.scan(torch.from_numpy(part), torch.from_numpy(shown), model.initial_state(rows))
+        found, _ = loaded.run_scan(part, shown, loaded.initial_state(rows))
+        differences.append(relative_difference(found, expected.numpy(), loaded.kind))
+    return max(differences)
+
+
+def _libraries() -> dict[str, str]:
+    import onnxruntime
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _intended_use(task: Task) -> str:
+    names = ", ".join(f"{channel.name} [{channel.unit}]" if channel.unit else channel.name for channel in task.channels)
+    what = {
+        "forecast": f"forecasts the next {task.horizon} steps of {task.target}",
+        "classify": f"recognises {', '.join(task.labels)}",
+        "regress": f"estimates {task.target}",
+    }
+    return f"A model that {what[task.kind]} from {names}, one observation every {task.freq}."
+
+
+def _limits(task: Task, training: dict[str, Any]) -> str:
+    where = f"on {training['data_set']}" if training.get("data_set") else "on its training data"
+    return (
+        f"Trained and measured {where} only; other sources, units or sampling rates were not tried. "
+        "Compare its metrics with the naive forecast's before use."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    """The cause beneath the exporter's own report, which runs over many lines."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return str(cause).strip().split("\n")[0][:300] or type(cause).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on its own internals and on packages that are not installed."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

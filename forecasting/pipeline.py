@@ -1,0 +1,113 @@
+"""From a data set to a bundle: train, judge beside naive and ridge, export."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from data.frame import Dataset
+from data.panel import to_panel
+from forecasting.backtest import JUDGED_BY, Report, compare
+from forecasting.export import export_bundle
+from forecasting.task import Task, TaskError
+from forecasting.windows import Parts, split
+from models.catalog import MODELS, entry
+
+
+def train_bundle(
+    dataset: Dataset,
+    model: str,
+    task: Task,
+    out: Path,
+    *,
+    until: Any = None,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    resume: Path | None = None,
+    progress: bool = False,
+) -> tuple[Report, dict[str, Any]]:
+    """Train `model`, write its bundle to `out`, and return how it did and the bundle's card.
+
+    Training sees nothing after `until`; what follows it is the test. Without it, a data set with its own split keeps
+    that; any other is used whole, and the figures are those of the validation part, which also chose the epoch: the
+    card says which. `model` may be "auto": the best of the catalog on the validation part is trained.
+
+    Checkpoints and the log stay in a folder named like the bundle with `.training` behind it.
+    """
+    panel = to_panel(dataset, task.labels or None)
+    parts = split(dataset, panel, task, cutoff=until, hold_out=False)
+    notes: tuple[str, ...] = dataset.notes
+    if model == "auto":
+        model, note = select(parts, task, seed=seed, settings=settings, progress=progress)
+        notes = (*notes, note)
+    judged_on = "test" if parts.test else "validation"
+    if not parts.test:
+        parts = Parts(parts.train, parts.validation, parts.validation, parts.notes)
+    home = out.with_name(out.name + ".training") if entry(model).learns == "gradient" else None
+    report = compare(
+        parts, [model], task, seed=seed, settings=settings, progress=progress, directory=home, resume=resume
+    ).with_notes(notes)
+    return report, export_winner(report, model, dataset, parts, out, seed=seed, judged_on=judged_on)
+
+
+def select(
+    parts: Parts, task: Task, *, seed: int, settings: Mapping[str, Any] | None, progress: bool
+) -> tuple[str, str]:
+    """The best streaming model of the catalog on the validation part, and a sentence that says so."""
+    if not parts.validation:
+        raise TaskError("there is no validation part to select on: the series are too short; name a model.")
+    able = [name for name, model in MODELS.items() if task.kind in model.tasks and model.streams]
+    inside = Parts(parts.train, parts.validation, parts.validation)
+    board = compare(inside, able, task, seed=seed, settings=settings, progress=progress).leaderboard
+    column, best = JUDGED_BY[task.kind], str(board["model"][0])
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in zip(board["model"], board[column], strict=True))
+    return best, f"auto chose {best} by {column} on validation: {figures}."
+
+
+def winner(report: Report) -> str:
+    """The best model of the leaderboard, which is sorted, that can be streamed."""
+    return next(str(name) for name in report.leaderboard["model"] if entry(name).streams)
+
+
+def export_winner(
+    report: Report, model: str, dataset: Dataset, parts: Parts, out: Path, *, seed: int, judged_on: str = "test"
+) -> dict[str, Any]:
+    """Export one model of a report as a bundle; the card holds the figures of all models beside it."""
+    board = report.leaderboard.astype(object).where(report.leaderboard.notna(), None)
+    trained = report.models[model]
+    values = np.concatenate([span.series.values[: span.end] for span in parts.train])
+    known = [column[np.isfinite(column)] for column in values.T]
+    steps = np.concatenate([np.diff(span.series.values[: span.end], axis=0) for span in parts.train])
+    moves = [column[np.isfinite(column)] for column in steps.T]
+    ends = [(span.series.ds[span.begin], span.series.ds[span.end - 1]) for span in parts.train]
+    training = {
+        "data_set": dataset.name,
+        "fingerprint": fingerprint(dataset.frame),
+        "period": [str(min(begin for begin, _ in ends)), str(max(end for _, end in ends))],
+        "n_series": len(parts.train),
+        "seed": seed,
+        "epochs": trained.epochs,
+        "seconds": trained.seconds,
+        "device": trained.device,
+        "typical": {
+            "level": [float(np.median(column)) if len(column) else 0.0 for column in known],
+            "scale": [float(np.std(column)) if len(column) else 1.0 for column in known],
+            "step": [float(np.std(column)) if len(column) else 1.0 for column in moves],
+        },
+    }
+    metrics = [{"on": judged_on, **{str(k): v for k, v in row.items()}} for row in board.to_dict("records")]
+    return export_bundle(
+        trained.model, report.task, out, name=model, config=trained.config, training=training, metrics=metrics
+    )
+
+
+def fingerprint(frame: pd.DataFrame) -> str:
+    """sha256 over the frame's column names and values, in order."""
+    digest = hashlib.sha256(",".join(map(str, frame.columns)).encode())
+    digest.update(pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes())
+    return digest.hexdigest()

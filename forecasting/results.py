@@ -1,0 +1,124 @@
+"""What a backtest leaves on disk, and how the dashboard finds it again.
+
+A result is a folder: leaderboard.csv, forecasts.parquet, history.parquet and, written last, run.json, which says what
+ran. Each file is written beside and renamed, and the old run.json goes first, so a folder with a run.json is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from forecasting.task import Task
+
+if TYPE_CHECKING:
+    from forecasting.backtest import Report
+
+SCHEMA_VERSION = 1
+RUN, LEADERBOARD, FORECASTS, HISTORY = "run.json", "leaderboard.csv", "forecasts.parquet", "history.parquet"
+
+
+class ResultError(ValueError):
+    """A result that cannot be written or read; the message names the file and what to do."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run in a folder; the frames are read when asked for."""
+
+    folder: Path
+    run: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def task(self) -> Task:
+        return Task.from_json(self.run["task"])
+
+    @property
+    def bundle(self) -> Path | None:
+        """The winner's bundle, where the run exported one."""
+        return self.folder / self.run["bundle"] if self.run.get("bundle") else None
+
+    def leaderboard(self) -> pd.DataFrame:
+        return pd.read_csv(self.folder / LEADERBOARD)
+
+    def forecasts(self) -> pd.DataFrame:
+        return pd.read_parquet(self.folder / FORECASTS)
+
+    def history(self) -> pd.DataFrame:
+        return pd.read_parquet(self.folder / HISTORY)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file beside, then rename it to `path`; on failure nothing is left behind.
+
+    Raises:
+        ResultError: the disk is full or the folder cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        write(beside)
+        os.replace(beside, path)
+    except OSError as error:
+        raise ResultError(
+            f"{path}: could not be written ({error.strerror or error}); nothing was changed there."
+        ) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_report(
+    report: Report, folder: Path, *, dataset: str, seed: int, settings: dict[str, Any], bundle: str | None = None
+) -> None:
+    """Write a backtest's report; see the module's docstring for what is left and in which order."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RUN).unlink(missing_ok=True)
+    except OSError as error:
+        raise ResultError(f"{folder}: cannot be written ({error.strerror}); give another --out.") from error
+    write_whole(folder / LEADERBOARD, lambda path: report.leaderboard.to_csv(path, index=False))
+    write_whole(folder / FORECASTS, lambda path: report.forecasts.to_parquet(path, index=False))
+    write_whole(folder / HISTORY, lambda path: report.history.to_parquet(path, index=False))
+    run = {
+        "schema_version": SCHEMA_VERSION,
+        "dataset": dataset,
+        "task": report.task.to_json(),
+        "models": {name: trained.config for name, trained in report.models.items()},
+        "seed": seed,
+        "settings": settings,
+        "notes": list(report.notes),
+        "bundle": bundle,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_whole(folder / RUN, lambda path: path.write_text(json.dumps(run, indent=2) + "\n"))
+
+
+def find_results(root: Path) -> list[Result]:
+    """Every whole result in `root` or one folder below it, by name.
+
+    Raises:
+        ResultError: a run.json that cannot be read, or of a newer schema.
+    """
+    found = []
+    for path in sorted([*root.glob(RUN), *root.glob(f"*/{RUN}")]):
+        try:
+            run = json.loads(path.read_text())
+            version = run["schema_version"]
+        except (OSError, ValueError, KeyError) as error:
+            raise ResultError(f"{path}: not a readable run ({error}); run the backtest again.") from error
+        if version > SCHEMA_VERSION:
+            raise ResultError(
+                f"{path}: of schema {version}, this program reads up to {SCHEMA_VERSION}; upgrade mnemosyne."
+            )
+        found.append(Result(path.parent, run))
+    return found

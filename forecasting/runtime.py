@@ -1,0 +1,737 @@
+"""From a bundle to predictions: onnxruntime and numpy, so that it runs where nothing else of ours is installed.
+
+`Stream` takes one observation at a time and holds the states; `LoadedBundle.forecast` takes a long frame and scans it.
+Only the latter knows pandas, and imports it when called. Torch is never needed.
+
+Shapes: B series, T time, C channels, H horizon, Q quantiles, K classes; a prediction of one series is (H, Q) for a
+forecast, (K,) for a classification and (Q,) for a regression.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import ArrayLike, NDArray
+
+from forecasting.bundle import SCAN, STEP, Bundle, BundleError, read_bundle, read_npz, write_atomic, write_npz
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from data.frame import Dataset
+    from data.panel import Series
+
+Array = NDArray[Any]
+State = dict[str, Array]
+Time = str | int | float | datetime | np.datetime64
+
+CPU = "CPUExecutionProvider"
+SHORT_NAMES = {"cpu": CPU, "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+SCAN_STEPS = 512  # steps in one run of a long scan
+SCAN_ROWS = 1024  # series in one run
+SCAN_NUMBERS = 2**23  # numbers in the predictions of one run, 32 MB
+MOST_MISSING = 100_000  # periods that `at` may skip; more is taken for a wrong unit of time
+ANONYMOUS = "stream"  # the series of a stream that was given no names
+
+# Pandas aliases of a fixed length, in ns; other steps (B, MS, W-SUN) follow a calendar and need pandas.
+FIXED_NS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "min": 60 * 10**9, "h": 3600 * 10**9, "D": 86400 * 10**9}
+NUMPY_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
+}
+
+
+def load_bundle(
+    path: str | os.PathLike[str], *, providers: Sequence[str] | None = None, threads: int = 1
+) -> LoadedBundle:
+    """Verify a bundle and make it ready to run.
+
+    Args:
+        path: the bundle's directory.
+        providers: onnxruntime's execution providers in order of preference, such as "cuda" and "cpu"; default "cpu".
+            One that is not on this machine is an error, never replaced in silence.
+        threads: for one operation. One is the fastest for small models.
+
+    Raises:
+        BundleError: a file is missing, changed, unreadable or of a newer version, or a provider is not here.
+    """
+    return LoadedBundle(read_bundle(path), providers=providers, threads=threads)
+
+
+class LoadedBundle:
+    """A verified bundle; `run_step` and `run_scan` are its graphs, the rest is built on them."""
+
+    def __init__(self, bundle: Bundle, *, providers: Sequence[str] | None = None, threads: int = 1) -> None:
+        self.path = bundle.path
+        self.card = bundle.card
+        self.name: str = bundle.card["name"]
+        self.task: dict[str, Any] = bundle.card["task"]
+        self.kind: str = self.task["kind"]
+        self.channels: list[dict[str, Any]] = self.task["channels"]
+        self.labels: tuple[str, ...] = tuple(self.task["labels"])
+        self.quantiles: tuple[float, ...] = tuple(self.task["quantiles"])
+        self.streams: bool = bundle.card["streams"]
+        self._files = bundle.files
+        self._initial = bundle.state
+        self.threads = threads
+        self._asked = _check_providers(providers)
+        self._session = self.step_session if self.streams else self.scan_session
+        self.providers: list[str] = self._session.get_providers()  # what runs, the first that can take a node takes it
+        self.state_names = tuple(name.removeprefix("state.") for name in self._names() if name.startswith("state."))
+        if set(self.state_names) != set(self._initial):
+            raise BundleError(
+                f"{self.path}: state.npz holds {sorted(self._initial)}, the graph wants {sorted(self.state_names)}."
+            )
+
+    @cached_property
+    def step_session(self) -> onnxruntime.InferenceSession:
+        if not self.streams:
+            raise BundleError(
+                f"{self.path}: {self.name} does not stream: it labels complete sequences, because every position sees "
+                "the end of its sequence. Use `forecast`, or a model that streams, such as gru."
+            )
+        return self._load(STEP)
+
+    @cached_property
+    def scan_session(self) -> onnxruntime.InferenceSession:
+        return self._load(SCAN)
+
+    @property
+    def prediction_shape(self) -> tuple[int, ...]:
+        """Of one series at one time."""
+        if self.kind == "forecast":
+            return (int(self.task["horizon"]), len(self.quantiles))
+        return (len(self.labels),) if self.kind == "classify" else (len(self.quantiles),)
+
+    def initial_state(self, batch: int) -> State:
+        """The state before the first observation, for `batch` series."""
+        return {name: np.repeat(self._initial[name], batch, axis=0) for name in self.state_names}
+
+    def run_step(self, x: ArrayLike, mask: ArrayLike, state: State) -> tuple[Array, State]:
+        """One observation of B series: x, mask (B, C) give predictions (B, ...) and the next state."""
+        return self._run(self.step_session, x, mask, state)
+
+    def run_scan(self, x: ArrayLike, mask: ArrayLike, state: State) -> tuple[Array, State]:
+        """T observations of B series: x, mask (B, T, C) give predictions (B, T, ...) and the next state."""
+        return self._run(self.scan_session, x, mask, state)
+
+    def stream(
+        self, series: Iterable[str] | None = None, state: str | os.PathLike[str] | bytes | None = None
+    ) -> Stream:
+        """A stream of the named series, each at the initial state or at the one it had when `state` was saved.
+
+        Without names it holds the series of the state, or one series without a name.
+        """
+        _ = self.step_session
+        if series is not None and not isinstance(series, str):
+            names: list[str] | None = [str(name) for name in series]
+        else:
+            names = None if series is None else [series]
+        if state is None:
+            return Stream(self, names or [ANONYMOUS])
+        return self._restore(state, names)
+
+    def forecast(
+        self,
+        frame: pd.DataFrame | Dataset,
+        *,
+        state: str | os.PathLike[str] | bytes | None = None,
+        save_state: str | os.PathLike[str] | None = None,
+    ) -> pd.DataFrame:
+        """Predict from the end of every series of a long frame.
+
+        Args:
+            frame: unique_id, ds and the channels of the card. A series may have gaps.
+            state: what `save_state` or `Stream.save` wrote: only observations after it are stepped, so the cost is
+                that of the new data. A series unknown to it starts from the initial state.
+            save_state: a file for the state after the last observation.
+
+        Returns:
+            forecast: unique_id, cutoff, ds, model, mean, q0.1 ... : one row for each step of the horizon.
+            classify: unique_id, ds, model, label, p_<label> ... : one row for each series, at its last time.
+            regress: unique_id, ds, model, mean, q0.1 ... : the same.
+        """
+        panel = self._panel(frame)
+        ids = [series.unique_id for series in panel]
+        if not self.streams:
+            if state is not None or save_state is not None:
+                raise BundleError(f"{self.path}: {self.name} labels complete sequences, so it has no state to keep.")
+            predictions = self._complete([series.values for series in panel])
+            return self._tabulate(ids, [series.ds[-1] for series in panel], predictions)
+        if state is None:
+            stream = self.stream(ids)
+        else:
+            stream = self._restore(state, None)
+            known = set(stream.series)
+            stream = stream.extended([name for name in ids if name not in known])
+        stream.catch_up(panel)
+        if save_state is not None:
+            stream.save(save_state)
+        times = [np.asarray(stream.time_of(series.unique_id)).astype(series.ds.dtype)[()] for series in panel]
+        return self._tabulate(ids, times, stream.predictions[[stream.row[name] for name in ids]])
+
+    def check_channels(self, channels: Iterable[Any]) -> None:
+        """Raise BundleError unless the channels have the card's names, units and order; an unknown unit ("") passes.
+
+        channels: objects or mappings with `name` and `unit`.
+        """
+        found = [(c["name"], c["unit"]) if isinstance(c, Mapping) else (c.name, c.unit) for c in channels]
+        wanted = [(c["name"], c["unit"]) for c in self.channels]
+        same = len(found) == len(wanted) and all(
+            a == b and (not u or not v or u == v) for (a, u), (b, v) in zip(found, wanted, strict=True)
+        )
+        if not same:
+            raise BundleError(
+                f"{self.path}: expects the channels {_list_channels(wanted)} in this order; "
+                f"got {_list_channels(found)}."
+            )
+
+    def _load(self, name: str) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors; what matters is raised
+        try:
+            session = onnxruntime.InferenceSession(self._files[name], options, providers=self._asked)
+        except Exception as error:  # onnxruntime's own exceptions share no base
+            raise BundleError(f"{self.path / name}: onnxruntime cannot load the graph ({error}).") from error
+        if session.get_providers()[0] != self._asked[0]:
+            raise BundleError(
+                f"{self.path / name}: {self._asked[0]} was asked for and did not start; "
+                f"{session.get_providers()[0]} would run. Check its driver and libraries, or ask for 'cpu'."
+            )
+        return session
+
+    def _names(self) -> list[str]:
+        return [node.name for node in self._session.get_inputs()]
+
+    def _run(
+        self, session: onnxruntime.InferenceSession, x: ArrayLike, mask: ArrayLike, state: State
+    ) -> tuple[Array, State]:
+        feeds = {"x": np.asarray(x, np.float32), "mask": np.asarray(mask, np.float32)}
+        feeds |= {f"state.{name}": state[name] for name in self.state_names}
+        prediction, *after = session.run(["prediction", *(f"next.{name}" for name in self.state_names)], feeds)
+        return prediction, dict(zip(self.state_names, after, strict=True))
+
+    def _restore(self, source: str | os.PathLike[str] | bytes, names: list[str] | None) -> Stream:
+        where = "state" if isinstance(source, bytes) else str(source)
+        try:
+            content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        except OSError as error:
+            raise BundleError(f"{where}: the state cannot be read ({error.strerror}).") from error
+        arrays = read_npz(content, where)
+        wanted = {"step_sha256", "series", "last", "since", "predictions", *(f"state.{n}" for n in self.state_names)}
+        if "step_sha256" not in arrays:
+            raise BundleError(f"{where}: is not the state of a stream.")
+        if str(arrays["step_sha256"]) != self.card["sha256"][STEP]:
+            raise BundleError(
+                f"{where}: the state belongs to another bundle than {self.path} (its step.onnx differs). "
+                "Start without a state: a state has meaning only for the weights that made it."
+            )
+        rows = len(arrays["series"]) if "series" in arrays else 0
+        if set(arrays) != wanted or any(len(arrays[name]) != rows for name in wanted - {"step_sha256"}):
+            raise BundleError(f"{where}: the state is not complete; start without it.")
+        saved = Stream(
+            self,
+            arrays["series"].tolist(),
+            {name: arrays[f"state.{name}"] for name in self.state_names},
+            arrays["last"],
+            arrays["since"],
+            arrays["predictions"],
+        )
+        if names is None or names == saved.series:
+            return saved
+        return saved.extended([name for name in names if name not in saved.row]).chosen(names)
+
+    def _panel(self, frame: pd.DataFrame | Dataset) -> list[Series]:
+        from data.frame import TARGETS, Channel, Dataset, Splits, check_frame
+        from data.panel import to_panel
+
+        channels = tuple(Channel.from_json(channel) for channel in self.channels)
+        if isinstance(frame, Dataset):
+            self.check_channels(frame.channels)
+            source, table = frame.name, frame.frame
+        else:
+            source, table = "frame", frame
+        missing = [channel.name for channel in channels if channel.name not in table]
+        if missing:
+            raise BundleError(f"{self.path}: {source} has no column for the channels {', '.join(missing)} of the card.")
+        target = TARGETS[self.kind]
+        if target not in {channel.name for channel in channels}:
+            table = table.drop(columns=target, errors="ignore")  # what is to be predicted may be wrong or unknown
+        checked, _ = check_frame(
+            table,
+            source=source,
+            task=self.kind,  # type: ignore[arg-type]
+            channels=channels,
+            target_required=False,
+        )
+        dataset = Dataset(
+            name=source,
+            frame=checked,
+            task=self.kind,  # type: ignore[arg-type]
+            channels=channels,
+            freq=self.task["freq"],
+            season=self.task["season"],
+            horizon=self.task["horizon"],
+            splits=Splits(),
+            target=target,
+        )
+        return to_panel(dataset, labels=self.labels)
+
+    def _complete(self, sequences: list[Array]) -> Array:
+        """The prediction at the end of complete sequences, those of equal length together."""
+        lengths = np.array([len(values) for values in sequences])
+        predictions = np.empty((len(sequences), *self.prediction_shape), np.float32)
+        for length in np.unique(lengths):
+            rows = np.flatnonzero(lengths == length)
+            most = max(1, min(SCAN_ROWS, SCAN_NUMBERS // (int(length) * math.prod(self.prediction_shape))))
+            for part in np.split(rows, range(most, len(rows), most)):
+                x, mask = _as_input(np.stack([sequences[row] for row in part]))
+                predictions[part] = self.run_scan(x, mask, self.initial_state(len(part)))[0][:, -1]
+        return predictions
+
+    def _scan_ragged(self, sequences: list[Array], state: State) -> tuple[Array, State]:
+        """The prediction after the last step of sequences (T_b, C) of any lengths >= 1, and the states then.
+
+        Runs end where a sequence ends, and the rest goes on without it: padding would change the states.
+        """
+        after = {name: value.copy() for name, value in state.items()}
+        predictions = np.empty((len(sequences), *self.prediction_shape), np.float32)
+        lengths = np.array([len(values) for values in sequences])
+        longest_first = np.argsort(-lengths, kind="stable")
+        for block in np.split(longest_first, range(SCAN_ROWS, len(sequences), SCAN_ROWS)):
+            t = 0
+            while len(block):
+                most = max(1, SCAN_NUMBERS // (len(block) * math.prod(self.prediction_shape)))
+                end = min(int(lengths[block[-1]]), t + min(SCAN_STEPS, most))
+                x, mask = _as_input(np.stack([sequences[row][t:end] for row in block]))
+                prediction, carried = self.run_scan(x, mask, {name: value[block] for name, value in after.items()})
+                for name, value in carried.items():
+                    after[name][block] = value
+                ended = lengths[block] == end
+                predictions[block[ended]] = prediction[ended, -1]
+                block, t = block[~ended], end
+        return predictions, after
+
+    def _tabulate(self, ids: list[str], times: list[Any], predictions: Array) -> pd.DataFrame:
+        import pandas as pd
+
+        from forecasting.metrics import mean_of_quantiles
+
+        if self.kind == "classify":
+            best = [self.labels[index] for index in predictions.argmax(-1)]
+            table = {"unique_id": ids, "ds": np.array(times), "model": self.name, "label": best}
+            probabilities = {f"p_{label}": predictions[:, k].astype(float) for k, label in enumerate(self.labels)}
+            return pd.DataFrame(table | probabilities)
+        steps = self.prediction_shape[0] if self.kind == "forecast" else 1
+        flat = predictions.reshape(-1, len(self.quantiles)).astype(float)  # (B * H, Q)
+        numbers = {"mean": mean_of_quantiles(flat, np.array(self.quantiles))}
+        numbers |= {f"q{level:g}": flat[:, k] for k, level in enumerate(self.quantiles)}
+        table = {"unique_id": np.repeat(np.array(ids, dtype=object), steps)}
+        if self.kind == "forecast":
+            from data.panel import future_ds
+
+            ahead = {time: future_ds(time, self.task["freq"], steps) for time in dict.fromkeys(times)}
+            table["cutoff"] = np.repeat(np.array(times), steps)
+            table["ds"] = np.concatenate([ahead[time] for time in times])
+        else:
+            table["ds"] = np.array(times)
+        return pd.DataFrame(table | {"model": self.name} | numbers)
+
+
+class Stream:
+    """The states of some series, stepped as observations come in. Made by `LoadedBundle.stream`.
+
+    A series that is not named in a step keeps its state. Where `at` is given, periods that were skipped since the last
+    step are stepped as missing, so that the model's time is the clock's.
+    """
+
+    def __init__(
+        self,
+        bundle: LoadedBundle,
+        series: list[str],
+        state: State | None = None,
+        last: Array | None = None,
+        since: Array | None = None,
+        predictions: Array | None = None,
+    ) -> None:
+        if not series or len(set(series)) < len(series):
+            raise BundleError(f"a stream needs at least one series, each named once; got {series}.")
+        batch, freq = len(series), bundle.task["freq"]
+        self.bundle = bundle
+        self.series = series
+        self.row = {name: row for row, name in enumerate(series)}
+        self._freq = freq
+        unknown = np.datetime64("NaT", "ns") if isinstance(freq, str) else np.nan
+        # The last time that a series was given, NaT or NaN before, and the steps that it has taken since.
+        self._last: Array = np.full(batch, unknown) if last is None else last.copy()
+        self._since: Array = np.zeros(batch, np.int64) if since is None else since.copy()
+        shape = (batch, *bundle.prediction_shape)
+        self.predictions: Array = np.full(shape, np.nan, np.float32) if predictions is None else predictions.copy()
+        self._x = np.zeros((batch, len(bundle.channels)), np.float32)
+        self._mask = np.zeros_like(self._x)
+        self._seen = np.zeros(self._x.shape, np.bool_)
+        state = bundle.initial_state(batch) if state is None else state
+        # Two copies of the state: each step reads one and writes the other.
+        self._states = tuple(
+            {name: np.array(state[name], order="C", copy=True) for name in bundle.state_names} for _ in range(2)
+        )
+        self._now = 0  # which of the two is current
+        self._run_bound = bundle.step_session.run_with_iobinding
+        self._bindings = self._bind() if bundle.providers[0] == CPU else None
+
+    @property
+    def state(self) -> State:
+        """A copy of the current states, (B, ...) each."""
+        return {name: value.copy() for name, value in self._states[self._now].items()}
+
+    def step(self, values: Mapping[str, Any] | ArrayLike, at: Time | None = None) -> Any:
+        """Take one observation of every named series.
+
+        Args:
+            values: for each series a number a channel, in the card's units and order (one channel: the number alone
+                will do); NaN or None where missing. Or an array (B, C) for all series in order.
+            at: the time of the observation. Periods skipped since the last one are stepped as missing.
+
+        Returns:
+            For each named series its prediction: quantiles (H, Q), probabilities (K,) or quantiles (Q,). For an array,
+            (B, ...).
+        """
+        if not isinstance(values, Mapping):
+            self._enter_all(values)
+            self._step_all(at)
+            return self.predictions.copy()
+        if len(values) < len(self.series):
+            return self._step_some(values, at)
+        for row, name in enumerate(self.series):
+            if name not in values:
+                raise self._unknown(values)
+            self._enter(row, values[name])
+        if len(values) > len(self.series):
+            raise self._unknown(values)
+        self._step_all(at)
+        predictions = self.predictions.copy()
+        return {name: predictions[row] for row, name in enumerate(self.series)}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the states to a file, whole or not at all; `LoadedBundle.stream(state=path)` goes on from there."""
+        write_atomic(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """What `save` writes."""
+        states = {f"state.{name}": value for name, value in self._states[self._now].items()}
+        return write_npz(
+            states
+            | {
+                "step_sha256": np.array(self.bundle.card["sha256"][STEP]),
+                "series": np.array(self.series, dtype=np.str_),
+                "last": self._last,
+                "since": self._since,
+                "predictions": self.predictions,
+            }
+        )
+
+    def extended(self, names: list[str]) -> Stream:
+        """This stream and further series at the initial state."""
+        if not names:
+            return self
+        fresh = Stream(self.bundle, names)
+        return Stream(
+            self.bundle,
+            self.series + names,
+            {name: np.concatenate([value, fresh.state[name]]) for name, value in self.state.items()},
+            np.concatenate([self._last, fresh._last]),
+            np.concatenate([self._since, fresh._since]),
+            np.concatenate([self.predictions, fresh.predictions]),
+        )
+
+    def chosen(self, names: list[str]) -> Stream:
+        """A stream of some of these series, in this order, at the states that they have."""
+        rows = [self.row[name] for name in names]
+        return Stream(
+            self.bundle,
+            names,
+            {name: value[rows] for name, value in self.state.items()},
+            self._last[rows],
+            self._since[rows],
+            self.predictions[rows],
+        )
+
+    def time_of(self, name: str) -> Any:
+        """The time of the series' last step: datetime64, or a float of cycles or seconds; NaT or NaN if never told."""
+        row = self.row[name]
+        last, since = self._last[row], int(self._since[row])
+        if since == 0 or np.isnan(last):
+            return last
+        if self._period is not None:
+            return last + since * self._period
+        from data.panel import future_ds
+
+        return future_ds(last, self._freq, since)[-1]
+
+    def catch_up(self, panel: Sequence[Series]) -> None:
+        """Step each series over what lies after its last step, gaps included; older observations are ignored."""
+        rows, sequences = [], []
+        for series in panel:
+            row = self.row[series.unique_id]
+            first, missing = 0, 0
+            if np.isnan(self._last[row]):
+                if self._since[row]:
+                    raise BundleError(
+                        f"{series.unique_id}: the state was stepped without times, so it is not known which rows are "
+                        "new. Give `at` when stepping, or start without a state."
+                    )
+            else:
+                ahead = int(self._periods(self._last[row : row + 1], self._time(series.ds[0]))[0] - self._since[row])
+                first, missing = max(0, 1 - ahead), max(0, ahead - 1)
+            if first >= len(series.ds):
+                continue
+            self._refuse_long_gap(series.unique_id, missing)
+            gap = np.full((missing, self._x.shape[1]), np.nan)
+            rows.append(row)
+            sequences.append(np.concatenate([gap, series.values[first:]]))
+            self._last[row] = series.ds[-1]
+            self._since[row] = 0
+        if rows:
+            self._scan_rows(np.array(rows), sequences)
+
+    def _step_all(self, at: Time | None) -> None:
+        if at is None:
+            self._since += 1
+        else:
+            self._advance(np.arange(len(self.series)), at)
+        np.isfinite(self._x, out=self._seen)
+        np.copyto(self._mask, self._seen)
+        self.run()
+
+    def run(self) -> None:
+        """Run the graph on the inputs as they stand: the bare cost of a step, for measurements."""
+        if self._bindings is not None:
+            self._run_bound(self._bindings[self._now])
+        else:
+            prediction, after = self.bundle.run_step(self._x, self._mask, self._states[self._now])
+            self.predictions[:] = prediction
+            for name, value in after.items():
+                self._states[1 - self._now][name][:] = value
+        self._now = 1 - self._now
+
+    def _step_some(self, values: Mapping[str, Any], at: Time | None) -> dict[str, Array]:
+        rows = []
+        for name, value in values.items():
+            if name not in self.row:
+                raise self._unknown(values)
+            self._enter(self.row[name], value)
+            rows.append(self.row[name])
+        if not rows:
+            return {}
+        index = np.array(rows)
+        if at is None:
+            self._since[index] += 1
+        else:
+            self._advance(index, at)
+        x, mask = _as_input(self._x[index])
+        state = self._states[self._now]
+        prediction, after = self.bundle.run_step(x, mask, {name: value[index] for name, value in state.items()})
+        for name, value in after.items():
+            state[name][index] = value
+        self.predictions[index] = prediction
+        return dict(zip(values, prediction, strict=True))
+
+    def _scan_rows(self, rows: Array, sequences: list[Array]) -> None:
+        state = self._states[self._now]
+        predictions, after = self.bundle._scan_ragged(sequences, {name: value[rows] for name, value in state.items()})
+        for name, value in after.items():
+            state[name][rows] = value
+        self.predictions[rows] = predictions
+
+    def _bind(self) -> list[Any]:
+        """One binding for each direction between the two copies of the state; all memory is ours and stays in place."""
+        bindings = []
+        for now in range(2):
+            binding = self.bundle.step_session.io_binding()
+            inputs = {"x": self._x, "mask": self._mask}
+            inputs |= {f"state.{name}": value for name, value in self._states[now].items()}
+            outputs = {"prediction": self.predictions}
+            outputs |= {f"next.{name}": value for name, value in self._states[1 - now].items()}
+            for name, array in inputs.items():
+                binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            for name, array in outputs.items():
+                binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            bindings.append(binding)
+        return bindings
+
+    def _enter(self, row: int, value: Any) -> None:
+        """Write one series' values into the input; nothing else has changed if they are refused."""
+        numbers = np.asarray(value)
+        if numbers.dtype.kind not in "fiu":
+            numbers = self._numbers(self.series[row], value)
+        if numbers.ndim == 0:
+            numbers = numbers.reshape(1)
+        if numbers.shape != self._x.shape[1:]:
+            raise BundleError(
+                f"{self.series[row]}: got values of shape {numbers.shape}, expected {self._x.shape[1]}: "
+                f"{self._channel_names()}."
+            )
+        if numbers.dtype != np.float32:
+            numbers = _as_float32(numbers)
+        self._x[row] = numbers
+
+    def _enter_all(self, values: ArrayLike) -> None:
+        numbers = np.asarray(values)
+        if numbers.dtype.kind not in "fiu":
+            numbers = self._numbers("values", values)
+        if numbers.shape != self._x.shape:
+            raise BundleError(
+                f"got an array of shape {numbers.shape}, expected {self._x.shape}: {len(self.series)} series and the "
+                f"channels {self._channel_names()}."
+            )
+        self._x[:] = _as_float32(numbers)
+
+    def _numbers(self, name: str, value: Any) -> Array:
+        """Numbers with None for a missing one, which numpy takes for objects; text is refused, digits or not."""
+        items = np.asarray(value, dtype=object)
+        if not all(item is None or isinstance(item, int | float | np.number | np.bool_) for item in items.flat):
+            raise BundleError(
+                f"{name}: got {value!r}, expected numbers for {self._channel_names()}; NaN or None where missing."
+            )
+        return items.astype(np.float64)
+
+    def _channel_names(self) -> str:
+        return _list_channels([(channel["name"], channel["unit"]) for channel in self.bundle.channels])
+
+    def _unknown(self, values: Mapping[str, Any]) -> BundleError:
+        strange = [name for name in values if name not in self.row]
+        return BundleError(f"this stream has no series {_shorten(strange)}; it has {_shorten(self.series)}.")
+
+    def _advance(self, rows: Array, at: Time) -> None:
+        """Move the clock of some series to `at`, with a masked step for each period skipped."""
+        time = self._time(at)
+        last = self._last[rows]
+        told = ~np.isnan(last)
+        if told.any():
+            periods = np.ones(len(rows), np.int64)
+            periods[told] = self._periods(last[told], time) - self._since[rows[told]]
+            # Clocks jitter: less than half a period later is still the next step.
+            periods[told & (periods == 0) & (time > last) & (self._since[rows] == 0)] = 1
+            if (periods < 1).any():
+                early = int((periods < 1).argmax())
+                name = self.series[rows[early]]
+                raise BundleError(
+                    f"{name}: at={at} is not later than its last step at {self.time_of(name)}. Time only runs "
+                    "forward: drop what comes late, or reorder it before."
+                )
+            missing = periods - 1
+            if missing.any():
+                self._refuse_long_gap(self.series[rows[missing.argmax()]], int(missing.max()))
+                behind = np.flatnonzero(missing)
+                channels = self._x.shape[1]
+                self._scan_rows(rows[behind], [np.full((missing[row], channels), np.nan) for row in behind])
+        self._last[rows] = time
+        self._since[rows] = 0
+
+    def _refuse_long_gap(self, name: str, missing: int) -> None:
+        if missing > MOST_MISSING:
+            raise BundleError(
+                f"{name}: {missing} periods of {self._freq!r} lie between its last step and this one, more than "
+                f"{MOST_MISSING}. Check the unit of the time, or start without a state."
+            )
+
+    def _time(self, at: Any) -> Any:
+        """`at` as this stream keeps time: datetime64[ns] without zone (UTC), or float."""
+        if not isinstance(self._freq, str):
+            number = None if isinstance(at, str | bool | datetime | np.datetime64) else at
+            try:
+                time = float(number)  # type: ignore[arg-type]
+            except (TypeError, ValueError):
+                time = math.nan
+            if not math.isfinite(time):
+                raise BundleError(f"at={at!r}: expected a number, as the card's step is {self._freq!r}.")
+            return time
+        try:
+            if isinstance(at, str) and at[10:]:
+                at = datetime.fromisoformat(at)  # numpy knows no time zones
+            if isinstance(at, datetime) and at.tzinfo is not None:
+                at = at.astimezone(UTC).replace(tzinfo=None)
+            if not isinstance(at, str | datetime | np.datetime64):
+                raise ValueError("not a time stamp")
+            stamp = np.datetime64(at).astype("datetime64[ns]")
+        except ValueError:
+            stamp = np.datetime64("NaT")
+        if np.isnat(stamp):
+            raise BundleError(
+                f"at={at!r}: expected a time stamp such as 2024-01-31T12:00:00, as the card's step is {self._freq!r}."
+            )
+        return stamp
+
+    @cached_property
+    def _period(self) -> Any:
+        """The step as a number or a timedelta64; None where it follows a calendar."""
+        if not isinstance(self._freq, str):
+            return float(self._freq)
+        match = re.fullmatch(r"(\d*)(\w+)", self._freq)
+        if match is None or match[2] not in FIXED_NS:
+            return None
+        return np.timedelta64(int(match[1] or 1) * FIXED_NS[match[2]], "ns")
+
+    def _periods(self, last: Array, time: Any) -> Array:
+        """How many steps `time` lies after each of `last`."""
+        if self._period is None:
+            from data.panel import periods_between
+
+            unique, where = np.unique(last, return_inverse=True)
+            return np.array([periods_between(a, time, self._freq) for a in unique], np.int64)[where]
+        ratio = (time - last) / self._period
+        periods = np.rint(ratio)
+        seconds = isinstance(self._freq, float) or (isinstance(self._freq, int) and time % 1 != 0)
+        if not seconds and (periods != ratio).any():
+            raise BundleError(
+                f"at={time}: is not a whole number of steps of {self._freq!r} after "
+                f"{last[(periods != ratio).argmax()]}."
+            )
+        return periods.astype(np.int64)
+
+
+def _as_float32(numbers: Array) -> Array:
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and so a missing value
+        return numbers.astype(np.float32, copy=False)
+
+
+def _as_input(values: Array) -> tuple[Array, Array]:
+    """Values with NaN where missing as x and mask."""
+    x = _as_float32(values)
+    return x, np.isfinite(x).astype(np.float32)
+
+
+def _check_providers(asked: Sequence[str] | None) -> list[str]:
+    """The full names of the providers asked for; those of a build without the device do not count as here."""
+    wanted = [asked] if isinstance(asked, str) else list(asked or [CPU])
+    names = [SHORT_NAMES.get(name.lower(), name) for name in wanted]
+    here = {device.ep_name for device in onnxruntime.get_ep_devices()} | {CPU}
+    absent = [name for name in names if name not in here]
+    if absent:
+        raise BundleError(
+            f"the execution provider {', '.join(absent)} is not on this machine; here: {', '.join(sorted(here))}. "
+            "For an NVIDIA GPU install the extra `gpu` instead of `cpu`."
+        )
+    return names
+
+
+def _list_channels(channels: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(f"{name} [{unit}]" if unit else name for name, unit in channels)
+
+
+def _shorten(names: Sequence[str]) -> str:
+    return ", ".join(map(str, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

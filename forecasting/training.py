@@ -1,0 +1,339 @@
+"""Training: closed form where there is one, pytorch-lightning where not.
+
+Everything random is drawn from (seed, epoch) or (seed, step), so that a run that is killed and resumed from its last
+checkpoint ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, cast
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from forecasting.checkpoint import SafeCheckpoints, best_weights
+from forecasting.task import Task, TaskError
+from forecasting.windows import Parts, Span, window_loader
+from models.catalog import build, field_defaults
+from models.contract import Batch, Fitted, StepModel, Trainable
+
+SMALL = 200_000  # weights below which one CPU thread is the fastest
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained; every field can be set with --set."""
+
+    lookback: int = 0  # length of a training window, in steps; 0 chooses: 96, or less where series are shorter
+    stride: int = 0  # steps from one training window to the next; 0 chooses: an eighth of the lookback
+    max_epochs: int = 40
+    patience: int = 8  # epochs without a better validation loss before stopping
+    batch_size: int = 32  # windows
+    learning_rate: float = 2e-3  # of AdamW, falling to a hundredth of itself along a cosine
+    weight_decay: float = 1e-4
+    clip: float = 1.0  # largest norm of the gradient
+    gradient_noise: float = 0.0  # eta of the noise's variance; 0 switches it off
+    noise_decay: float = 0.55  # gamma of the noise's variance
+    log: str = "csv"  # csv or tensorboard
+    device: str = "auto"  # auto, cpu or gpu
+    precision: str = "32"  # 32, bf16-mixed or 16-mixed
+    threads: int = 0  # of the CPU; 0 chooses: 1 for a small network, which more would only slow down, else every core
+
+    def __post_init__(self) -> None:
+        for name in ("max_epochs", "patience", "batch_size"):
+            if getattr(self, name) < 1:
+                raise TaskError(f"{name} is at least 1, not {getattr(self, name)}.")
+        for name in ("lookback", "stride", "threads", "weight_decay", "clip", "gradient_noise", "noise_decay"):
+            if not getattr(self, name) >= 0:
+                raise TaskError(f"{name} is 0 or more, not {getattr(self, name)}.")
+        if not self.learning_rate > 0:
+            raise TaskError(f"learning_rate is above 0, not {self.learning_rate}.")
+        for name, known in (
+            ("log", ("csv", "tensorboard")),
+            ("device", ("auto", "cpu", "gpu")),
+            ("precision", ("32", "bf16-mixed", "16-mixed")),
+        ):
+            if getattr(self, name) not in known:
+                raise TaskError(f"{name} is one of {', '.join(known)}, not '{getattr(self, name)}'.")
+
+
+@dataclass(frozen=True)
+class Trained:
+    model: StepModel
+    name: str
+    config: dict[str, Any]  # every field of the model and its training, as used
+    seconds: float
+    epochs: int  # 0 for a closed form
+    device: str  # where it was really trained
+
+
+def parse_settings(name: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], TrainingConfig]:
+    """Fields of the model and of its training, from names and values that may be text.
+
+    Raises:
+        TaskError: an unknown field (the known ones are listed), or a value of the wrong type.
+    """
+    of_model = field_defaults(name)
+    of_training = {field.name: field.default for field in fields(TrainingConfig)}
+    known = of_model | of_training
+    unknown = [field for field in settings if field not in known]
+    if unknown:
+        raise TaskError(f"{name} has no field '{unknown[0]}'; known: {', '.join(known)}.")
+    values = {field: _as_type(field, value, type(known[field])) for field, value in settings.items()}
+    training = TrainingConfig(**{field: value for field, value in values.items() if field in of_training})
+    return {field: value for field, value in values.items() if field in of_model}, training
+
+
+def _as_type(field: str, value: Any, kind: type) -> Any:
+    try:
+        if kind is bool and isinstance(value, str):
+            return {"true": True, "false": False}[value.lower()]
+        if kind is int and isinstance(value, float) and value != int(value):
+            raise ValueError
+        return kind(value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise TaskError(f"{field} takes a value of type {kind.__name__}, not '{value}'.") from error
+
+
+class GradientNoise(pl.Callback):
+    """Adds N(0, sigma_t^2) to every gradient, sigma_t^2 = eta / (1 + t)^gamma, t in optimiser steps.
+
+    After clipping, as in the paper (Neelakantan et al. 2015, arXiv 1511.06807). The noise of step t is drawn from
+    (seed, t). An adaptive optimiser divides much of it away; the paper's gains are with plain SGD.
+    """
+
+    def __init__(self, eta: float, gamma: float = 0.55, seed: int = 0) -> None:
+        self.eta = eta
+        self.gamma = gamma
+        self.seed = seed
+
+    def variance(self, step: int) -> float:
+        return self.eta / (1 + step) ** self.gamma
+
+    def perturb(self, module: nn.Module, step: int) -> None:
+        sigma = self.variance(step) ** 0.5
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        for parameter in module.parameters():
+            if parameter.requires_grad and parameter.grad is not None:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.grad.add_(noise.to(parameter.grad), alpha=sigma)
+
+
+class Learner(pl.LightningModule):
+    """A trainable model under Lightning: its own loss, AdamW, a cosine to a hundredth of the learning rate."""
+
+    def __init__(self, model: StepModel, config: TrainingConfig, seed: int) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.seed = seed
+
+    def on_train_epoch_start(self) -> None:
+        # Dropout then depends on the epoch alone, not on what was drawn before a kill.
+        torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        loss = cast(Trainable, self.model).loss(batch)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.x))
+        return loss
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        loss = cast(Trainable, self.model).loss(batch)
+        self.log("val_loss", loss, prog_bar=True, batch_size=len(batch.x))
+
+    def configure_optimizers(self) -> Any:
+        config = self.config
+        optimiser = torch.optim.AdamW(self.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimiser, config.max_epochs, eta_min=config.learning_rate / 100
+        )
+        return {"optimizer": optimiser, "lr_scheduler": cosine}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        for callback in cast(Any, self.trainer).callbacks:
+            if isinstance(callback, GradientNoise):
+                callback.perturb(self.model, self.global_step)
+
+
+def choose_lookback(config: TrainingConfig, spans: Sequence[Span], task: Task) -> int:
+    """The length of a training window.
+
+    Raises:
+        TaskError: a lookback was asked for that no series can fill together with the horizon.
+    """
+    horizon = task.horizon if task.kind == "forecast" else 0
+    lengths = [span.end - horizon for span in spans]
+    if config.lookback:
+        if config.lookback > max(lengths):
+            raise TaskError(
+                f"every training series is shorter than lookback + horizon = {config.lookback} + {horizon}: the "
+                f"longest has {max(lengths) + horizon} steps. Set a lookback of {max(max(lengths), 1)} or less."
+            )
+        return config.lookback
+    return max(2, min(96, int(median(lengths))))
+
+
+def fit_model(
+    name: str,
+    task: Task,
+    parts: Parts,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    directory: Path | None = None,
+    resume: Path | None = None,
+    progress: bool = False,
+) -> Trained:
+    """Train the named model on the training part, choosing the epoch by the validation part.
+
+    Args:
+        settings: fields of the model's config and of TrainingConfig.
+        directory: where checkpoints (`last.ckpt`, `best.ckpt`) and the log are kept; None keeps nothing.
+        resume: a `last.ckpt` of a run with the same settings.
+
+    Raises:
+        TaskError, ModelError, CheckpointError: what cannot be done, and what can.
+        KeyboardInterrupt: on Ctrl-C; the checkpoint of the last whole epoch stays in `directory`.
+    """
+    model_settings, config = parse_settings(name, settings or {})
+    lookback = choose_lookback(config, parts.train, task)
+    for field in ("lags", "norm_window"):
+        if field in field_defaults(name) and field not in model_settings:
+            model_settings[field] = max(2, lookback)
+    torch.manual_seed(seed)
+    began = time.perf_counter()
+    model = build(name, task.signature, **model_settings)
+    used = field_defaults(name) | model_settings
+    if isinstance(model, Fitted):
+        with torch.no_grad():
+            model.fit(_every_position_once(parts.train, task, model_settings.get("lags", 1)))
+        return Trained(model.eval(), name, used | {"lookback": lookback}, time.perf_counter() - began, 0, "cpu")
+    used |= {**vars(config), "lookback": lookback, "stride": config.stride or max(1, lookback // 8)}
+    with TemporaryDirectory() as temporary, _threads(config.threads, model):
+        home = directory or Path(temporary)
+        epochs, device = _descend(model, task, parts, config, lookback, seed, home, resume, progress)
+    return Trained(model.cpu().eval(), name, used, time.perf_counter() - began, epochs, device)
+
+
+def _every_position_once(spans: Sequence[Span], task: Task, lags: int) -> DataLoader[Batch]:
+    """Long windows for closed forms: every target counts once, behind at least `lags` steps of the past."""
+    step = max(512, 2 * lags)
+    return window_loader(spans, task, length=step + lags - 1, stride=step, context=lags - 1, batch_size=8)
+
+
+def _descend(
+    model: StepModel,
+    task: Task,
+    parts: Parts,
+    config: TrainingConfig,
+    lookback: int,
+    seed: int,
+    home: Path,
+    resume: Path | None,
+    progress: bool,
+) -> tuple[int, str]:
+    """Gradient descent with early stopping; leaves the best weights in the model. Returns epochs run and the device."""
+    stride = config.stride or max(1, lookback // 8)
+    batches = window_loader(
+        parts.train, task, length=lookback, stride=stride, context=0,
+        batch_size=config.batch_size, shuffle=True, seed=seed,
+    )  # fmt: skip
+    # Every validation position once, after as much context as a training window has.
+    checks = window_loader(
+        parts.validation or parts.train, task, length=2 * lookback, stride=lookback, context=lookback - 1,
+        batch_size=config.batch_size,
+    )  # fmt: skip
+    with torch.no_grad():
+        cast(Trainable, model).prepare(_every_position_once(parts.train, task, lookback))
+    checkpoints = ModelCheckpoint(home, "best", monitor="val_loss", save_last=True, enable_version_counter=False)
+    checkpoints.FILE_EXTENSION = ".ckpt"
+    callbacks: list[pl.Callback] = [checkpoints, EarlyStopping("val_loss", patience=config.patience)]
+    if config.gradient_noise:
+        callbacks.append(GradientNoise(config.gradient_noise, config.noise_decay, seed))
+    if progress:
+        callbacks.append(TQDMProgressBar(leave=False))
+    logger: Logger = (
+        CSVLogger(home, name="", version="log")
+        if config.log == "csv"
+        else TensorBoardLogger(home, name="", version="log")
+    )
+    with _quiet_lightning():
+        trainer = pl.Trainer(
+            max_epochs=config.max_epochs,
+            accelerator=config.device,
+            devices=1,
+            precision=cast(Literal["32"], config.precision),
+            logger=logger,
+            callbacks=callbacks,
+            plugins=[SafeCheckpoints()],
+            gradient_clip_val=config.clip or None,
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            default_root_dir=home,
+        )
+        learner = Learner(model, config, seed)
+        try:
+            trainer.fit(learner, batches, checks, ckpt_path=str(resume) if resume else None)
+        except SystemExit as error:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from error
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    model.load_state_dict(best_weights(checkpoints.best_model_path, "model"))
+    return trainer.current_epoch, str(trainer.strategy.root_device)
+
+
+@contextmanager
+def _threads(asked: int, model: nn.Module) -> Iterator[None]:
+    """PyTorch's CPU threads, as asked or as the model's size suggests, and as before afterwards."""
+    before = torch.get_num_threads()
+    small = sum(parameter.numel() for parameter in model.parameters()) < SMALL
+    torch.set_num_threads(asked or (1 if small else before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _quiet_lightning(warnings.catch_warnings):
+    """Lightning tells every run of devices, workers and its shop; errors still come through."""
+
+    def __enter__(self) -> Any:
+        entered = super().__enter__()
+        self._loggers = [
+            logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric")
+        ]
+        self._levels = [logger.level for logger in self._loggers]
+        for logger in self._loggers:
+            logger.setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning|torch|tensorboard)(\.|$)")
+        warnings.filterwarnings("ignore", message=r".*(does not have many workers|LeafSpec|treespec|TF32).*")
+        return entered
+
+    def __exit__(self, *error: Any) -> None:
+        for logger, level in zip(self._loggers, self._levels, strict=True):
+            logger.setLevel(level)
+        super().__exit__(*error)
+
+
+def on_a_terminal() -> bool:
+    """Whether progress should be shown: it goes to stderr, and only where a person looks."""
+    return sys.stderr.isatty()

@@ -1,0 +1,316 @@
+"""Training samples and splits that cannot leak.
+
+A part of the data is, per series, the span of positions whose targets belong to it. A window may look back before its
+span, for the past is known, but nothing in it lies after: a training window ends where training ends, and a target
+beyond the span counts as unknown. Statistics for training come from training windows alone.
+
+Shapes: B windows, T time, C channels, H horizon.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from data.frame import Dataset as SeriesDataset
+from data.panel import Series
+from forecasting.task import Task, TaskError
+from models.contract import Batch
+
+
+@dataclass(frozen=True)
+class Span:
+    """The positions [begin, end) of one series whose targets belong to a part."""
+
+    series: Series
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Parts:
+    train: list[Span]
+    validation: list[Span]
+    test: list[Span]
+    notes: tuple[str, ...] = ()
+
+    def until_test(self) -> Parts:
+        """What may be learned from once a model is chosen: training and validation together."""
+        whole = {span.series.unique_id: span for span in self.train}
+        for span in self.validation:
+            known = whole.get(span.series.unique_id)
+            whole[span.series.unique_id] = Span(span.series, known.begin if known else span.begin, span.end)
+        return replace(self, train=list(whole.values()), validation=[])
+
+
+def split(
+    dataset: SeriesDataset,
+    panel: Sequence[Series],
+    task: Task,
+    *,
+    test_size: int | None = None,
+    cutoff: Any = None,
+    hold_out: bool = True,
+    validation_share: float = 0.2,
+) -> Parts:
+    """Cut every series, or the set of series, into training, validation and test.
+
+    Args:
+        test_size: the last so many positions of every series are the test; instead of the data set's own split.
+        cutoff: the last `ds` before the test; instead of the data set's own split.
+        hold_out: whether to keep a fifth for the test where nothing else says where it begins.
+        validation_share: of what precedes the test, where the data set has no validation part of its own.
+
+    Raises:
+        TaskError: a part would be empty, or no series is longer than the horizon allows.
+    """
+    splits = dataset.splits
+    if splits.entity is not None and test_size is None and cutoff is None:
+        return _by_entity(dataset, panel, splits.entity, validation_share)
+    if task.kind != "forecast" and test_size is None and cutoff is None and splits.train_until is None:
+        return _by_entity(dataset, panel, _random_entities(panel), validation_share)
+    return _by_time(dataset, panel, task, test_size, cutoff, hold_out, validation_share)
+
+
+def _by_entity(dataset: SeriesDataset, panel: Sequence[Series], entity: Any, validation_share: float) -> Parts:
+    members: dict[str, list[Span]] = {"train": [], "validation": [], "test": []}
+    for series in panel:
+        part = entity.get(series.unique_id)
+        if part not in members:
+            raise TaskError(f"{dataset.name}: series {series.unique_id} is in none of train, validation and test.")
+        members[part].append(Span(series, 0, len(series.ds)))
+    if not members["train"]:
+        raise TaskError(f"{dataset.name}: no series is left to train on.")
+    if not members["validation"]:
+        every = max(2, round(1 / validation_share))
+        members["validation"] = members["train"][every - 1 :: every] or members["train"][-1:]
+        kept = {id(span) for span in members["validation"]}
+        members["train"] = [span for span in members["train"] if id(span) not in kept] or members["validation"]
+    return Parts(members["train"], members["validation"], members["test"])
+
+
+def _random_entities(panel: Sequence[Series]) -> dict[str, str]:
+    """Three of five series to train on, one to validate, one to test: drawn once, the same for every run."""
+    order = np.random.default_rng(0).permutation(len(panel))
+    names = ("train", "train", "train", "validation", "test")
+    return {panel[index].unique_id: names[place % 5] for place, index in enumerate(order)}
+
+
+def _by_time(
+    dataset: SeriesDataset,
+    panel: Sequence[Series],
+    task: Task,
+    test_size: int | None,
+    cutoff: Any,
+    hold_out: bool,
+    validation_share: float,
+) -> Parts:
+    splits, horizon = dataset.splits, task.horizon
+    if test_size is not None and test_size < horizon:
+        raise TaskError(
+            f"a test of {test_size} steps is shorter than the horizon of {horizon}; give at least {horizon}."
+        )
+    train, validation, test, short = [], [], [], []
+    for series in panel:
+        length = len(series.ds)
+        end, validation_begin = length, None
+        if cutoff is not None:
+            test_begin = _after(series, cutoff, dataset.name)
+        elif test_size is not None:
+            test_begin = length - test_size
+        elif splits.train_until is not None:
+            validation_begin = _after(series, splits.train_until, dataset.name)
+            through = splits.validation_until if splits.validation_until is not None else splits.train_until
+            test_begin = _after(series, through, dataset.name)
+            if validation_begin == test_begin:
+                validation_begin = None
+            if splits.test_until is not None:
+                end = _after(series, splits.test_until, dataset.name)
+        elif splits.test_size is not None:
+            test_begin = length - max(splits.test_size, horizon)
+        else:
+            test_begin = length - max(horizon, round(0.2 * length)) if hold_out else length
+        if validation_begin is None:
+            # A fifth of the past, and never so much that training is left with less than two horizons.
+            validation_begin = test_begin - max(horizon, round(validation_share * test_begin))
+            if validation_begin < 2 * horizon:
+                validation_begin = test_begin - horizon
+        if validation_begin < horizon + 1:
+            short.append(series)
+            continue
+        train.append(Span(series, 0, validation_begin))
+        if test_begin - validation_begin >= horizon:
+            validation.append(Span(series, validation_begin, test_begin))
+        if end - test_begin >= horizon:
+            test.append(Span(series, test_begin, end))
+    if not train:
+        longest = max((len(series.ds) for series in panel), default=0)
+        raise TaskError(
+            f"{dataset.name}: no series is long enough: the longest has {longest} steps, and training, validation and "
+            f"test with a horizon of {horizon} need at least {3 * horizon + 1}. Shorten --horizon or --test-size."
+        )
+    notes: tuple[str, ...] = ()
+    if short:
+        notes = (
+            f"{dataset.name}: {len(short)} of {len(panel)} series are too short for a horizon of {horizon} and are "
+            f"left out: {', '.join(series.unique_id for series in short[:5])}{' ...' if len(short) > 5 else ''}.",
+        )
+    return Parts(train, validation, test, notes)
+
+
+def _after(series: Series, last: Any, source: str) -> int:
+    """The position after the inclusive end `last`."""
+    return int(np.searchsorted(series.ds, _as_ds(last, series, source), side="right"))
+
+
+def _as_ds(value: Any, series: Series, source: str) -> Any:
+    """A cut-off, given as text or as a value, as one of the series' own times."""
+    kind = series.ds.dtype.kind
+    try:
+        if kind == "M":
+            return np.datetime64(value, "ns") if not hasattr(value, "to_datetime64") else value.to_datetime64()
+        return int(value) if kind in "iu" else float(value)
+    except (TypeError, ValueError) as error:
+        wanted = {"M": "a time stamp such as 2015-06-30", "i": "an integer", "u": "an integer"}.get(kind, "seconds")
+        raise TaskError(f"{source}: '{value}' is not a cut-off of this data, whose ds is {wanted}.") from error
+
+
+def typical_step(span: Span, season: int) -> float:
+    """Root mean square one-step difference of channel 0 up to the end of the span; 1 where it does not move.
+
+    The unit in which a series' errors are weighed against those of other series.
+    """
+    values = span.series.values[: span.end, 0]
+    differences = np.diff(values[np.isfinite(values)])
+    scale = float(np.sqrt(np.mean(differences**2))) if len(differences) else 0.0
+    return scale if scale > 0 and np.isfinite(scale) else 1.0
+
+
+@dataclass(frozen=True)
+class Window:
+    """Positions [begin, end) of a span's series, of which those from `supervised` on have a target that counts."""
+
+    span: int
+    begin: int
+    end: int
+    supervised: int
+
+
+def plan_windows(spans: Sequence[Span], length: int, stride: int, context: int) -> list[Window]:
+    """Windows of `length` steps that supervise every position of the spans' targets at least once.
+
+    A window starts `stride` after the one before; its first `context` positions are not supervised, except where the
+    series itself begins. A span shorter than a window gives one shorter window.
+    """
+    windows = []
+    for index, span in enumerate(spans):
+        begin = max(0, span.begin - max(context, 1))
+        last = max(span.end - length, begin)
+        starts = [*range(begin, last, stride), last]
+        for start in starts:
+            supervised = start if start == 0 else start + context
+            windows.append(Window(index, start, min(start + length, span.end), supervised))
+    return windows
+
+
+class WindowDataset(Dataset[Batch]):
+    """Windows by lists of their indices, a batch each; the windows of one list are of one length."""
+
+    def __init__(self, spans: Sequence[Span], task: Task, windows: Sequence[Window]) -> None:
+        self.spans = spans
+        self.task = task
+        self.windows = list(windows)
+        self._scales = [typical_step(span, task.season) if task.kind == "forecast" else 1.0 for span in spans]
+        self._values = [torch.from_numpy(np.ascontiguousarray(span.series.values, np.float32)) for span in spans]
+        self._targets = [self._target(span) for span in spans]
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, indices: Sequence[int]) -> Batch:
+        chosen = [self.windows[index] for index in indices]
+        x = torch.stack([self._values[w.span][w.begin : w.end] for w in chosen])
+        target = torch.stack([self._window_target(w) for w in chosen])
+        scale = torch.tensor([self._scales[w.span] for w in chosen])
+        return Batch(x, x.isfinite().float(), target, scale)
+
+    def _target(self, span: Span) -> torch.Tensor:
+        """Per position of the series; (N, H) forecasts, (N,) else. Unknown outside the span."""
+        if self.task.kind == "classify":
+            assert span.series.target is not None
+            labels = torch.from_numpy(np.asarray(span.series.target, np.int64)).clone()
+            labels[: span.begin] = -1
+            labels[span.end :] = -1
+            return labels
+        if self.task.kind == "regress":
+            assert span.series.target is not None
+            values = torch.from_numpy(np.asarray(span.series.target, np.float32)).clone()
+            values[: span.begin] = torch.nan
+            values[span.end :] = torch.nan
+            return values
+        y = torch.from_numpy(np.asarray(span.series.values[:, 0], np.float32)).clone()
+        y[: span.begin] = torch.nan
+        y[span.end :] = torch.nan
+        ahead = torch.cat([y[1:], y.new_full((self.task.horizon,), torch.nan)])
+        return ahead.unfold(0, self.task.horizon, 1)[: len(y)]
+
+    def _window_target(self, window: Window) -> torch.Tensor:
+        target = self._targets[window.span][window.begin : window.end]
+        skipped = window.supervised - window.begin
+        if skipped <= 0:
+            return target
+        target = target.clone()
+        target[:skipped] = -1 if target.dtype == torch.int64 else torch.nan
+        return target
+
+
+class LengthBatches(Sampler[list[int]]):
+    """Batches of windows of one length, shuffled by seed and epoch alone, so that a resumed run sees the same order."""
+
+    def __init__(self, windows: Sequence[Window], batch_size: int, *, shuffle: bool, seed: int = 0) -> None:
+        groups: dict[int, list[int]] = defaultdict(list)
+        for index, window in enumerate(windows):
+            groups[window.end - window.begin].append(index)
+        self.groups = [np.array(group) for _, group in sorted(groups.items())]
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return sum(-(-len(group) // self.batch_size) for group in self.groups)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        random = np.random.default_rng((self.seed, self.epoch))
+        batches = []
+        for group in self.groups:
+            order = random.permutation(group) if self.shuffle else group
+            batches += [order[i : i + self.batch_size].tolist() for i in range(0, len(order), self.batch_size)]
+        for index in random.permutation(len(batches)) if self.shuffle else range(len(batches)):
+            yield batches[index]
+
+
+def window_loader(
+    spans: Sequence[Span],
+    task: Task,
+    *,
+    length: int,
+    stride: int,
+    context: int,
+    batch_size: int,
+    shuffle: bool = False,
+    seed: int = 0,
+) -> DataLoader[Batch]:
+    """The windows of the spans as batches; iterated again, an unshuffled one gives the same batches again."""
+    dataset = WindowDataset(spans, task, plan_windows(spans, length, stride, context))
+    sampler = LengthBatches(dataset.windows, batch_size, shuffle=shuffle, seed=seed)
+    return DataLoader(dataset, sampler=sampler, batch_size=None)

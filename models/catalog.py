@@ -1,0 +1,96 @@
+"""The one list of models: a name, what it can do, and how to build it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from models.contract import ModelError, Signature, StepModel, TaskKind
+from models.lagged import RidgeConfig, RidgeForecaster, RidgeReader
+from models.naive import NaiveConfig, Prior, SeasonalNaive
+from models.network import Network, NetworkConfig
+from models.recurrent import Bidirectional, Recurrent, RecurrentConfig
+
+Config = Any  # a frozen dataclass of the model
+
+
+@dataclass(frozen=True)
+class Entry:
+    summary: str
+    build: Callable[..., StepModel]  # (signature, one config of each type in `configs`, in order)
+    configs: tuple[type[Config], ...]
+    tasks: tuple[TaskKind, ...]
+    learns: Literal["gradient", "closed form"]
+    streams: bool = True  # a model that does not stream exports scan.onnx alone
+    covariates: tuple[str, ...] = ("past",)  # what a forecast can take beside its target
+
+
+def _naive(signature: Signature, config: NaiveConfig) -> StepModel:
+    return SeasonalNaive(signature, config) if signature.task == "forecast" else Prior(signature, config)
+
+
+def _ridge(signature: Signature, config: RidgeConfig) -> StepModel:
+    return RidgeForecaster(signature, config) if signature.task == "forecast" else RidgeReader(signature, config)
+
+
+def _recurrent(cell: str) -> Callable[..., StepModel]:
+    def build(signature: Signature, network: NetworkConfig, recurrent: RecurrentConfig) -> StepModel:
+        return Network(signature, network, lambda width: Recurrent(width, cell, recurrent))
+
+    return build
+
+
+def _bidirectional(cell: str) -> Callable[..., StepModel]:
+    def build(signature: Signature, network: NetworkConfig, recurrent: RecurrentConfig) -> StepModel:
+        return Network(signature, network, lambda width: Bidirectional(width, cell, recurrent))
+
+    return build
+
+
+ALL: tuple[TaskKind, ...] = ("forecast", "classify", "regress")
+WHOLE: tuple[TaskKind, ...] = ("classify", "regress")
+NETWORK = (NetworkConfig, RecurrentConfig)
+
+MODELS: dict[str, Entry] = {
+    "naive": Entry("last season's value; frequencies", _naive, (NaiveConfig,), ALL, "closed form", covariates=()),
+    "ridge": Entry("closed-form map of the last lags", _ridge, (RidgeConfig,), ALL, "closed form", covariates=()),
+    "rnn": Entry("recurrent network with tanh cells", _recurrent("rnn"), NETWORK, ALL, "gradient"),
+    "lstm": Entry("long short-term memory", _recurrent("lstm"), NETWORK, ALL, "gradient"),
+    "gru": Entry("gated recurrent unit", _recurrent("gru"), NETWORK, ALL, "gradient"),
+    "birnn": Entry("tanh network, both directions", _bidirectional("rnn"), NETWORK, WHOLE, "gradient", streams=False),
+    "bilstm": Entry("LSTM, both directions", _bidirectional("lstm"), NETWORK, WHOLE, "gradient", streams=False),
+    "bigru": Entry("GRU, both directions", _bidirectional("gru"), NETWORK, WHOLE, "gradient", streams=False),
+}
+
+
+def entry(name: str) -> Entry:
+    if name not in MODELS:
+        raise ModelError(f"unknown model '{name}'; known: {', '.join(MODELS)}.")
+    return MODELS[name]
+
+
+def field_defaults(name: str) -> dict[str, Any]:
+    """Every field that `build(name, ...)` takes, with its default."""
+    return {field.name: field.default for config in entry(name).configs for field in fields(config)}
+
+
+def build(name: str, signature: Signature, **settings: Any) -> StepModel:
+    """The named model, untrained.
+
+    Raises:
+        ModelError: an unknown name, a task that the model does not do, an unknown field or a value out of range.
+    """
+    model = entry(name)
+    if signature.task not in model.tasks:
+        able = [other for other, entry in MODELS.items() if signature.task in entry.tasks]
+        raise ModelError(f"{name} does not {signature.task}; these do: {', '.join(able)}.")
+    known = field_defaults(name)
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ModelError(f"{name} has no field {', '.join(unknown)}; known: {', '.join(known) or 'none'}.")
+    configs = [
+        config(**{field.name: settings[field.name] for field in fields(config) if field.name in settings})
+        for config in model.configs
+    ]
+    return model.build(signature, *configs)

@@ -1,0 +1,169 @@
+"""The one contract of the house: a model is a state and a step.
+
+Every model, neural or classical, takes one observation and its state and gives a prediction and the next state;
+`scan` is the same as T steps. Nothing here knows of files, data sets or training loops.
+
+Shapes: B series, T time, C channels, H horizon, Q quantiles, K classes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+TaskKind = Literal["forecast", "classify", "regress"]
+DECILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+State = dict[str, Tensor]
+"""Flat and ordered; the first dimension of every tensor is the series."""
+
+
+class ModelError(ValueError):
+    """A model was asked for something it cannot do; the message says what it can."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What enters and what leaves a model."""
+
+    task: TaskKind
+    channels: int  # C; a forecast's target is channel 0
+    horizon: int = 1  # H, in steps; forecasts only
+    season: int = 1  # in steps; 1 means none
+    quantiles: tuple[float, ...] = field(default=DECILES)
+    classes: int = 0  # K; classification only
+
+    def __post_init__(self) -> None:
+        if self.channels < 1:
+            raise ModelError(f"a model needs at least one channel, got {self.channels}.")
+        if self.horizon < 1 or self.season < 1:
+            raise ModelError(f"horizon and season are at least 1 step, got {self.horizon} and {self.season}.")
+        if self.task == "classify" and self.classes < 2:
+            raise ModelError(f"classification needs at least two classes, got {self.classes}.")
+        levels = self.quantiles
+        if not levels or not all(0 < q < 1 for q in levels) or any(a >= b for a, b in pairwise(levels)):
+            raise ModelError(f"quantiles are rising numbers between 0 and 1, got {levels}.")
+
+    @property
+    def prediction_shape(self) -> tuple[int, ...]:
+        """Of one series at one time: forecast (H, Q), classify (K,), regress (Q,)."""
+        if self.task == "forecast":
+            return (self.horizon, len(self.quantiles))
+        if self.task == "classify":
+            return (self.classes,)
+        return (len(self.quantiles),)
+
+
+class Batch(NamedTuple):
+    """Windows to learn from; what `target` holds depends on the task.
+
+    x, mask: (B, T, C); x may be NaN where mask is 0.
+    target: forecast (B, T, H), the next H values of channel 0 at every position; regress (B, T); both float, NaN where
+        unknown. classify (B, T), class index, -1 where unknown.
+    scale: (B,) typical size of one step of the target in the window's series, in the target's unit; 1 for classes.
+    """
+
+    x: Tensor
+    mask: Tensor
+    target: Tensor
+    scale: Tensor
+
+
+class StepModel(nn.Module, ABC):
+    """A state and a step.
+
+    The invariants, which `tests/models/test_contract.py` asks of every model in the catalog:
+    parity: `scan(x)` = `scan(x[:, :k])` then `scan(x[:, k:])` = T calls of `step`;
+    causality: a change of x after t changes no prediction at or before t;
+    missing data: where mask is 0 (or x is not finite) the value of x has no influence, and the state stays finite.
+
+    A model that needs the whole sequence at once sets `streams = False`: its `scan` labels complete sequences, and its
+    `step` raises ModelError.
+    """
+
+    streams: ClassVar[bool] = True
+    tasks: ClassVar[tuple[TaskKind, ...]] = ("forecast", "classify", "regress")
+
+    def __init__(self, signature: Signature) -> None:
+        super().__init__()
+        if signature.task not in self.tasks:
+            raise ModelError(f"{type(self).__name__} does not {signature.task}; it can {' and '.join(self.tasks)}.")
+        self.signature = signature
+        self.register_buffer("_device", torch.zeros(()), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.zeros().device
+
+    def zeros(self, *shape: int) -> Tensor:
+        """Zeros of the model's own device and floating-point type, for initial states."""
+        reference = self._device
+        assert isinstance(reference, Tensor)
+        return reference.new_zeros(shape)
+
+    @abstractmethod
+    def initial_state(self, batch: int) -> State:
+        """The state before the first observation, for `batch` series."""
+
+    @abstractmethod
+    def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        """Take one observation.
+
+        Args:
+            x: (B, C) in the data's own units; anything, NaN too, where mask is 0.
+            mask: (B, C), 1 where x was observed and 0 where it is missing.
+
+        Returns:
+            prediction: (B, *signature.prediction_shape); for a forecast of the H steps after this one.
+            state: the next state, same names, shapes and order.
+        """
+
+    def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        """T steps at once: x, mask (B, T, C) give predictions (B, T, *signature.prediction_shape)."""
+        predictions = []
+        for t in range(x.shape[1]):
+            prediction, state = self.step(x[:, t], mask[:, t], state)
+            predictions.append(prediction)
+        return torch.stack(predictions, 1), state
+
+
+class Trainable(ABC):
+    """A model whose parameters are learned by gradient descent."""
+
+    @abstractmethod
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """See the training windows once, before training: constants such as typical scales are set here."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean loss over every supervised position of the windows; a scalar."""
+
+
+class Fitted(ABC):
+    """A model whose parameters have a closed form, or that has none."""
+
+    @abstractmethod
+    def fit(self, batches: Iterable[Batch]) -> None:
+        """Fit to the training windows. `batches` can be iterated several times and gives the same windows each time."""
+
+
+def observed(x: Tensor, mask: Tensor) -> Tensor:
+    """Boolean, shape of x: where there is a value to learn from. NaN and infinities are never observations."""
+    return (mask > 0.5) & (x.abs() <= torch.finfo(x.dtype).max)
+
+
+def take(state: State, rows: Tensor) -> State:
+    """The states of the chosen series, in that order; rows: (n,) long."""
+    return {name: value[rows] for name, value in state.items()}
+
+
+def concat(states: Iterable[State]) -> State:
+    """One state of all the series of `states`, in order."""
+    collected = list(states)
+    return {name: torch.cat([state[name] for state in collected]) for name in collected[0]}

@@ -1,0 +1,270 @@
+"""Ridge on lags: linear, fitted in closed form, shared over the series; the hard floor beside the naive forecast.
+
+A closed-form ridge on a few hundred lags beats most published deep models on the ETT sets (Toner and Darlow 2024,
+arXiv 2403.14587), so whatever does not beat it has learned nothing.
+
+Shapes: B series, T time, C channels, L lags, F features, H horizon, Q quantiles, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.contract import Batch, Fitted, ModelError, Signature, State, StepModel, observed
+from models.observation import LagBuffer, linear_recurrence
+
+RESIDUALS_KEPT = 20_000
+
+
+@dataclass(frozen=True)
+class RidgeConfig:
+    lags: int = 96  # L
+    penalty: float = 1e-5  # times the mean square of the features
+
+    def __post_init__(self) -> None:
+        if self.lags < 2 or self.penalty < 0:
+            raise ModelError(
+                f"ridge needs at least 2 lags and a penalty of 0 or more, got {self.lags}, {self.penalty}."
+            )
+
+
+def solve_ridge(gram: Tensor, cross: Tensor, penalty: float) -> Tensor:
+    """W (F, outputs) of min |Y - X W|^2 + penalty * mean(diag) |W|^2, from gram = X'X and cross = X'Y, in float64."""
+    strength = penalty * gram.diagonal().mean().clamp(min=torch.finfo(gram.dtype).tiny)
+    system = gram + strength * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+    return torch.linalg.lstsq(system, cross, driver="gelsd" if gram.device.type == "cpu" else None).solution
+
+
+class _NormalEquations:
+    """X'X and X'Y, summed over batches."""
+
+    def __init__(self) -> None:
+        self.gram: Tensor | None = None
+        self.cross: Tensor | None = None
+
+    def add(self, features: Tensor, targets: Tensor) -> None:
+        features, targets = features.double(), targets.double()
+        gram, cross = features.T @ features, features.T @ targets
+        self.gram = gram if self.gram is None else self.gram + gram
+        self.cross = cross if self.cross is None else self.cross + cross
+
+    def solve(self, penalty: float) -> Tensor:
+        if self.gram is None or self.cross is None or float(self.gram.diagonal().sum()) == 0:
+            raise ModelError(
+                "ridge found no complete training window: every target is missing or every value constant."
+            )
+        return solve_ridge(self.gram, self.cross, penalty).float()
+
+
+def _residual_quantiles(residuals: list[Tensor], levels: tuple[float, ...]) -> Tensor:
+    """(outputs, Q) quantiles of the residuals, a list of (n, outputs), thinned evenly to what a sort can bear."""
+    rows = torch.cat(residuals)
+    rows = rows[:: max(1, len(rows) // RESIDUALS_KEPT)]
+    return torch.quantile(rows, rows.new_tensor(levels), dim=0).T.contiguous()
+
+
+class RidgeForecaster(StepModel, Fitted):
+    """One linear map from the last L values to the next H, both relative to the last value.
+
+    Training rows are weighted by 1 / scale^2 of their series, so that series of any size share the map; it has no
+    intercept, so it is equivariant to each series' level and scale. Quantiles are the training residuals', in units of
+    the running root mean square of the one-step differences (exponential over the last 10 L).
+    """
+
+    tasks = ("forecast",)
+    weight: Tensor
+    spread: Tensor
+
+    def __init__(self, signature: Signature, config: RidgeConfig = RidgeConfig()) -> None:
+        super().__init__(signature)
+        self.config = config
+        self.window = 10.0 * config.lags
+        self.buffer = LagBuffer(1, config.lags)
+        self.register_buffer("weight", torch.zeros(config.lags, signature.horizon))
+        self.register_buffer("spread", torch.zeros(signature.horizon, len(signature.quantiles)))
+
+    def initial_state(self, batch: int) -> State:
+        statistics = {"ridge.count": self.zeros(batch, 1), "ridge.square": self.zeros(batch, 1)}
+        return self.buffer.initial_state(batch) | statistics
+
+    def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        present = observed(x[:, :1], mask[:, :1]).to(x.dtype)
+        before = state["lags.started"]
+        window, after = self.buffer.step(x[:, :1], mask[:, :1], state)
+        values = window.squeeze(-1)
+        present = present * before  # the first value has no difference
+        difference = (values[:, -1:] - state["lags.values"][:, -1]) * before
+        count = (state["ridge.count"] + present).clamp(max=self.window)
+        rate = present / count.clamp(min=1.0)
+        square = state["ridge.square"] + rate * (difference * difference - state["ridge.square"])
+        return self._predict(values, square), after | {"ridge.count": count, "ridge.square": square}
+
+    def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        seen = observed(x[..., :1], mask[..., :1]).to(x.dtype)
+        window, after = self.buffer.scan(x[..., :1], mask[..., :1], state)
+        values = window.squeeze(-1)  # (B, T, L)
+        started = torch.cat([state["lags.started"][:, None], seen], 1).cummax(1).values[:, :-1]
+        present = seen * started
+        last = torch.cat([state["lags.values"][:, -1:], values[..., -1:]], 1)  # (B, 1 + T, 1)
+        difference = torch.diff(last, dim=1) * started
+        count = torch.cat([state["ridge.count"][:, None], present], 1).cumsum(1)[:, 1:].clamp(max=self.window)
+        rate = present / count.clamp(min=1.0)
+        square = linear_recurrence(1 - rate, rate * difference * difference, state["ridge.square"])
+        return self._predict(values, square), after | {"ridge.count": count[:, -1], "ridge.square": square[:, -1]}
+
+    def mean(self, values: Tensor) -> Tensor:
+        """(..., L) the last values, oldest first -> (..., H)."""
+        last = values[..., -1:]
+        return last + (values - last) @ self.weight
+
+    def _predict(self, values: Tensor, square: Tensor) -> Tensor:
+        """values: (..., L); square: (..., 1)."""
+        return self.mean(values)[..., None] + square.sqrt()[..., None] * self.spread
+
+    def fit(self, batches: Iterable[Batch]) -> None:
+        equations = _NormalEquations()
+        for features, target, _, scale in self._examples(batches):
+            equations.add(features / scale, target / scale)
+        self.weight.copy_(equations.solve(self.config.penalty))
+        residuals = []
+        for features, target, running, _ in self._examples(batches):
+            residuals.append(((target - features @ self.weight) / running.clamp(min=1e-30))[running[:, 0] > 0])
+        levels = torch.tensor(self.signature.quantiles)
+        spread = _residual_quantiles(residuals, self.signature.quantiles)
+        # The mean forecast is the middle of the fan: residuals of a least-squares fit are centred up to sampling noise.
+        middle = (spread * _trapezoid(levels).to(spread)).sum(-1, keepdim=True)
+        self.spread.copy_(spread - middle)
+
+    def _examples(self, batches: Iterable[Batch]) -> Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Per batch: features (n, L) and targets (n, H) relative to the last value, running and series scale (n, 1)."""
+        for batch in batches:
+            state = self.initial_state(batch.x.shape[0])
+            window, _ = self.buffer.scan(batch.x[..., :1], batch.mask[..., :1], state)
+            values = window.squeeze(-1)
+            last = values[..., -1:]
+            target = batch.target - last
+            keep = target.isfinite().all(-1) & observed(batch.x[..., 0], batch.mask[..., 0])
+            keep[:, : min(self.config.lags, keep.shape[1]) - 1] = False
+            difference = torch.diff(values, dim=-1)
+            running = difference.square().mean(-1, keepdim=True).sqrt()
+            scale = batch.scale[:, None, None].expand(*keep.shape, 1)
+            yield (values - last)[keep], target[keep], running[keep], scale[keep]
+
+
+def _trapezoid(levels: Tensor) -> Tensor:
+    """Weights of the mean of a piecewise-linear quantile function with flat tails; they sum to 1."""
+    middles = (levels[1:] + levels[:-1]) / 2
+    edges = torch.cat([levels.new_zeros(1), middles, levels.new_ones(1)])
+    return torch.diff(edges)
+
+
+class RidgeReader(StepModel, Fitted):
+    """Classes or a number from the last L values of every channel, by one linear map.
+
+    Channels are standardised by the training data. Classes: least squares on one-hot targets, turned into
+    probabilities by a softmax whose temperature is fitted to the training labels. Numbers: least squares, with the
+    training residuals' quantiles.
+    """
+
+    tasks = ("classify", "regress")
+    centre: Tensor
+    spread: Tensor
+    weight: Tensor
+    bias: Tensor
+    sharpness: Tensor
+    offsets: Tensor
+
+    def __init__(self, signature: Signature, config: RidgeConfig = RidgeConfig(lags=32, penalty=1e-2)) -> None:
+        super().__init__(signature)
+        self.config = config
+        outputs = signature.classes if signature.task == "classify" else 1
+        self.buffer = LagBuffer(signature.channels, config.lags)
+        self.register_buffer("centre", torch.zeros(signature.channels))
+        self.register_buffer("spread", torch.ones(signature.channels))
+        self.register_buffer("weight", torch.zeros(config.lags * signature.channels, outputs))
+        self.register_buffer("bias", torch.zeros(outputs))
+        self.register_buffer("sharpness", torch.ones(()))
+        self.register_buffer("offsets", torch.zeros(len(signature.quantiles)))
+
+    def initial_state(self, batch: int) -> State:
+        return self.buffer.initial_state(batch)
+
+    def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        window, after = self.buffer.step(x, mask, state)
+        return self._predict(self._features(window, after["lags.started"])), after
+
+    def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        window, after = self.buffer.scan(x, mask, state)
+        return self._predict(self._features(window, self._started(x, mask, state))), after
+
+    def _started(self, x: Tensor, mask: Tensor, state: State) -> Tensor:
+        seen = observed(x, mask).to(x.dtype)
+        return torch.cat([state["lags.started"][:, None], seen], 1).cummax(1).values[:, 1:]
+
+    def _features(self, window: Tensor, started: Tensor) -> Tensor:
+        """(..., L, C) in the data's units -> (..., L * C); a channel that never spoke is at its mean."""
+        return ((window - self.centre) / self.spread * started[..., None, :]).flatten(-2)
+
+    def _predict(self, features: Tensor) -> Tensor:
+        score = features @ self.weight + self.bias
+        if self.signature.task == "classify":
+            return (self.sharpness * score).softmax(-1)
+        return score + self.offsets
+
+    def fit(self, batches: Iterable[Batch]) -> None:
+        values = [batch.x[observed(batch.x, batch.mask).all(-1)] for batch in batches]
+        rows = torch.cat(values) if values else torch.empty(0)
+        if len(rows) == 0:
+            raise ModelError("ridge found no complete row in the training data.")
+        self.centre.copy_(rows.mean(0))
+        spread = rows.std(0, unbiased=False)
+        self.spread.copy_(torch.where(spread > 0, spread, torch.ones_like(spread)))
+        equations, count = _NormalEquations(), 0
+        sum_features = sum_targets = torch.zeros(1, dtype=torch.float64)
+        for features, target in self._examples(batches):
+            equations.add(features, target)
+            count += len(features)
+            sum_features = sum_features + features.double().sum(0)
+            sum_targets = sum_targets + target.double().sum(0)
+        if equations.gram is None or equations.cross is None or count == 0:
+            raise ModelError("ridge found no position with a known target in the training data.")
+        # Centring the normal equations leaves the intercept unpenalised.
+        mean_features, mean_targets = sum_features / count, sum_targets / count
+        equations.gram -= count * torch.outer(mean_features, mean_features)
+        equations.cross -= count * torch.outer(mean_features, mean_targets)
+        weight = equations.solve(self.config.penalty)
+        self.weight.copy_(weight)
+        self.bias.copy_((mean_targets - mean_features @ weight.double()).float())
+        if self.signature.task == "classify":
+            self._fit_sharpness(batches)
+        else:
+            residuals = [target - features @ self.weight - self.bias for features, target in self._examples(batches)]
+            self.offsets.copy_(_residual_quantiles(residuals, self.signature.quantiles)[0])
+
+    def _fit_sharpness(self, batches: Iterable[Batch]) -> None:
+        scores, labels = [], []
+        for features, target in self._examples(batches):
+            scores.append(features @ self.weight + self.bias)
+            labels.append(target.argmax(-1))
+        score, label = torch.cat(scores), torch.cat(labels)
+        grid = torch.logspace(-1, 2, 31, device=score.device)
+        losses = torch.stack([torch.nn.functional.cross_entropy(value * score, label) for value in grid])
+        self.sharpness.copy_(grid[losses.argmin()])
+
+    def _examples(self, batches: Iterable[Batch]) -> Iterable[tuple[Tensor, Tensor]]:
+        """Per batch: features (n, L * C) and targets (n, K) one-hot or (n, 1)."""
+        for batch in batches:
+            state = self.initial_state(batch.x.shape[0])
+            window, _ = self.buffer.scan(batch.x, batch.mask, state)
+            features = self._features(window, self._started(batch.x, batch.mask, state))
+            if self.signature.task == "classify":
+                known = batch.target >= 0
+                hot = torch.nn.functional.one_hot(batch.target[known], self.signature.classes).to(features.dtype)
+                yield features[known], hot
+            else:
+                known = batch.target.isfinite()
+                yield features[known], batch.target[known][:, None]

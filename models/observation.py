@@ -1,0 +1,173 @@
+"""What a model sees of a stream with gaps: imputed values, running statistics and the last L values.
+
+Each part here is a small state with a step and a scan that agree, so that a model made of them keeps the contract.
+
+Shapes: B series, T time, C channels, L lags.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.contract import State, observed
+
+
+def linear_recurrence(keep: Tensor, add: Tensor, initial: Tensor) -> Tensor:
+    """h_t = keep_t * h_{t-1} + add_t for all t at once, in log2(T) rounds.
+
+    keep, add: (B, T, ...); initial: (B, ...). Hillis and Steele's doubling scan over the associative operator
+    (k2, a2) after (k1, a1) = (k1 k2, k2 a1 + a2); exact in every term, so 0 <= keep <= 1 stays stable.
+    """
+    add = torch.cat([(add[:, :1] + keep[:, :1] * initial[:, None]), add[:, 1:]], 1)
+    shift = 1
+    while shift < add.shape[1]:
+        add = torch.cat([add[:, :shift], add[:, shift:] + keep[:, shift:] * add[:, :-shift]], 1)
+        keep = torch.cat([keep[:, :shift], keep[:, shift:] * keep[:, :-shift]], 1)
+        shift *= 2
+    return add
+
+
+def fill_forward(x: Tensor, seen: Tensor, last: Tensor) -> Tensor:
+    """Each missing value becomes the last observed one; `last` before the first. x, seen: (B, T, ...)."""
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    positions = torch.arange(1, x.shape[1] + 1, device=x.device).view(shape)
+    newest = torch.where(seen, positions, torch.zeros_like(positions)).cummax(1).values
+    return torch.cat([last[:, None], x], 1).gather(1, newest)
+
+
+class Seen(NamedTuple):
+    """A stream through the eyes of `RunningNormaliser`, each (B, C) or (B, T, C)."""
+
+    value: Tensor  # imputed, in the data's units
+    level: Tensor  # (value - running mean) / scale
+    change: Tensor  # (value - previous value) / scale
+    present: Tensor  # 1 where observed
+    scale: Tensor  # running standard deviation, in the data's units
+
+
+class RunningNormaliser(nn.Module):
+    """Imputes by the last value and normalises by running statistics, which are part of the state and so stream.
+
+    The mean and variance are exact over the first `window` observations and exponential with rate 1 / window after
+    that. They are kept relative to the last value (offset = last - mean), which loses no digits when the level is far
+    larger than the spread. With a `prior` of n observations a series starts from the statistics of the training data,
+    as if it had seen n observations of them; with 0 it starts from its own first value.
+
+    Statistics, with a_t = 1 / count_t where x_t is observed and 0 where not, d_t = x_t - x_{t-1}:
+        offset_t = (1 - a_t) (d_t + offset_{t-1}),   var_t = (1 - a_t) var_{t-1} + a_t (d_t + offset_{t-1}) offset_t.
+    """
+
+    floor: Tensor
+    prior_mean: Tensor
+    prior_var: Tensor
+
+    def __init__(self, channels: int, window: int, prior: int = 0) -> None:
+        super().__init__()
+        self.window = float(window)
+        self.prior = float(min(prior, window))
+        self.register_buffer("floor", torch.full((channels,), 1e-6))
+        self.register_buffer("prior_mean", torch.zeros(channels))
+        self.register_buffer("prior_var", torch.ones(channels))
+
+    def calibrate(self, mean: Tensor, var: Tensor, floor: Tensor) -> None:
+        """Set the prior statistics and the smallest scale, each (C,); floor keeps constant stretches from exploding."""
+        self.prior_mean.copy_(mean)
+        self.prior_var.copy_(var)
+        self.floor.copy_(floor)
+
+    def initial_state(self, batch: int) -> State:
+        channels = self.floor.shape[0]
+        count = self.floor.new_full((batch, channels), self.prior)
+        known = count.clamp(max=1.0)
+        return {
+            "norm.count": count,
+            "norm.last": known * self.prior_mean,
+            "norm.offset": torch.zeros_like(count),
+            "norm.var": known * self.prior_var,
+        }
+
+    def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Seen, State]:
+        """x, mask: (B, C)."""
+        seen = observed(x, mask)
+        present = seen.to(x.dtype)
+        before, last = state["norm.count"], state["norm.last"]
+        value = torch.where(seen, x, last)
+        change = (value - last) * before.clamp(max=1.0)
+        count = (before + present).clamp(max=self.window)
+        rate = present / count.clamp(min=1.0)
+        surprise = change + state["norm.offset"]
+        offset = surprise - rate * surprise
+        var = state["norm.var"] + rate * (surprise * offset - state["norm.var"])
+        scale = torch.sqrt(var + self.floor * self.floor)
+        view = Seen(value, offset / scale, change / scale, present, scale)
+        return view, {"norm.count": count, "norm.last": value, "norm.offset": offset, "norm.var": var}
+
+    def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Seen, State]:
+        """x, mask: (B, T, C)."""
+        seen = observed(x, mask)
+        present = seen.to(x.dtype)
+        value = fill_forward(x, seen, state["norm.last"])
+        before = torch.cat([state["norm.count"][:, None], present], 1).cumsum(1)[:, :-1].clamp(max=self.window)
+        change = torch.diff(value, dim=1, prepend=state["norm.last"][:, None]) * before.clamp(max=1.0)
+        count = (before + present).clamp(max=self.window)
+        rate = present / count.clamp(min=1.0)
+        offset = linear_recurrence(1 - rate, (1 - rate) * change, state["norm.offset"])
+        surprise = change + torch.cat([state["norm.offset"][:, None], offset[:, :-1]], 1)
+        var = linear_recurrence(1 - rate, rate * surprise * offset, state["norm.var"])
+        scale = torch.sqrt(var + self.floor * self.floor)
+        view = Seen(value, offset / scale, change / scale, present, scale)
+        return view, {
+            "norm.count": count[:, -1],
+            "norm.last": value[:, -1],
+            "norm.offset": offset[:, -1],
+            "norm.var": var[:, -1],
+        }
+
+
+class LagBuffer(nn.Module):
+    """The last L imputed values of every channel, oldest first.
+
+    A gap repeats the last value; the first observation fills the whole buffer, so that a short history looks flat
+    rather than like a jump from zero.
+    """
+
+    _anchor: Tensor
+
+    def __init__(self, channels: int, lags: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.lags = lags
+        self.register_buffer("_anchor", torch.zeros(()), persistent=False)
+
+    def initial_state(self, batch: int) -> State:
+        return {
+            "lags.started": self._anchor.new_zeros(batch, self.channels),
+            "lags.values": self._anchor.new_zeros(batch, self.lags, self.channels),
+        }
+
+    def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        """x, mask: (B, C) give the buffer (B, L, C)."""
+        seen = observed(x, mask)
+        started, values = state["lags.started"], state["lags.values"]
+        value = torch.where(seen, x, values[:, -1])[:, None]  # (B, 1, C)
+        shifted = torch.cat([values[:, 1:], value], 1)
+        values = torch.where(started[:, None] > 0.5, shifted, value.expand_as(shifted))
+        started = torch.maximum(started, seen.to(x.dtype))
+        return values, {"lags.started": started, "lags.values": values}
+
+    def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        """x, mask: (B, T, C) give the buffer at every t: (B, T, L, C), a view where memory allows."""
+        seen = observed(x, mask)
+        started, values = state["lags.started"], state["lags.values"]
+        started_at = torch.cat([started[:, None], seen.to(x.dtype)], 1).cummax(1).values[:, 1:]  # (B, T, C)
+        first = seen.to(torch.int8).argmax(1, keepdim=True)  # (B, 1, C), 0 where nothing was seen
+        begins = x.gather(1, first).where(seen.any(1, keepdim=True), values[:, -1:])
+        opening = torch.where(started[:, None] > 0.5, values, begins)  # what stands before this scan
+        filled = fill_forward(x, seen, opening[:, -1])
+        windows = torch.cat([opening, filled], 1)[:, 1:].unfold(1, self.lags, 1).transpose(2, 3)  # (B, T, L, C)
+        # Before a series starts its buffer is the initial one: nothing of its first value may show early.
+        windows = torch.where(started_at[:, :, None] > 0.5, windows, values[:, None])
+        return windows, {"lags.started": started_at[:, -1], "lags.values": windows[:, -1].contiguous()}
