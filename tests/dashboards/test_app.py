@@ -1,0 +1,253 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from dashboards import FOLDER, forecasts
+from dashboards.__main__ import APP
+from forecasting.results import find_results
+
+
+@pytest.fixture
+def open_page(monkeypatch):
+    def open_at(folder, result=None):
+        monkeypatch.setenv(FOLDER, str(folder))
+        page = AppTest.from_file(str(APP), default_timeout=20).run()
+        if result is not None:
+            page.selectbox[0].select(result).run()
+        assert not page.exception, page.exception
+        return page
+
+    return open_at
+
+
+def texts(page):
+    return "\n".join(
+        str(element.value) for element in (*page.markdown, *page.caption, *page.info, *page.error, *page.code)
+    )
+
+
+def metric(page, label):
+    return next(element.value for element in page.metric if element.label == label)
+
+
+def press(page, label):
+    next(button for button in page.button if button.label == label).click()
+    return page.run()
+
+
+def figures(page):
+    return [json.loads(element.proto.spec) for element in page.get("plotly_chart")]
+
+
+def trace(figure, name):
+    return next(trace for trace in figure["data"] if trace.get("name") == name)
+
+
+def board(page):
+    return page.dataframe[0].value
+
+
+def test_a_forecast_is_shown_with_its_leaderboard_units_and_notes(results, open_page):
+    page = open_page(results, "stock")
+    [figure] = figures(page)
+    assert trace(figure, "gru, median")
+    assert trace(figure, "what then happened")
+    assert figure["layout"]["yaxis"]["title"]["text"] == "value in USD"
+    assert board(page)["model"].tolist() == ["gru", "ridge", "naive"]
+    assert board(page)["rank"].tolist() == ["★", "2", "3"]
+    assert metric(page, "Best model") == "gru"
+    assert metric(page, "MASE") == "0.800"
+    assert "Two rows were mended." in texts(page)
+    assert "prices_simulated" in page.subheader[0].value
+    assert "simulated data" in texts(page)
+    assert "probability of 0.011" in texts(page)
+
+
+def test_the_slider_moves_the_forecast_to_another_cutoff(results, open_page):
+    page = open_page(results, "stock")
+    [before] = figures(page)
+    slider = page.select_slider[0]
+    slider.set_value(slider.options[0]).run()
+    [after] = figures(page)
+    line = [shape["x0"] for figure in (before, after) for shape in figure["layout"]["shapes"]]
+    first = find_results(results / "stock")[0].forecasts()["cutoff"].min()
+    assert line[1] < line[0]
+    assert pd.Timestamp(line[1]) == first
+
+
+def test_naive_and_ridge_stay_on_the_leaderboard_when_they_are_not_drawn(results, open_page):
+    page = open_page(results, "stock")
+    models = next(group for group in page.button_group if "gru" in group.options)
+    assert models.value == ["gru", "ridge", "naive"]
+    models.set_value(["gru"]).run()
+    names = [line.get("name") for line in figures(page)[0]["data"]]
+    assert not [name for name in names if name and name.startswith(("naive", "ridge"))]
+    assert {"naive", "ridge"} <= set(board(page)["model"])
+
+
+def test_another_series_is_drawn_when_chosen(results, open_page):
+    page = open_page(results, "stock")
+    assert page.selectbox[1].options == ["AAA", "BBB"]
+    before = figures(page)
+    page.selectbox[1].select("BBB").run()
+    assert figures(page) != before
+    assert not page.exception
+
+
+def test_a_regression_shows_predictions_against_the_truth_and_along_a_series(results, open_page):
+    page = open_page(results, "life")
+    against, along = figures(page)
+    assert against["layout"]["xaxis"]["title"]["text"] == "truth"
+    assert trace(along, "truth")
+    assert along["layout"]["xaxis"]["title"]["text"] == "cycle"
+    assert metric(page, "MAE") == "10"
+    assert "may be chance" in texts(page)
+
+
+def test_a_whole_series_shows_channels_and_probabilities_of_the_chosen_model(results, open_page):
+    page = open_page(results, "gesture")
+    page.button_group[0].set_value("Whole series").run()
+    [figure] = figures(page)
+    assert {"accel_x", "gyro_z"} <= {line["name"] for line in figure["data"]}
+    assert [line["name"] for line in figure["data"] if "(truth)" in line["name"]]
+    assert "truth **standing**" in texts(page)
+
+
+def test_frames_go_through_the_bundle_while_it_plays_and_give_the_scans_probabilities(results, open_page, monkeypatch):
+    clock = [50.0]
+    monkeypatch.setattr(forecasts.time, "monotonic", lambda: clock[0])
+    page = open_page(results, "gesture")
+    assert (metric(page, "Live model"), metric(page, "Frame")) == ("gru", "0 / 100")
+    press(page, "Play")
+    clock[0] += 0.75
+    page.run()
+    assert metric(page, "Frame") == "7 / 100"
+    assert metric(page, "It says") in forecasts.find_results(results / "gesture")[0].task.labels
+    assert metric(page, "Time per step").endswith("µs")
+    assert metric(page, "Truth") == "standing"
+    held = page.session_state["replay"]
+    backtest = find_results(results / "gesture")[0].forecasts()
+    rows = backtest[(backtest["unique_id"] == "test_01") & (backtest["model"] == "gru")]
+    expected = rows[[f"p_{label}" for label in find_results(results / "gesture")[0].task.labels]].to_numpy()
+    np.testing.assert_allclose(held.probabilities[:7], expected[:7], atol=1e-5)
+    press(page, "Pause")
+    clock[0] += 5
+    assert metric(page.run(), "Frame") == "7 / 100"
+    assert metric(press(page, "Reset"), "Frame") == "0 / 100"
+
+
+def test_the_speed_is_a_choice_and_the_end_offers_play_again(results, open_page, monkeypatch):
+    clock = [50.0]
+    monkeypatch.setattr(forecasts.time, "monotonic", lambda: clock[0])
+    page = open_page(results, "gesture")
+    page.button_group[1].set_value(5).run()
+    press(page, "Play")
+    clock[0] += 1
+    assert metric(page.run(), "Frame") == "50 / 100"
+    clock[0] += 1
+    page.run()
+    assert metric(page, "Frame") == "100 / 100"
+    assert [button.label for button in page.button] == ["Play", "Reset"]
+
+
+def test_another_series_begins_another_stream(results, open_page):
+    page = open_page(results, "gesture")
+    press(page, "Play")
+    page.selectbox[1].select("test_20").run()
+    assert metric(page, "Frame") == "0 / 100"
+    assert "test_20" in texts(page)
+
+
+def test_a_damaged_bundle_is_named_and_the_rest_of_the_page_stays(results, open_page, tmp_path):
+    shutil.copytree(results / "gesture", tmp_path / "gesture")
+    (tmp_path / "gesture" / "bundle" / "step.onnx").write_bytes(b"not a graph")
+    page = open_page(tmp_path)
+    assert "step.onnx: the file was changed" in page.error[0].value
+    assert len(board(page)) == 3
+
+
+def test_an_empty_folder_says_which_command_fills_it(open_page, tmp_path):
+    page = open_page(tmp_path)
+    assert f"mnemo demo --out {tmp_path}" in page.code[0].value
+    assert "mnemo backtest" in page.code[0].value
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"dataset": "x"}', '{"schema_version": 99}', '{"schema_version": "1"}']
+)
+def test_a_run_that_cannot_be_read_is_named(results, open_page, tmp_path, content):
+    shutil.copytree(results / "stock", tmp_path / "stock")
+    (tmp_path / "stock" / "run.json").write_text(content)
+    page = open_page(tmp_path)
+    assert str(tmp_path) in page.error[0].value
+    assert not page.metric
+
+
+@pytest.mark.parametrize("content", ["{}", '{"task": {"kind": "forecast"}, "dataset": "x"}', '{"task": null}'])
+def test_a_run_without_its_task_is_named(results, open_page, tmp_path, content):
+    shutil.copytree(results / "stock", tmp_path / "stock")
+    (tmp_path / "stock" / "run.json").write_text(json.dumps({"schema_version": 1} | json.loads(content)))
+    page = open_page(tmp_path)
+    assert "cannot be read" in page.error[0].value
+    assert "mnemo backtest" in page.error[0].value
+
+
+@pytest.mark.parametrize("file", ["leaderboard.csv", "forecasts.parquet", "history.parquet"])
+@pytest.mark.parametrize("damage", ["missing", "broken"])
+def test_a_missing_or_broken_file_is_an_error_that_names_the_result(results, open_page, tmp_path, file, damage):
+    shutil.copytree(results / "stock", tmp_path / "stock")
+    if damage == "missing":
+        (tmp_path / "stock" / file).unlink()
+    else:
+        (tmp_path / "stock" / file).write_bytes(b"\x00\x01")
+    page = open_page(tmp_path)
+    assert f"The result in {tmp_path / 'stock'} cannot be read" in page.error[0].value
+
+
+def test_a_result_that_is_written_again_is_read_again(results, open_page, tmp_path):
+    shutil.copytree(results / "stock", tmp_path / "stock")
+    page = open_page(tmp_path)
+    path = tmp_path / "stock" / "leaderboard.csv"
+    path.write_text(path.read_text().replace("gru", "lstm"))
+    (tmp_path / "stock" / "run.json").touch()
+    assert metric(page.run(), "Best model") == "lstm"
+
+
+def test_without_mase_the_rank_goes_by_the_error(results):
+    task = find_results(results / "stock")[0].task
+    ranked = pd.DataFrame({"model": ["naive", "gru"], "mase": np.nan, "mae": [2.0, 1.0]})
+    assert forecasts.rank(ranked, task)["model"].tolist() == ["gru", "naive"]
+
+
+def test_the_page_imports_neither_torch_nor_models():
+    code = "import sys, dashboards.forecasts as f; print(*{'torch', 'models'} & {n.split('.')[0] for n in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def start(*arguments):
+    return subprocess.run([sys.executable, "-m", "dashboards", *arguments], capture_output=True, text=True, timeout=60)
+
+
+def test_a_folder_without_results_ends_the_command_with_2(tmp_path):
+    done = start("--out", str(tmp_path / "nowhere"))
+    assert done.returncode == 2
+    assert "no results. `mnemo demo" in done.stderr
+    assert "mnemo backtest" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_broken_run_and_a_wrong_port_end_the_command_with_2(results, tmp_path):
+    (tmp_path / "run.json").write_text("{")
+    done = start("--out", str(tmp_path))
+    assert done.returncode == 2
+    assert "not a readable run" in done.stderr
+    done = start("--out", str(results), "--port", "70000")
+    assert done.returncode == 2
+    assert "between 1 and 65535" in done.stderr
