@@ -7,6 +7,7 @@ checkpoint ends with the same bits as one that was not.
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import time
 import warnings
@@ -22,16 +23,18 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from forecasting.checkpoint import SafeCheckpoints, best_weights
+from forecasting.checkpoint import CheckpointError, SafeCheckpoints, best_weights, load
 from forecasting.task import Task, TaskError
 from forecasting.windows import Parts, Span, window_loader
 from models.catalog import build, field_defaults
 from models.contract import Batch, Fitted, StepModel, Trainable
 
 SMALL = 200_000  # weights below which one CPU thread is the fastest
+MAY_CHANGE = ("log", "device", "threads")  # what a resumed run may do otherwise than before
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class TrainingConfig:
 
     lookback: int = 0  # length of a training window, in steps; 0 chooses: 96, or less where series are shorter
     stride: int = 0  # steps from one training window to the next; 0 chooses: an eighth of the lookback
+    context: int = 0  # steps at the start of a window that are not supervised; 0 supervises every position
     max_epochs: int = 40
     patience: int = 8  # epochs without a better validation loss before stopping
     batch_size: int = 32  # windows
@@ -57,7 +61,10 @@ class TrainingConfig:
         for name in ("max_epochs", "patience", "batch_size"):
             if getattr(self, name) < 1:
                 raise TaskError(f"{name} is at least 1, not {getattr(self, name)}.")
-        for name in ("lookback", "stride", "threads", "weight_decay", "clip", "gradient_noise", "noise_decay"):
+        not_negative = (
+            "lookback", "stride", "context", "threads", "weight_decay", "clip", "gradient_noise", "noise_decay",
+        )  # fmt: skip
+        for name in not_negative:
             if not getattr(self, name) >= 0:
                 raise TaskError(f"{name} is 0 or more, not {getattr(self, name)}.")
         if not self.learning_rate > 0:
@@ -105,7 +112,7 @@ def _as_type(field: str, value: Any, kind: type) -> Any:
         if kind is int and isinstance(value, float) and value != int(value):
             raise ValueError
         return kind(value)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise TaskError(f"{field} takes a value of type {kind.__name__}, not '{value}'.") from error
 
 
@@ -136,17 +143,20 @@ class GradientNoise(pl.Callback):
 class Learner(pl.LightningModule):
     """A trainable model under Lightning: its own loss, AdamW, a cosine to a hundredth of the learning rate."""
 
-    def __init__(self, model: StepModel, config: TrainingConfig, seed: int) -> None:
+    def __init__(self, model: StepModel, config: TrainingConfig, seed: int, run: Mapping[str, Any]) -> None:
         super().__init__()
         self.model = model
         self.config = config
         self.seed = seed
+        self.run = run  # the model's name, the seed and every setting; kept in the checkpoints
 
-    def on_train_epoch_start(self) -> None:
-        # Dropout then depends on the epoch alone, not on what was drawn before a kill.
-        torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["run"] = dict(self.run)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
+        # Dropout then depends on the step alone, not on what was drawn before a kill (Lightning does not call
+        # on_train_epoch_start in a resumed run). Below zero, so as not to repeat the bits of the gradient noise.
+        torch.manual_seed(-1 - self.seed * 1_000_003 - self.global_step)
         loss = cast(Trainable, self.model).loss(batch)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.x))
         return loss
@@ -186,8 +196,12 @@ def choose_lookback(config: TrainingConfig, spans: Sequence[Span], task: Task) -
                 f"every training series is shorter than lookback + horizon = {config.lookback} + {horizon}: the "
                 f"longest has {max(lengths) + horizon} steps. Set a lookback of {max(max(lengths), 1)} or less."
             )
-        return config.lookback
-    return max(2, min(96, int(median(lengths))))
+        lookback = config.lookback
+    else:
+        lookback = max(2, min(96, int(median(lengths))))
+    if config.context >= lookback:
+        raise TaskError(f"a context of {config.context} leaves nothing of a lookback of {lookback}.")
+    return lookback
 
 
 def fit_model(
@@ -212,6 +226,8 @@ def fit_model(
         TaskError, ModelError, CheckpointError: what cannot be done, and what can.
         KeyboardInterrupt: on Ctrl-C; the checkpoint of the last whole epoch stays in `directory`.
     """
+    if not 0 <= seed < 2**32:
+        raise TaskError(f"the seed is a whole number from 0 to {2**32 - 1}, not {seed}.")
     model_settings, config = parse_settings(name, settings or {})
     lookback = choose_lookback(config, parts.train, task)
     for field in ("lags", "norm_window"):
@@ -222,13 +238,16 @@ def fit_model(
     model = build(name, task.signature, **model_settings)
     used = field_defaults(name) | model_settings
     if isinstance(model, Fitted):
+        if resume:
+            raise TaskError(f"{name} is fitted in one go: there is nothing to resume.")
         with torch.no_grad():
             model.fit(_every_position_once(parts.train, task, model_settings.get("lags", 1)))
         return Trained(model.eval(), name, used | {"lookback": lookback}, time.perf_counter() - began, 0, "cpu")
     used |= {**vars(config), "lookback": lookback, "stride": config.stride or max(1, lookback // 8)}
     with TemporaryDirectory() as temporary, _threads(config.threads, model):
         home = directory or Path(temporary)
-        epochs, device = _descend(model, task, parts, config, lookback, seed, home, resume, progress)
+        run = {"model": name, "seed": seed, **used}
+        epochs, device = _descend(model, task, parts, config, run, home, resume, progress)
     return Trained(model.cpu().eval(), name, used, time.perf_counter() - began, epochs, device)
 
 
@@ -243,28 +262,27 @@ def _descend(
     task: Task,
     parts: Parts,
     config: TrainingConfig,
-    lookback: int,
-    seed: int,
+    run: Mapping[str, Any],
     home: Path,
     resume: Path | None,
     progress: bool,
 ) -> tuple[int, str]:
     """Gradient descent with early stopping; leaves the best weights in the model. Returns epochs run and the device."""
-    stride = config.stride or max(1, lookback // 8)
+    lookback, seed = run["lookback"], run["seed"]
     batches = window_loader(
-        parts.train, task, length=lookback, stride=stride, context=0,
+        parts.train, task, length=lookback, stride=run["stride"], context=config.context,
         batch_size=config.batch_size, shuffle=True, seed=seed,
     )  # fmt: skip
     # Every validation position once, after as much context as a training window has.
     checks = window_loader(
-        parts.validation or parts.train, task, length=2 * lookback, stride=lookback, context=lookback - 1,
+        parts.validation or parts.train, task, length=2 * lookback - 1, stride=lookback, context=lookback - 1,
         batch_size=config.batch_size,
     )  # fmt: skip
     with torch.no_grad():
         cast(Trainable, model).prepare(_every_position_once(parts.train, task, lookback))
-    checkpoints = ModelCheckpoint(home, "best", monitor="val_loss", save_last=True, enable_version_counter=False)
-    checkpoints.FILE_EXTENSION = ".ckpt"
-    callbacks: list[pl.Callback] = [checkpoints, EarlyStopping("val_loss", patience=config.patience)]
+    best = _Checkpoints(home, "best", monitor="val_loss", enable_version_counter=False)
+    last = _Checkpoints(home, "last", enable_version_counter=False)  # of every epoch; after `best`, which it describes
+    callbacks: list[pl.Callback] = [_Patience("val_loss", patience=config.patience), best, last]
     if config.gradient_noise:
         callbacks.append(GradientNoise(config.gradient_noise, config.noise_decay, seed))
     if progress:
@@ -275,7 +293,7 @@ def _descend(
         else TensorBoardLogger(home, name="", version="log")
     )
     with _quiet_lightning():
-        trainer = pl.Trainer(
+        trainer = _trainer(
             max_epochs=config.max_epochs,
             accelerator=config.device,
             devices=1,
@@ -290,15 +308,72 @@ def _descend(
             log_every_n_steps=1,
             default_root_dir=home,
         )
-        learner = Learner(model, config, seed)
+        if config.precision == "16-mixed" and trainer.strategy.root_device.type == "cpu":
+            raise TaskError("precision 16-mixed needs a GPU; on the CPU take 32 or bf16-mixed.")
+        learner = Learner(model, config, seed, run)
+        if resume:
+            _bring_along(resume, home, run)
         try:
             trainer.fit(learner, batches, checks, ckpt_path=str(resume) if resume else None)
         except SystemExit as error:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from error
     if trainer.interrupted:
         raise KeyboardInterrupt
-    model.load_state_dict(best_weights(checkpoints.best_model_path, "model"))
+    model.load_state_dict(best_weights(best.best_model_path, "model"))
     return trainer.current_epoch, str(trainer.strategy.root_device)
+
+
+def _trainer(**options: Any) -> pl.Trainer:
+    try:
+        return pl.Trainer(**options)
+    except MisconfigurationException as error:
+        wanted = options["accelerator"]
+        raise TaskError(f"device {wanted} is not on this machine ({error}) Take auto or cpu.") from error
+
+
+class _Patience(EarlyStopping):
+    """Lightning's, but a run that was resumed after its last epoch stays stopped."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.should_stop = self.wait_count >= self.patience
+
+
+class _Checkpoints(ModelCheckpoint):
+    """Lightning's, with the extension as messages name it; it also knows its files again after their folder moved."""
+
+    FILE_EXTENSION = ".ckpt"
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        here = Path(cast(str, self.dirpath))
+
+        def found(path: str) -> str:
+            return str(here / Path(path).name) if path else path
+
+        state = state_dict | {"dirpath": str(here)}
+        state |= {name: found(state[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        super().load_state_dict(state | {"best_k_models": {found(p): v for p, v in state["best_k_models"].items()}})
+
+
+def _bring_along(resume: Path, home: Path, run: Mapping[str, Any]) -> None:
+    """Refuse to go on as another run than the checkpoint's; bring its best weights, which it only points to.
+
+    Raises:
+        CheckpointError: another model, seed or setting, or no best.ckpt beside.
+    """
+    before = load(resume).get("run")
+    if before is None:
+        raise CheckpointError(f"{resume}: holds weights, but not the run they are of; --resume takes a last.ckpt.")
+    other = [field for field in run if before.get(field) != run[field] and field not in MAY_CHANGE]
+    if other:
+        was = ", ".join(f"{field}={before.get(field)}" for field in other)
+        now = ", ".join(f"{field}={run[field]}" for field in other)
+        raise CheckpointError(f"{resume}: of a run with {was}; this one has {now}. Resume with the settings of before.")
+    best = resume.with_name("best.ckpt")
+    if not best.exists():
+        raise CheckpointError(f"{resume}: the best weights so far are missing: {best} belongs beside it.")
+    if best.resolve() != (home / best.name).resolve():
+        home.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(best, home / best.name)
 
 
 @contextmanager
@@ -324,7 +399,7 @@ class _quiet_lightning(warnings.catch_warnings):
         self._levels = [logger.level for logger in self._loggers]
         for logger in self._loggers:
             logger.setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning|torch|tensorboard)(\.|$)")
+        warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning\w*|torch|tensorboard)(\.|$)")
         warnings.filterwarnings("ignore", message=r".*(does not have many workers|LeafSpec|treespec|TF32).*")
         return entered
 

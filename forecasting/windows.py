@@ -9,12 +9,14 @@ Shapes: B windows, T time, C channels, H horizon.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -87,12 +89,15 @@ def _by_entity(dataset: SeriesDataset, panel: Sequence[Series], entity: Any, val
         members[part].append(Span(series, 0, len(series.ds)))
     if not members["train"]:
         raise TaskError(f"{dataset.name}: no series is left to train on.")
+    notes: tuple[str, ...] = ()
     if not members["validation"]:
         every = max(2, round(1 / validation_share))
         members["validation"] = members["train"][every - 1 :: every] or members["train"][-1:]
         kept = {id(span) for span in members["validation"]}
         members["train"] = [span for span in members["train"] if id(span) not in kept] or members["validation"]
-    return Parts(members["train"], members["validation"], members["test"])
+        if members["train"] is members["validation"]:
+            notes = (f"{dataset.name}: there is one series to learn from; it is validated on what it was trained on.",)
+    return Parts(members["train"], members["validation"], members["test"], notes)
 
 
 def _random_entities(panel: Sequence[Series]) -> dict[str, str]:
@@ -116,7 +121,7 @@ def _by_time(
         raise TaskError(
             f"a test of {test_size} steps is shorter than the horizon of {horizon}; give at least {horizon}."
         )
-    train, validation, test, short = [], [], [], []
+    train, validation, test, short, before = [], [], [], [], 0
     for series in panel:
         length = len(series.ds)
         end, validation_begin = length, None
@@ -136,6 +141,7 @@ def _by_time(
             test_begin = length - max(splits.test_size, horizon)
         else:
             test_begin = length - max(horizon, round(0.2 * length)) if hold_out else length
+        before = max(before, test_begin)
         if validation_begin is None:
             # A fifth of the past, and never so much that training is left with less than two horizons.
             validation_begin = test_begin - max(horizon, round(validation_share * test_begin))
@@ -151,6 +157,11 @@ def _by_time(
             test.append(Span(series, test_begin, end))
     if not train:
         longest = max((len(series.ds) for series in panel), default=0)
+        if longest > 3 * horizon:
+            raise TaskError(
+                f"{dataset.name}: at most {max(before, 0)} steps of a series come before the test; training and "
+                f"validation with a horizon of {horizon} need {2 * horizon + 1}. Let the test begin later."
+            )
         raise TaskError(
             f"{dataset.name}: no series is long enough: the longest has {longest} steps, and training, validation and "
             f"test with a horizon of {horizon} need at least {3 * horizon + 1}. Shorten --horizon or --test-size."
@@ -174,21 +185,28 @@ def _as_ds(value: Any, series: Series, source: str) -> Any:
     kind = series.ds.dtype.kind
     try:
         if kind == "M":
-            return np.datetime64(value, "ns") if not hasattr(value, "to_datetime64") else value.to_datetime64()
+            if isinstance(value, int | float):
+                raise TypeError("a number is no time stamp")
+            stamp = pd.to_datetime(value, format="ISO8601", utc=True)
+            if stamp is pd.NaT:
+                raise ValueError("not a time")
+            return stamp.tz_localize(None).as_unit("ns").to_datetime64()
+        if not math.isfinite(float(value)):
+            raise ValueError("not finite")
         return int(value) if kind in "iu" else float(value)
     except (TypeError, ValueError) as error:
         wanted = {"M": "a time stamp such as 2015-06-30", "i": "an integer", "u": "an integer"}.get(kind, "seconds")
         raise TaskError(f"{source}: '{value}' is not a cut-off of this data, whose ds is {wanted}.") from error
 
 
-def typical_step(span: Span, season: int) -> float:
-    """Root mean square one-step difference of channel 0 up to the end of the span; 1 where it does not move.
+def spread(span: Span) -> float:
+    """Standard deviation of channel 0 up to the end of the span; 1 where it does not move.
 
-    The unit in which a series' errors are weighed against those of other series.
+    The unit in which a series' errors are weighed against those of other series, as if each had been standardised.
     """
     values = span.series.values[: span.end, 0]
-    differences = np.diff(values[np.isfinite(values)])
-    scale = float(np.sqrt(np.mean(differences**2))) if len(differences) else 0.0
+    known = values[np.isfinite(values)]
+    scale = float(known.std()) if len(known) else 0.0
     return scale if scale > 0 and np.isfinite(scale) else 1.0
 
 
@@ -203,19 +221,21 @@ class Window:
 
 
 def plan_windows(spans: Sequence[Span], length: int, stride: int, context: int) -> list[Window]:
-    """Windows of `length` steps that supervise every position of the spans' targets at least once.
+    """Windows of `length` steps that supervise every position of the spans' targets: at least once, where the stride
+    is not above `length` - `context`, and exactly once where it is that.
 
     A window starts `stride` after the one before; its first `context` positions are not supervised, except where the
     series itself begins. A span shorter than a window gives one shorter window.
     """
     windows = []
     for index, span in enumerate(spans):
-        begin = max(0, span.begin - max(context, 1))
+        begin = max(0, span.begin - 1 - context)  # the position before a span forecasts its first steps
         last = max(span.end - length, begin)
-        starts = [*range(begin, last, stride), last]
-        for start in starts:
-            supervised = start if start == 0 else start + context
-            windows.append(Window(index, start, min(start + length, span.end), supervised))
+        for planned in range(begin, last + stride, stride):
+            # The last window is moved back to the span's end; what the one before it supervised is not so again.
+            start = min(planned, last)
+            fresh = planned if planned + context < span.end else start
+            windows.append(Window(index, start, min(start + length, span.end), fresh + context if start else 0))
     return windows
 
 
@@ -226,7 +246,7 @@ class WindowDataset(Dataset[Batch]):
         self.spans = spans
         self.task = task
         self.windows = list(windows)
-        self._scales = [typical_step(span, task.season) if task.kind == "forecast" else 1.0 for span in spans]
+        self._scales = [spread(span) if task.kind == "forecast" else 1.0 for span in spans]
         self._values = [torch.from_numpy(np.ascontiguousarray(span.series.values, np.float32)) for span in spans]
         self._targets = [self._target(span) for span in spans]
 

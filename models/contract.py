@@ -66,7 +66,7 @@ class Batch(NamedTuple):
     x, mask: (B, T, C); x may be NaN where mask is 0.
     target: forecast (B, T, H), the next H values of channel 0 at every position; regress (B, T); both float, NaN where
         unknown. classify (B, T), class index, -1 where unknown.
-    scale: (B,) typical size of one step of the target in the window's series, in the target's unit; 1 for classes.
+    scale: (B,) standard deviation of the target in the training part of the window's series; 1 for classes and numbers.
     """
 
     x: Tensor
