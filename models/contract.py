@@ -81,7 +81,7 @@ class StepModel(nn.Module, ABC):
     The invariants, which `tests/models/test_contract.py` asks of every model in the catalog:
     parity: `scan(x)` = `scan(x[:, :k])` then `scan(x[:, k:])` = T calls of `step`;
     causality: a change of x after t changes no prediction at or before t;
-    missing data: where mask is 0 (or x is not finite) the value of x has no influence, and the state stays finite.
+    missing data: where mask is 0 (or x is no number up to LARGEST) x has no influence, and the state stays finite.
 
     A model that needs the whole sequence at once sets `streams = False`: its `scan` labels complete sequences, and its
     `step` raises ModelError.
@@ -153,9 +153,12 @@ class Fitted(ABC):
         """Fit to the training windows. `batches` can be iterated several times and gives the same windows each time."""
 
 
+LARGEST = 1e15  # of a value, in its own unit; running squares of more would overflow float32 and stay so
+
+
 def observed(x: Tensor, mask: Tensor) -> Tensor:
-    """Boolean, shape of x: where there is a value to learn from. NaN and infinities are never observations."""
-    return (mask > 0.5) & (x.abs() <= torch.finfo(x.dtype).max)
+    """Boolean, shape of x: where there is a value to learn from; NaN, infinities and |x| > LARGEST are missing."""
+    return (mask > 0.5) & (x.abs() <= LARGEST)
 
 
 def take(state: State, rows: Tensor) -> State:

@@ -17,7 +17,7 @@ from torch import Tensor
 from models.contract import Batch, Fitted, ModelError, Signature, State, StepModel, observed
 from models.observation import LagBuffer, linear_recurrence
 
-RESIDUALS_KEPT = 20_000
+ROWS_SORTED = 20_000
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,9 @@ class _NormalEquations:
         return solve_ridge(self.gram, self.cross, penalty).float()
 
 
-def _residual_quantiles(residuals: list[Tensor], levels: tuple[float, ...]) -> Tensor:
-    """(outputs, Q) quantiles of the residuals, a list of (n, outputs), thinned evenly to what a sort can bear."""
-    rows = torch.cat(residuals)
-    rows = rows[:: max(1, len(rows) // RESIDUALS_KEPT)]
+def thinned_quantiles(rows: Tensor, levels: tuple[float, ...]) -> Tensor:
+    """(n, outputs) -> (outputs, Q) quantiles, of rows thinned evenly to what a sort can bear."""
+    rows = rows[:: max(1, len(rows) // ROWS_SORTED)]
     return torch.quantile(rows, rows.new_tensor(levels), dim=0).T.contiguous()
 
 
@@ -104,9 +103,14 @@ class RidgeForecaster(StepModel, Fitted):
         return self._predict(values, square), after | {"ridge.count": count, "ridge.square": square}
 
     def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        values, square, after = self._look(x, mask, state)
+        return self._predict(values, square), after
+
+    def _look(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        """At every t the last values (B, T, L) and the running mean square of the differences (B, T, 1)."""
         seen = observed(x[..., :1], mask[..., :1]).to(x.dtype)
         window, after = self.buffer.scan(x[..., :1], mask[..., :1], state)
-        values = window.squeeze(-1)  # (B, T, L)
+        values = window.squeeze(-1)
         started = torch.cat([state["lags.started"][:, None], seen], 1).cummax(1).values[:, :-1]
         present = seen * started
         last = torch.cat([state["lags.values"][:, -1:], values[..., -1:]], 1)  # (B, 1 + T, 1)
@@ -114,16 +118,16 @@ class RidgeForecaster(StepModel, Fitted):
         count = torch.cat([state["ridge.count"][:, None], present], 1).cumsum(1)[:, 1:].clamp(max=self.window)
         rate = present / count.clamp(min=1.0)
         square = linear_recurrence(1 - rate, rate * difference * difference, state["ridge.square"])
-        return self._predict(values, square), after | {"ridge.count": count[:, -1], "ridge.square": square[:, -1]}
+        return values, square, after | {"ridge.count": count[:, -1], "ridge.square": square[:, -1]}
 
-    def mean(self, values: Tensor) -> Tensor:
-        """(..., L) the last values, oldest first -> (..., H)."""
-        last = values[..., -1:]
-        return last + (values - last) @ self.weight
+    def deviation(self, values: Tensor) -> Tensor:
+        """(..., L) the last values, oldest first -> (..., H) how far the next ones lie from the last."""
+        return (values - values[..., -1:]) @ self.weight
 
     def _predict(self, values: Tensor, square: Tensor) -> Tensor:
         """values: (..., L); square: (..., 1)."""
-        return self.mean(values)[..., None] + square.sqrt()[..., None] * self.spread
+        mean = values[..., -1:] + self.deviation(values)
+        return mean[..., None] + square.sqrt()[..., None] * self.spread
 
     def fit(self, batches: Iterable[Batch]) -> None:
         equations = _NormalEquations()
@@ -134,7 +138,7 @@ class RidgeForecaster(StepModel, Fitted):
         for features, target, running, _ in self._examples(batches):
             residuals.append(((target - features @ self.weight) / running.clamp(min=1e-30))[running[:, 0] > 0])
         levels = torch.tensor(self.signature.quantiles)
-        spread = _residual_quantiles(residuals, self.signature.quantiles)
+        spread = thinned_quantiles(torch.cat(residuals), self.signature.quantiles)
         # The mean forecast is the middle of the fan: residuals of a least-squares fit are centred up to sampling noise.
         middle = (spread * _trapezoid(levels).to(spread)).sum(-1, keepdim=True)
         self.spread.copy_(spread - middle)
@@ -142,17 +146,13 @@ class RidgeForecaster(StepModel, Fitted):
     def _examples(self, batches: Iterable[Batch]) -> Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Per batch: features (n, L) and targets (n, H) relative to the last value, running and series scale (n, 1)."""
         for batch in batches:
-            state = self.initial_state(batch.x.shape[0])
-            window, _ = self.buffer.scan(batch.x[..., :1], batch.mask[..., :1], state)
-            values = window.squeeze(-1)
+            values, square, _ = self._look(batch.x, batch.mask, self.initial_state(batch.x.shape[0]))
             last = values[..., -1:]
             target = batch.target - last
             keep = target.isfinite().all(-1) & observed(batch.x[..., 0], batch.mask[..., 0])
             keep[:, : min(self.config.lags, keep.shape[1]) - 1] = False
-            difference = torch.diff(values, dim=-1)
-            running = difference.square().mean(-1, keepdim=True).sqrt()
             scale = batch.scale[:, None, None].expand(*keep.shape, 1)
-            yield (values - last)[keep], target[keep], running[keep], scale[keep]
+            yield (values - last)[keep], target[keep], square.sqrt()[keep], scale[keep]
 
 
 def _trapezoid(levels: Tensor) -> Tensor:
@@ -166,7 +166,8 @@ class RidgeReader(StepModel, Fitted):
     """Classes or a number from the last L values of every channel, by one linear map.
 
     Channels are standardised by the training data. Classes: least squares on one-hot targets, turned into
-    probabilities by a softmax whose temperature is fitted to the training labels. Numbers: least squares, with the
+    probabilities by a softmax whose temperature is fitted to the training labels; a class that lies between two others
+    is beyond it. Numbers: least squares, with the
     training residuals' quantiles.
     """
 
@@ -243,7 +244,7 @@ class RidgeReader(StepModel, Fitted):
             self._fit_sharpness(batches)
         else:
             residuals = [target - features @ self.weight - self.bias for features, target in self._examples(batches)]
-            self.offsets.copy_(_residual_quantiles(residuals, self.signature.quantiles)[0])
+            self.offsets.copy_(thinned_quantiles(torch.cat(residuals), self.signature.quantiles)[0])
 
     def _fit_sharpness(self, batches: Iterable[Batch]) -> None:
         scores, labels = [], []

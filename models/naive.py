@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from models.contract import Batch, Fitted, ModelError, Signature, State, StepModel, observed
+from models.lagged import thinned_quantiles
 from models.observation import fill_forward
 
 
@@ -122,7 +123,7 @@ class Prior(StepModel, Fitted):
             known = targets[targets.isfinite()]
             if known.numel() == 0:
                 raise ModelError("there is no target value in the training data.")
-            self.answer.copy_(torch.quantile(known, known.new_tensor(self.signature.quantiles)))
+            self.answer.copy_(thinned_quantiles(known[:, None], self.signature.quantiles)[0])
 
     def initial_state(self, batch: int) -> State:
         return {}

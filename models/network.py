@@ -78,7 +78,7 @@ class Quantiles(nn.Module):
         self.register_buffer("is_middle", torch.arange(len(levels)) == middle, persistent=False)
         self.linear = nn.Linear(features, horizon * len(levels))
         normal = [NormalDist().inv_cdf(q) for q in levels]
-        bias = torch.zeros(len(levels))
+        bias = torch.full((len(levels),), normal[middle])
         for level in range(len(levels)):
             if level != middle:
                 neighbour = level + 1 if level < middle else level - 1
@@ -163,9 +163,8 @@ class Network(StepModel, Trainable):
         out, hidden = getattr(self.backbone, form)(e, state)
         raw = self.head(out)
         if self.skip is not None:
-            raw = (
-                raw + (self.skip.mean(window.squeeze(-1)) - seen.value[..., :1])[..., None] / seen.scale[..., :1, None]
-            )
+            ridge = self.skip.deviation(window.squeeze(-1)) / seen.scale[..., :1]  # (..., H)
+            raw = raw + ridge[..., None]
         return raw, seen, after | hidden
 
     def prepare(self, batches: Iterable[Batch]) -> None:
@@ -218,7 +217,8 @@ class Network(StepModel, Trainable):
         else:
             # In the last value's frame, so that a large level does not cost the small differences their digits.
             target = batch.target - seen.value[..., :1]
-            known = target.isfinite()
+            # Before a series' first value there is nothing to forecast from.
+            known = target.isfinite() & (seen.observations[..., :1] > 0)
             shown = torch.where(known, target, torch.zeros_like(target))[..., None]
             error = ((shown - seen.scale[..., :1, None] * raw) / batch.scale[:, None, None, None])[known]
         if error.numel() == 0:

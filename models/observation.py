@@ -46,6 +46,7 @@ class Seen(NamedTuple):
     change: Tensor  # (value - previous value) / scale
     present: Tensor  # 1 where observed
     scale: Tensor  # running standard deviation, in the data's units
+    observations: Tensor  # so far, at most the window
 
 
 class RunningNormaliser(nn.Module):
@@ -102,7 +103,7 @@ class RunningNormaliser(nn.Module):
         offset = surprise - rate * surprise
         var = state["norm.var"] + rate * (surprise * offset - state["norm.var"])
         scale = torch.sqrt(var + self.floor * self.floor)
-        view = Seen(value, offset / scale, change / scale, present, scale)
+        view = Seen(value, offset / scale, change / scale, present, scale, count)
         return view, {"norm.count": count, "norm.last": value, "norm.offset": offset, "norm.var": var}
 
     def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Seen, State]:
@@ -118,7 +119,7 @@ class RunningNormaliser(nn.Module):
         surprise = change + torch.cat([state["norm.offset"][:, None], offset[:, :-1]], 1)
         var = linear_recurrence(1 - rate, rate * surprise * offset, state["norm.var"])
         scale = torch.sqrt(var + self.floor * self.floor)
-        view = Seen(value, offset / scale, change / scale, present, scale)
+        view = Seen(value, offset / scale, change / scale, present, scale, count)
         return view, {
             "norm.count": count[:, -1],
             "norm.last": value[:, -1],

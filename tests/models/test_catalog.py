@@ -1,0 +1,101 @@
+import pytest
+import torch
+
+from models.catalog import MODELS, build, entry, field_defaults
+from models.contract import Fitted, ModelError, Signature, Trainable
+
+
+def signature(task: str) -> Signature:
+    return Signature(task, channels=2, horizon=3, classes=3)
+
+
+FORECAST = signature("forecast")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_is_described_and_builds_with_its_defaults(name):
+    model_entry = entry(name)
+    assert model_entry.summary
+    assert model_entry.tasks
+    for config in model_entry.configs:
+        config()
+    for task in model_entry.tasks:
+        model = build(name, signature(task))
+        assert type(model).__doc__
+        assert model.signature == signature(task)
+        assert model.streams == model_entry.streams
+        # Training asks the entry how a model learns, and the model to do it.
+        assert isinstance(model, Trainable if model_entry.learns == "gradient" else Fitted)
+        x = torch.randn(2, 4, 2)
+        prediction, _ = model.eval().scan(x, torch.ones_like(x), model.initial_state(2))
+        assert prediction.shape == (2, 4, *model.signature.prediction_shape)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_field_is_documented_by_a_default_and_reaches_its_config(name):
+    defaults = field_defaults(name)
+    task = entry(name).tasks[0]
+    build(name, signature(task), **defaults)
+    for field, default in defaults.items():
+        assert isinstance(default, int | float | str | bool), f"{field} has no plain default"
+
+
+def test_a_field_given_is_the_field_used():
+    model = build("gru", FORECAST, hidden=7, layers=2, embed=3)
+    state = model.initial_state(5)
+    assert state["rnn.h1"].shape == (5, 7)
+    assert model.embed.out_features == 3
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ModelError, match=rf"unknown model 'prophet'; known: {', '.join(MODELS)}\."):
+        build("prophet", FORECAST)
+
+
+def test_an_unknown_field_lists_the_known_ones():
+    with pytest.raises(ModelError, match=r"lstm has no field width; known: .*hidden, layers, dropout\."):
+        build("lstm", FORECAST, width=3)
+    with pytest.raises(ModelError, match=r"naive has no field hidden; known: none\."):
+        build("naive", FORECAST, hidden=3)
+
+
+def test_a_task_that_a_model_does_not_do_lists_those_that_do():
+    with pytest.raises(ModelError, match=r"bilstm does not forecast; these do: naive, ridge, rnn, lstm, gru"):
+        build("bilstm", FORECAST)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("ridge", {"lags": 1}, "at least 2 lags .*got 1"),
+        ("ridge", {"penalty": -1.0}, "penalty of 0 or more, got .*-1"),
+        ("gru", {"hidden": 0}, "hidden=0"),
+        ("gru", {"layers": 0}, "layers=0"),
+        ("gru", {"dropout": 1.0}, r"dropout=1\.0"),
+        ("gru", {"embed": 0}, "embed=0"),
+        ("gru", {"norm_window": 1}, "norm_window=1"),
+        ("gru", {"prior": 0}, "prior=0"),
+        ("gru", {"skip_lags": -1}, "skip_lags=-1"),
+        ("gru", {"median_weight": -0.5}, r"median_weight=-0\.5"),
+    ],
+)
+def test_a_value_out_of_range_is_named(name, settings, message):
+    with pytest.raises(ModelError, match=message):
+        build(name, FORECAST, **settings)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"task": "forecast", "channels": 0}, "at least one channel, got 0"),
+        ({"task": "forecast", "channels": 1, "horizon": 0}, "at least 1 step, got 0 and 1"),
+        ({"task": "forecast", "channels": 1, "season": 0}, "at least 1 step, got 1 and 0"),
+        ({"task": "classify", "channels": 1, "classes": 1}, "at least two classes, got 1"),
+        ({"task": "regress", "channels": 1, "quantiles": ()}, "rising numbers between 0 and 1"),
+        ({"task": "regress", "channels": 1, "quantiles": (0.5, 0.5)}, "rising numbers between 0 and 1"),
+        ({"task": "regress", "channels": 1, "quantiles": (0.5, 1.0)}, "rising numbers between 0 and 1"),
+    ],
+)
+def test_a_signature_that_makes_no_sense_is_refused(fields, message):
+    with pytest.raises(ModelError, match=message):
+        Signature(**fields)

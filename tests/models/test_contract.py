@@ -1,0 +1,629 @@
+"""One suite that every model of the catalog passes: a model is a state and a step.
+
+Each property is a plain function that raises AssertionError, so that the mutants at the end can show that it fails on a
+model that breaks it. A new entry of the catalog is tested from the day it is there; a field that sets its size may get
+a smaller value in SMALL.
+
+Shapes: B series, T time, C channels, H horizon, Q quantiles, K classes.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from data.frame import Channel
+from forecasting.export import export_bundle
+from forecasting.runtime import LoadedBundle, load_bundle
+from forecasting.task import Task
+from models.catalog import MODELS, build, field_defaults
+from models.contract import Batch, Fitted, ModelError, Signature, State, StepModel, Trainable, concat, take
+
+SMALL = {"hidden": 5, "embed": 4, "lags": 5, "norm_window": 6, "prior": 20}
+VARIANTS: tuple[dict[str, Any], ...] = ({}, {"layers": 2, "skip_lags": 4, "lags": 3})
+SIGNATURES = {
+    "forecast": (
+        Signature("forecast", channels=2, horizon=6, season=4),
+        Signature("forecast", channels=1, horizon=1, quantiles=(0.05, 0.5, 0.95)),
+    ),
+    "classify": (Signature("classify", channels=2, classes=3), Signature("classify", channels=1, classes=2)),
+    "regress": (Signature("regress", channels=2), Signature("regress", channels=1, quantiles=(0.1, 0.9))),
+}
+TOLERANCE = 1e-4  # of a prediction's range, in float32
+TIGHT = dict.fromkeys(("naive", "ridge", "rnn", "lstm", "gru"), 1e-5)  # recurrent and linear ones
+DOUBLE = 1e-10  # the same in float64
+LEVEL = 1000.0  # of the training data, whose spread is 1: a reader of labels knows only data like that
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model of the catalog, doing one task, in one of the VARIANTS."""
+
+    name: str
+    task: str
+    variant: int
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.task}-{self.variant}"
+
+    @property
+    def signature(self) -> Signature:
+        return SIGNATURES[self.task][self.variant]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        chosen = SMALL | VARIANTS[self.variant]
+        return {field: chosen[field] for field in field_defaults(self.name) if field in chosen}
+
+    @property
+    def tolerance(self) -> float:
+        return TIGHT.get(self.name, TOLERANCE)
+
+    def instance(self) -> StepModel:
+        return _instance(self)
+
+
+CASES = [
+    Case(name, task, variant)
+    for name, entry in MODELS.items()
+    for task in entry.tasks
+    for variant in range(len(VARIANTS))
+]
+STREAMING = [case for case in CASES if MODELS[case.name].streams]
+# An export takes more than a second: one for every model, and the other tasks of a closed form and of a network.
+EXPORTED = [
+    Case(
+        name, "forecast" if "forecast" in entry.tasks else entry.tasks[index % len(entry.tasks)], index % len(VARIANTS)
+    )
+    for index, (name, entry) in enumerate(MODELS.items())
+] + [Case("ridge", "classify", 0), Case("gru", "regress", 1)]
+
+
+def training_batches(signature: Signature, seed: int) -> list[Batch]:
+    """Two batches of noisy sines with gaps, whose slope is the label and the number to be read."""
+    rng = np.random.default_rng(seed)
+    batches = []
+    for _ in range(2):
+        rows, steps, horizon = 8, 30, signature.horizon
+        slope = rng.normal(size=(rows, 1, 1)) / 10
+        t = np.arange(steps + horizon)[:, None]
+        x = LEVEL + slope * t + np.sin(t) + 0.3 * rng.normal(size=(rows, steps + horizon, signature.channels))
+        x[rng.random(x.shape) < 0.05] = np.nan
+        x = torch.from_numpy(x.astype(np.float32))
+        if signature.task == "forecast":
+            target = x[:, 1:, 0].unfold(1, horizon, 1)
+        else:
+            number = torch.from_numpy(slope[..., 0]).expand(rows, steps)
+            target = number.float() if signature.task == "regress" else (number > 0).long()
+        seen = x[:, :steps]
+        batches.append(Batch(seen, seen.isfinite().float(), target, torch.ones(rows)))
+    return batches
+
+
+@cache
+def _instance(case: Case) -> StepModel:
+    """A small model of the case: fitted if it has a closed form, else prepared and with random weights."""
+    torch.manual_seed(7)
+    model = build(case.name, case.signature, **case.settings).eval()
+    batches = training_batches(case.signature, seed=7)
+    if isinstance(model, Fitted):
+        model.fit(batches)
+    if isinstance(model, Trainable):
+        model.prepare(batches)
+        with torch.no_grad():  # weights that start at or near zero would hide what they multiply
+            for parameter in model.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+@cache
+def double(model: StepModel) -> StepModel:
+    return copy.deepcopy(model).double()
+
+
+@dataclass(frozen=True)
+class Example:
+    """A recipe for a batch of series: numbers that a failure can print."""
+
+    batch: int
+    steps: int
+    cut: float  # where to split or to change, as a share of the steps
+    seed: int
+    kind: str
+    level: float  # in units of the scale
+    scale: float
+    missing: float  # share of scattered gaps
+    gap: tuple[int, int]  # first step and length of one long gap, which every next series has 3 steps later
+    behind: float  # what stands behind the mask
+
+    def tensors(self, signature: Signature) -> tuple[Tensor, Tensor]:
+        """x, mask (B, T, C) in float32, every series of its own level and scale."""
+        rng = np.random.default_rng(self.seed)
+        shape = (self.batch, self.steps, signature.channels)
+        noise = rng.normal(size=shape)
+        x = {
+            "noise": noise,
+            "walk": noise.cumsum(1),
+            "season": np.sin(np.pi / 2 * np.arange(self.steps))[:, None] + 0.1 * noise,
+            "jumps": np.where(rng.random(shape) < 0.1, 10 * noise, 0.0).cumsum(1),
+        }[self.kind]
+        row = np.arange(1, self.batch + 1)[:, None, None]
+        if signature.task == "forecast":
+            x = self.scale * row * (self.level * row + x)
+        else:
+            x = LEVEL + np.sign(self.level) * row + x
+        mask = rng.random(shape) >= self.missing
+        for index in range(self.batch):
+            first = self.gap[0] + 3 * index
+            mask[index, first : first + self.gap[1]] = False
+        x = np.where(mask, x, self.behind)
+        return torch.from_numpy(x.astype(np.float32)), torch.from_numpy(mask.astype(np.float32))
+
+    @property
+    def split(self) -> int:
+        """From 1 to T - 1; 1 where T is 1."""
+        return max(1, min(self.steps - 1, math.ceil(self.cut * self.steps)))
+
+
+examples = st.builds(
+    Example,
+    batch=st.integers(1, 4),
+    steps=st.integers(1, 32),
+    cut=st.floats(0, 1),
+    seed=st.integers(0, 2**16),
+    kind=st.sampled_from(["noise", "walk", "season", "jumps"]),
+    level=st.sampled_from([0.0, 1.0, -30.0, 1e4]),
+    scale=st.sampled_from([1.0, 1e-3, 1e3]),
+    missing=st.sampled_from([0.0, 0.2, 0.6]),
+    gap=st.tuples(st.integers(0, 20), st.sampled_from([0, 3, 20, 40])),
+    behind=st.sampled_from([math.nan, math.inf, -math.inf, 1e30, 0.0]),
+)
+# For the mutants and for a first look: gaps of both sorts, a level far above the spread.
+ORDINARY = Example(3, 24, 0.5, 0, "walk", 100.0, 1.0, 0.2, (5, 4), math.nan)
+
+
+def over(cases: list[Case]) -> Callable[[Any], Any]:
+    return pytest.mark.parametrize("case", cases, ids=str)
+
+
+def few(function: Any) -> Any:
+    """Some forty cases go through each property, most of them through the same code: ten examples each will do."""
+    return settings(max_examples=10)(function)
+
+
+# The properties.
+
+
+def spread_of(prediction: Tensor, signature: Signature) -> Tensor:
+    """(B,) the range of each series' predictions; probabilities have their own."""
+    if signature.task == "classify":
+        return prediction.new_ones(len(prediction))
+    flat = prediction.flatten(1)
+    return flat.amax(1) - flat.amin(1)
+
+
+def assert_predictions(found: Tensor, expected: Tensor, signature: Signature, tolerance: float, what: str) -> None:
+    """Equal within `tolerance` of the range of a series' predictions, and the rounding of the numbers themselves."""
+    assert found.shape == expected.shape, f"{what}: {tuple(found.shape)}, expected {tuple(expected.shape)}"
+    rounding = 4 * torch.finfo(expected.dtype).eps * expected.flatten(1).abs().amax(1)
+    allowed = tolerance * spread_of(expected, signature) + rounding
+    worst = (found - expected).abs().flatten(1).amax(1)
+    assert bool((worst <= allowed).all()), f"{what}: differs by {worst.tolist()}, allowed {allowed.tolist()}"
+
+
+def assert_states(found: State, expected: State, usual: State, tolerance: float, what: str) -> None:
+    """Equal within `tolerance` of the largest value that each series' tensor has had (`usual`)."""
+    assert list(found) == list(expected), f"{what}: {list(found)}, expected {list(expected)}"
+    for name, value in expected.items():
+        assert found[name].shape == value.shape, f"{what}: {name} is {tuple(found[name].shape)}"
+        assert found[name].dtype == value.dtype, f"{what}: {name} is {found[name].dtype}"
+        worst = (found[name] - value).abs().flatten(1).amax(1)
+        allowed = tolerance * usual[name].flatten(1).amax(1)
+        assert bool((worst <= allowed).all()), f"{what}: {name} differs by {worst.tolist()}, allowed {allowed.tolist()}"
+
+
+def steps_of(model: StepModel, x: Tensor, mask: Tensor) -> tuple[Tensor, State, State]:
+    """T calls of `step`: the predictions, the last state, and the largest absolute value that each state had."""
+    state = model.initial_state(len(x))
+    usual = {name: value.abs() for name, value in state.items()}
+    predictions = []
+    for t in range(x.shape[1]):
+        prediction, state = model.step(x[:, t], mask[:, t], state)
+        predictions.append(prediction)
+        usual = {name: torch.maximum(usual[name], value.abs()) for name, value in state.items()}
+    return torch.stack(predictions, 1), state, usual
+
+
+@torch.no_grad()
+def check_parity(model: StepModel, example: Example, tolerance: float) -> None:
+    """One scan = a scan in two parts = T steps, predictions and states; in float64 as well."""
+    x, mask = example.tensors(model.signature)
+    _check_parity(model, x, mask, example.split, tolerance)
+    _check_parity(double(model), x.double(), mask.double(), example.split, DOUBLE)
+
+
+def _check_parity(model: StepModel, x: Tensor, mask: Tensor, cut: int, tolerance: float) -> None:
+    initial = model.initial_state(len(x))
+    given_state = {name: value.clone() for name, value in initial.items()}
+    by_step, after_steps, usual = steps_of(model, x, mask)
+    whole, after = model.scan(x, mask, initial)
+    assert_predictions(whole, by_step, model.signature, tolerance, "scan against steps")
+    assert_states(after, after_steps, usual, tolerance, "state after the scan against steps")
+    head, between = model.scan(x[:, :cut], mask[:, :cut], initial)
+    if cut < x.shape[1]:
+        kept = {name: value.clone() for name, value in between.items()}
+        tail, end = model.scan(x[:, cut:], mask[:, cut:], between)
+        parts = torch.cat([head, tail], 1)
+        assert_predictions(parts, by_step, model.signature, tolerance, f"scan split at {cut} against steps")
+        assert_states(end, after_steps, usual, tolerance, f"state after the scan split at {cut}")
+        assert_states(between, kept, usual, 0.0, "a scan wrote into the state that it was given")
+    assert_states(initial, given_state, usual, 0.0, "a scan or step wrote into the state that it was given")
+
+
+@torch.no_grad()
+def check_causality(model: StepModel, example: Example) -> None:
+    """What comes after t changes no prediction at or before t, to the bit."""
+    x, mask = example.tensors(model.signature)
+    t = example.split
+    other, shown = x.clone(), mask.clone()
+    other[:, t:] = torch.where(mask[:, t:] > 0, 3 * x[:, t:] + 1, torch.full_like(x[:, t:], 5.0))
+    shown[:, t:] = 1 - mask[:, t:] * (torch.arange(x.shape[1] - t) % 2)[:, None]
+    before, _ = model.scan(x, mask, model.initial_state(len(x)))
+    after, _ = model.scan(other, shown, model.initial_state(len(x)))
+    assert torch.equal(before[:, :t], after[:, :t]), f"a prediction before step {t} saw what comes from there on"
+
+
+@torch.no_grad()
+def check_missing(model: StepModel, example: Example) -> None:
+    """What stands behind the mask has no influence, and NaN and infinities are missing even where the mask is 1."""
+    x, mask = example.tensors(model.signature)
+    expected, state = model.scan(x, mask, model.initial_state(len(x)))
+    for behind in (math.nan, math.inf, -math.inf, 1e30, -5.0):
+        for what, shown in (("behind the mask", mask), ("in front of it", torch.ones_like(mask))):
+            if what == "in front of it" and math.isfinite(behind):
+                continue
+            hidden = torch.where(mask > 0, x, torch.full_like(x, behind))
+            found, after = model.scan(hidden, shown, model.initial_state(len(x)))
+            assert torch.equal(found, expected), f"{behind} {what} changes the prediction"
+            assert all(torch.equal(after[name], value) for name, value in state.items()), f"{behind} {what}: the state"
+
+
+@torch.no_grad()
+def check_rows(model: StepModel, example: Example, tolerance: float) -> None:
+    """Series do not see each other: in another order, alone, and joined on the way they are the same."""
+    x, mask = example.tensors(model.signature)
+    expected, after = model.scan(x, mask, model.initial_state(len(x)))
+    usual = steps_of(model, x, mask)[2] if model.streams else {name: value.abs() for name, value in after.items()}
+    order = torch.from_numpy(np.random.default_rng(example.seed).permutation(len(x)))
+    found, state = model.scan(x[order], mask[order], model.initial_state(len(x)))
+    assert_predictions(found, expected[order], model.signature, tolerance, "series in another order")
+    assert_states(state, take(after, order), take(usual, order), tolerance, "series in another order")
+    for row in range(len(x)):
+        one = torch.tensor([row])
+        found, state = model.scan(x[one], mask[one], model.initial_state(1))
+        assert_predictions(found, expected[one], model.signature, tolerance, f"series {row} alone")
+        assert_states(state, take(after, one), take(usual, one), tolerance, f"series {row} alone")
+    if not model.streams or x.shape[1] < 2:
+        return
+    cut = example.split
+    halves = [order[: len(x) // 2], order[len(x) // 2 :]]
+    heads = [
+        model.scan(x[rows, :cut], mask[rows, :cut], model.initial_state(len(rows)))[1] for rows in halves if len(rows)
+    ]
+    found, _ = model.scan(x[order, cut:], mask[order, cut:], concat(heads))
+    both = torch.cat([expected[order, :cut], found], 1)
+    assert_predictions(both, expected[order], model.signature, tolerance, "series that were joined on the way")
+
+
+def check_values(prediction: Tensor, state: State, signature: Signature, what: str) -> None:
+    """Finite, quantiles in order, probabilities that sum to 1."""
+    assert prediction.shape[2:] == signature.prediction_shape, f"{what}: {tuple(prediction.shape)}"
+    assert bool(prediction.isfinite().all()), f"{what}: a prediction is not finite"
+    for name, value in state.items():
+        assert bool(value.isfinite().all()), f"{what}: the state {name} is not finite"
+        assert value.shape[0] == prediction.shape[0], f"{what}: the first dimension of {name} is not the series"
+    if signature.task == "classify":
+        assert bool((prediction >= 0).all()), f"{what}: a probability is negative"
+        assert bool(((prediction.sum(-1) - 1).abs() < 1e-5).all()), f"{what}: probabilities do not sum to 1"
+    else:
+        assert bool((prediction.diff(dim=-1) >= 0).all()), f"{what}: quantiles cross"
+
+
+@torch.no_grad()
+def check_predictions(model: StepModel, x: Tensor, mask: Tensor, what: str = "") -> None:
+    check_values(*model.scan(x, mask, model.initial_state(len(x))), model.signature, f"scan {what}")
+    if model.streams:
+        predictions, state, _ = steps_of(model, x, mask)
+        check_values(predictions, state, model.signature, f"steps {what}")
+
+
+def check_graph(model: StepModel, loaded: LoadedBundle, example: Example, tolerance: float) -> None:
+    """The graphs compute what the model computes, whatever the number of series and steps."""
+    x, mask = example.tensors(model.signature)
+    with torch.no_grad():
+        expected, after = model.scan(x, mask, model.initial_state(len(x)))
+    initial = loaded.initial_state(len(x))
+    found, end = loaded.run_scan(x, mask, initial)
+    assert_predictions(torch.from_numpy(found), expected, model.signature, tolerance, "scan.onnx against the model")
+    if not model.streams:
+        return
+    with torch.no_grad():
+        usual = steps_of(model, x, mask)[2]
+    assert_states(_tensors(end), after, usual, tolerance, "the state of scan.onnx against the model's")
+    cut, parts, state = example.split, [], initial
+    for part in (slice(0, cut), slice(cut, None)) if cut < x.shape[1] else (slice(None),):
+        found, state = loaded.run_scan(x[:, part], mask[:, part], state)
+        parts.append(torch.from_numpy(found))
+    assert_predictions(torch.cat(parts, 1), expected, model.signature, tolerance, f"scan.onnx split at {cut}")
+    assert_states(_tensors(state), after, usual, tolerance, f"the state of scan.onnx split at {cut}")
+    parts, state = [], initial
+    for t in range(x.shape[1]):
+        found, state = loaded.run_step(x[:, t], mask[:, t], state)
+        parts.append(torch.from_numpy(found))
+    assert_predictions(torch.stack(parts, 1), expected, model.signature, tolerance, "step.onnx against the model")
+    assert_states(_tensors(state), after, usual, tolerance, "the state of step.onnx against the model's")
+
+
+def _tensors(state: dict[str, Any]) -> State:
+    return {name: torch.from_numpy(value) for name, value in state.items()}
+
+
+# The whole catalog.
+
+
+@over(STREAMING)
+@few
+@given(example=examples)
+def test_a_scan_is_a_scan_in_two_parts_is_so_many_steps(case, example):
+    check_parity(case.instance(), example, case.tolerance)
+
+
+@over(STREAMING)
+@few
+@given(example=examples)
+def test_the_future_changes_no_prediction(case, example):
+    check_causality(case.instance(), example)
+
+
+@over(CASES)
+@few
+@given(example=examples)
+def test_what_is_missing_has_no_influence(case, example):
+    check_missing(case.instance(), example)
+
+
+@over(CASES)
+@few
+@given(example=examples)
+def test_series_do_not_see_each_other(case, example):
+    check_rows(case.instance(), example, case.tolerance)
+
+
+@over(CASES)
+@few
+@given(example=examples)
+def test_predictions_are_finite_and_in_order(case, example):
+    check_predictions(case.instance(), *example.tensors(case.signature))
+
+
+HUGE = 1e30
+EXTREMES: dict[str, Callable[[tuple[int, ...]], Tensor]] = {
+    "always zero": lambda shape: torch.zeros(shape),
+    "always the same": lambda shape: torch.full(shape, 12345.678),
+    "huge": lambda shape: HUGE * (-1.0) ** torch.arange(shape[1])[:, None].expand(shape),
+    "always huge": lambda shape: torch.full(shape, HUGE),
+    "one huge value": lambda shape: torch.where(torch.arange(shape[1])[:, None] == 7, HUGE, torch.ones(shape)),
+    "tiny": lambda shape: 1e-38 * (-1.0) ** torch.arange(shape[1])[:, None].expand(shape),
+    "never observed": lambda shape: torch.full(shape, math.nan),
+    "observed once": lambda shape: torch.where(torch.arange(shape[1])[:, None] == 7, 3.0, torch.full(shape, math.nan)),
+    "always infinite": lambda shape: torch.full(shape, math.inf),
+}
+
+
+@over(CASES)
+def test_extreme_input_gives_finite_predictions_and_states(case):
+    for extreme, values in EXTREMES.items():
+        x = values((2, 30, case.signature.channels))
+        check_predictions(case.instance(), x, torch.ones_like(x), extreme)
+        check_predictions(case.instance(), x, torch.zeros_like(x), f"{extreme}, masked")
+
+
+@over(CASES)
+def test_a_model_that_does_not_stream_says_so(case):
+    model = case.instance()
+    assert model.streams == MODELS[case.name].streams
+    x, mask = ORDINARY.tensors(case.signature)
+    if not model.streams:
+        with pytest.raises(ModelError, match="does not stream"):
+            model.step(x[:, 0], mask[:, 0], model.initial_state(len(x)))
+
+
+# The graphs.
+
+
+@pytest.fixture(scope="module", params=EXPORTED, ids=str)
+def exported(request, tmp_path_factory) -> tuple[Case, LoadedBundle]:
+    """A case and its bundle, written and read again."""
+    case = request.param
+    path = tmp_path_factory.mktemp("bundles") / str(case)
+    export_bundle(case.instance(), task_of(case.signature), path, name=case.name, config={}, training={}, metrics=[])
+    return case, load_bundle(path)
+
+
+def task_of(signature: Signature) -> Task:
+    return Task(
+        kind=signature.task,
+        target="y",
+        channels=tuple(Channel(f"channel {c}", "") for c in range(signature.channels)),
+        freq=1,
+        horizon=signature.horizon,
+        season=signature.season,
+        quantiles=signature.quantiles,
+        labels=tuple("abc"[: signature.classes]),
+    )
+
+
+@given(example=examples)
+def test_the_graphs_compute_what_the_model_computes(exported, example):
+    case, loaded = exported
+    check_graph(case.instance(), loaded, example, case.tolerance)
+
+
+@few
+@given(example=examples)
+def test_a_stream_that_was_saved_goes_on_as_if_it_had_not_been(exported, tmp_path_factory, example):
+    case, loaded = exported
+    if not loaded.streams:
+        with pytest.raises(ValueError, match="does not stream"):
+            loaded.stream(["a"])
+        return
+    x, mask = example.tensors(case.signature)
+    values = torch.where(mask > 0, x, torch.full_like(x, math.nan)).numpy()
+    stream = loaded.stream([f"series {row}" for row in range(len(x))])
+    for t in range(example.split):
+        stream.step(values[:, t])
+    path = tmp_path_factory.mktemp("states") / "state.npz"
+    stream.save(path)
+    resumed = loaded.stream(state=path)
+    assert resumed.series == stream.series
+    for name, value in stream.state.items():
+        np.testing.assert_array_equal(resumed.state[name], value, strict=True)
+    for t in range(example.split, x.shape[1]):
+        np.testing.assert_array_equal(resumed.step(values[:, t]), stream.step(values[:, t]), strict=True)
+
+
+# The checks can fail: each mutant breaks one promise of the contract, and the check of that promise must see it.
+
+
+class Mutant(StepModel):
+    """Any model, passed on unchanged; the subclasses change one thing."""
+
+    def __init__(self, model: StepModel) -> None:
+        super().__init__(model.signature)
+        self.model = model
+
+    def initial_state(self, batch: int) -> State:
+        return self.model.initial_state(batch)
+
+    def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        return self.model.step(x, mask, state)
+
+    def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        return self.model.scan(x, mask, state)
+
+
+class DropsTheState(Mutant):
+    def scan(self, x, mask, state):
+        return self.model.scan(x, mask, self.initial_state(len(x)))
+
+
+class ForgetsOneState(Mutant):
+    """Right in its predictions until a scan is followed by another."""
+
+    def scan(self, x, mask, state):
+        prediction, after = self.model.scan(x, mask, state)
+        last = list(after)[-1]
+        return prediction, after | {last: state[last]}
+
+
+class WritesIntoItsState(Mutant):
+    def scan(self, x, mask, state):
+        prediction, after = self.model.scan(x, mask, state)
+        for name, value in after.items():
+            state[name].copy_(value)
+        return prediction, state
+
+
+class LooksAhead(Mutant):
+    def scan(self, x, mask, state):
+        ahead, shown = torch.cat([x[:, 1:], x[:, -1:]], 1), torch.cat([mask[:, 1:], mask[:, -1:]], 1)
+        return self.model.scan(ahead, shown, state)
+
+
+class NormalisesByTheWhole(Mutant):
+    """The leak that is easy to write: statistics of the whole window, small enough to be overlooked in a plot."""
+
+    def scan(self, x, mask, state):
+        prediction, after = self.model.scan(x, mask, state)
+        total = torch.where(observed_mask(x, mask), x, torch.zeros_like(x)).sum((1, 2))
+        return prediction + 1e-6 * total.view(-1, *[1] * (prediction.dim() - 1)), after
+
+
+class IgnoresTheMask(Mutant):
+    def scan(self, x, mask, state):
+        return self.model.scan(x.nan_to_num(), torch.ones_like(mask), state)
+
+
+class TakesInfinityForAValue(Mutant):
+    def scan(self, x, mask, state):
+        return self.model.scan(x.nan_to_num(posinf=1e6, neginf=-1e6), mask * ~x.isnan(), state)
+
+
+class LeaksAcrossTheBatch(Mutant):
+    def scan(self, x, mask, state):
+        prediction, after = self.model.scan(x, mask, state)
+        return prediction + 1e-3 * prediction.mean(0, keepdim=True), after
+
+
+class PassesNanOn(Mutant):
+    def scan(self, x, mask, state):
+        prediction, after = self.model.scan(x, mask, state)
+        return prediction, {name: torch.where(value == 0, math.nan, value) for name, value in after.items()}
+
+
+class CrossesItsQuantiles(Mutant):
+    def scan(self, x, mask, state):
+        prediction, after = self.model.scan(x, mask, state)
+        return prediction.flip(-1), after
+
+
+MUTANTS: list[tuple[type[Mutant], Callable[[StepModel], None]]] = [
+    (DropsTheState, lambda model: check_parity(model, ORDINARY, TOLERANCE)),
+    (ForgetsOneState, lambda model: check_parity(model, ORDINARY, TOLERANCE)),
+    (WritesIntoItsState, lambda model: check_parity(model, ORDINARY, TOLERANCE)),
+    (LooksAhead, lambda model: check_parity(model, ORDINARY, TOLERANCE)),
+    (LooksAhead, lambda model: check_causality(model, ORDINARY)),
+    (NormalisesByTheWhole, lambda model: check_causality(model, ORDINARY)),
+    (IgnoresTheMask, lambda model: check_missing(model, ORDINARY)),
+    (TakesInfinityForAValue, lambda model: check_missing(model, ORDINARY)),
+    (LeaksAcrossTheBatch, lambda model: check_rows(model, ORDINARY, TOLERANCE)),
+    (PassesNanOn, lambda model: check_predictions(model, *never(model))),
+    (CrossesItsQuantiles, lambda model: check_predictions(model, *ORDINARY.tensors(model.signature))),
+]
+
+
+def observed_mask(x: Tensor, mask: Tensor) -> Tensor:
+    return (mask > 0) & x.isfinite()
+
+
+def never(model: StepModel) -> tuple[Tensor, Tensor]:
+    x = torch.full((2, 5, model.signature.channels), math.nan)
+    return x, torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("case", [case for case in STREAMING if case.task == "forecast"], ids=str)
+@pytest.mark.parametrize(("mutant", "check"), MUTANTS, ids=lambda value: getattr(value, "__name__", None))
+def test_a_mutant_is_caught_where_the_model_passes(case, mutant, check):
+    check(case.instance())
+    with pytest.raises(AssertionError):
+        check(mutant(case.instance()))
+
+
+def test_other_weights_than_the_graphs_are_caught(exported):
+    case, loaded = exported
+    other = copy.deepcopy(case.instance())
+    check_graph(other, loaded, ORDINARY, case.tolerance)
+    buffers = [b for name, b in other.named_buffers() if b.is_floating_point() and b.any() and "floor" not in name]
+    for tensor in (*other.parameters(), *buffers):
+        tensor.data.mul_(1.01)
+    with pytest.raises(AssertionError):
+        check_graph(other, loaded, ORDINARY, case.tolerance)
