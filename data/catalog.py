@@ -141,9 +141,9 @@ def _find(dataset: Dataset, name: str, what: str) -> Channel:
     return columns[name]
 
 
-def _with_covariates(dataset: Dataset, names: Sequence[str]) -> Dataset:
+def _with_covariates(dataset: Dataset, names: Sequence[str], what: str = "--covariates") -> Dataset:
     """The data set with these inputs, in this order; those it had before are spare."""
-    inputs = [_find(dataset, name, "--covariates") for name in dict.fromkeys(names)]
+    inputs = [_find(dataset, name, what) for name in dict.fromkeys(names)]
     if dataset.task != "forecast" and not inputs:
         raise FrameError(f"{dataset.name}: {dataset.task} needs at least one channel.")
     chosen = (dataset.channels[0], *inputs) if dataset.task == "forecast" else tuple(inputs)
@@ -172,14 +172,14 @@ def _with_target(dataset: Dataset, name: str) -> Dataset:
 
 
 def _with_channels(dataset: Dataset, wanted: Sequence[Channel]) -> Dataset:
-    """The data set with exactly these channels, those of a bundle for example; units must agree."""
+    """The data set with exactly these channels, those of a bundle for example; known units must agree."""
     first = 1 if dataset.task == "forecast" else 0
-    chosen = _with_covariates(dataset, [channel.name for channel in wanted[first:]])
+    chosen = _with_covariates(dataset, [channel.name for channel in wanted[first:]], "the model's input")
     for have, want in zip(chosen.channels, wanted, strict=True):
-        if (have.name, have.unit) != (want.name, want.unit):
+        unknown = not have.unit or not want.unit
+        if have.name != want.name or (have.unit != want.unit and not unknown):
             raise FrameError(
-                f"{dataset.name}: channel {have.name} is in {have.unit or 'no unit'}, expected {want.name} in "
-                f"{want.unit or 'no unit'}."
+                f"{dataset.name}: channel {have.name} is in {have.unit}, expected {want.name} in {want.unit}."
             )
     return chosen
 

@@ -25,6 +25,9 @@ ID = "unique_id"
 TIME = "ds"
 TARGETS: dict[str, str] = {"forecast": "y", "classify": "label", "regress": "y"}
 
+# Models compute in float32 and take what is larger for missing (`models.contract`): said here, not hidden there.
+LARGEST = 1e15
+
 # Below this share of equal steps the "most common" spacing is chance, and the grid would be mostly holes.
 REGULAR_SHARE = 0.5
 WEEKDAYS = ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN")
@@ -385,6 +388,14 @@ class _Check:
             raise FrameError(
                 f"{self.source}: {name} is infinite in {infinite.sum()} of {len(infinite)} rows, first in "
                 f"{self.where(row)} (series {ids[row]} at {show_time(times[row])}). Leave it empty where it is missing."
+            )
+        too_large = np.abs(values) > LARGEST
+        if too_large.any():
+            row = int(too_large.argmax())
+            raise FrameError(
+                f"{self.source}: {name} is {values[row]:g} in {self.where(row)} (series {ids[row]} at "
+                f"{show_time(times[row])}); models take more than {LARGEST:g} for missing. Rescale the column, or "
+                "leave it empty there."
             )
         return values
 

@@ -9,6 +9,7 @@ frame (see `frame`) and knows nothing of files.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -132,7 +133,9 @@ class _Grid:
         kind = times.dtype.kind
         if kind == "M" and isinstance(freq, str):
             try:
-                offset = pd.tseries.frequencies.to_offset(freq)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", FutureWarning)  # old aliases such as H still mean the same
+                    offset = pd.tseries.frequencies.to_offset(freq)
             except ValueError as error:
                 raise FrameError(
                     f"{source}: {freq!r} is no step; expected a pandas alias such as D, B, h, 15min, W-SUN or MS."
@@ -141,6 +144,8 @@ class _Grid:
                 if offset.nanos <= 0:
                     raise FrameError(f"{source}: the step {freq!r} must be positive.")
                 return _Grid(step=np.timedelta64(offset.nanos, "ns"))
+            if offset.n <= 0:
+                raise FrameError(f"{source}: the step {freq!r} must be positive.")
             return _Grid(calendar=_calendar(offset, times.min(), times.max(), steps_after))
         is_number = isinstance(freq, int | float | np.number) and not isinstance(freq, bool)
         if is_number and kind in "iuf" and not (kind in "iu" and float(freq) % 1):

@@ -91,8 +91,20 @@ def read_source(
     source = files[0].name if len(files) == 1 else str(path)
     table, where = _stack(parts, source)
     own = {ID: ID, TIME: TIME, "y": "y"} if wide else {ID: id, TIME: time, TARGETS[task]: target_name}
+    _refuse_roles(source, table, own, target_required=target_required)
     table, renamed = _rename(table, own)
+    if channels is not None:
+        lacking = [channel.name for channel in channels if channel.name not in (*table.columns, TARGETS[task])]
+        if lacking:
+            raise FrameError(
+                f"{source}: no column {', '.join(lacking)}, which the model takes as input; found "
+                f"{', '.join(map(str, parts[0].table.columns))}. Its channels are "
+                f"{', '.join(channel.name for channel in channels)}."
+            )
     notes: list[str] = []
+    taken = [name for name in covariates or () if name in own or name in own.values()]
+    if taken:
+        raise FrameError(f"{source}: column {taken[0]} cannot be a covariate: it is an id, the time or the target.")
     inputs, unused = _choose(table, task, covariates, TARGETS[task])
     if unused and covariates is None and not wide:
         notes.append(f"{source}: not used: {', '.join(unused)}. Name columns in --covariates to use them.")
@@ -205,6 +217,7 @@ def _read_parquet(file: Path) -> pd.DataFrame:
     try:
         table = pd.read_parquet(file)
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+        _refuse_unreadable(file, error)
         raise FrameError(
             f"{file}: not a whole Parquet file ({_first_line(error)}). It is truncated or damaged: copy it anew."
         ) from error
@@ -242,7 +255,13 @@ def _read_csv(file: Path, as_text: Sequence[str]) -> pd.DataFrame:
             f"{file}: not a table with commas ({_first_line(error)}). Check the separators and quotes."
         ) from error
     except (EOFError, OSError, zlib.error) as error:
+        _refuse_unreadable(file, error)
         raise FrameError(f"{file}: not a whole gzip file ({_first_line(error)}). Write or copy it anew.") from error
+
+
+def _refuse_unreadable(file: Path, error: Exception) -> None:
+    if isinstance(error, OSError) and error.errno:  # the system's word; the formats' own errors have no number
+        raise FrameError(f"{file}: cannot be read ({error.strerror}).") from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -302,6 +321,21 @@ def _stack(parts: Sequence[_Part], source: str) -> tuple[pd.DataFrame, Callable[
     filled = [part.table for part in parts if len(part.table)]
     table = pd.concat(filled, ignore_index=True) if filled else parts[0].table
     return table.reset_index(drop=True), where
+
+
+def _refuse_roles(source: str, table: pd.DataFrame, own: dict[str, str], *, target_required: bool) -> None:
+    """One column for two roles, or a name that was given and is not there."""
+    options = {ID: "--id", TIME: "--time"}
+    for house, name in own.items():
+        option = options.get(house, "--target")
+        twin = next((options[other] for other in (ID, TIME) if other != house and own[other] == name), None)
+        if twin is not None:
+            raise FrameError(f"{source}: column {name} cannot be both {twin} and {option}. Name another one.")
+        if name != house and name not in table and (target_required or house in options):
+            raise FrameError(
+                f"{source}: no column {name}; found {', '.join(map(str, table.columns))}. "
+                f"Name the right one with {option}."
+            )
 
 
 def _rename(table: pd.DataFrame, names: dict[str, str]) -> tuple[pd.DataFrame, dict[str, str]]:

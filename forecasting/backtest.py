@@ -35,8 +35,9 @@ JUDGED_BY = {"forecast": "mase", "classify": "accuracy", "regress": "mae"}  # wh
 CONFIDENCE, DWELL = 0.8, 3  # an early decision: this probability for so many frames in a row
 VALUES_AT_ONCE = 8_000_000  # predictions held in memory by one scan
 LEADERBOARD = (
-    "model", "task", "n_series", "n_cutoffs", "mase", "smape", "mae", "rmse", "mse", "mape", "pinball", "coverage_80",
-    "accuracy", "macro_f1", "earliness", "skill_vs_naive", "dm_p_value", "fit_seconds", "predict_seconds", "peak_mb",
+    "model", "task", "n_series", "n_cutoffs", "mase", "smape", "mae", "rmse", "mse", "pinball", "coverage_80",
+    "skill_vs_naive", "dm_p_value", "fit_seconds", "predict_seconds", "peak_mb",
+    "mape", "accuracy", "macro_f1", "earliness",
 )  # fmt: skip
 
 
@@ -193,7 +194,7 @@ def compare(
     trained, rows, costs = {}, {}, {}
     for name in names:
         fit = partial(fit_model, name, task, settings=shared[name], seed=seed, progress=progress)
-        if name == models[0]:
+        if name in models[:1]:
             fit = partial(fit, directory=directory, resume=resume)
         with _PeakMemory() as peak:
             trained[name], rows[name], seconds = _run(fit, parts, positions, refit, stride)
@@ -222,7 +223,8 @@ def _predicted(parts: Parts, task: Task, stride: int) -> list[np.ndarray]:
     """Per test series the positions to predict at: forecasts at every cut-off, classes and numbers at every row."""
     if task.kind == "forecast":
         return [cutoff_positions(span, task.horizon, stride) for span in parts.test]
-    return [np.arange(span.begin, span.end, stride) for span in parts.test]
+    # Counted from the end, for the last row is the one that a recording is judged by.
+    return [np.arange(span.end - 1, span.begin - 1, -stride)[::-1] for span in parts.test]
 
 
 def _judged(everyone: Sequence[Rows]) -> list[np.ndarray]:
@@ -270,16 +272,21 @@ def _refits(
     if refit is None:
         yield parts, list(positions)
         return
-    ends = {span.series.unique_id: span for span in parts.train}
+    room = {span.series.unique_id: span.end - span.begin for span in parts.test}  # a series may end before others
     if any(span.begin == 0 for span in parts.test):
         raise TaskError(
             "this data set is split by series, not by time: there is nothing newer to refit on; --refit never."
         )
     for first in range(0, max(map(len, positions)), refit):
-        shift = first * stride
-        move = [replace(span, end=min(span.end + shift, len(span.series.ds))) for span in ends.values()]
-        checks = [replace(span, begin=span.begin + shift, end=span.end + shift) for span in parts.validation]
-        yield replace(parts, train=move, validation=checks), [at[first : first + refit] for at in positions]
+        shift = {name: min(first * stride, steps) for name, steps in room.items()}
+        later = [(span, shift.get(span.series.unique_id, 0)) for span in parts.train]
+        checks = [(span, shift.get(span.series.unique_id, 0)) for span in parts.validation]
+        known = replace(
+            parts,
+            train=[replace(span, end=span.end + steps) for span, steps in later],
+            validation=[replace(span, begin=span.begin + steps, end=span.end + steps) for span, steps in checks],
+        )
+        yield known, [at[first : first + refit] for at in positions]
 
 
 class _PeakMemory:
@@ -407,7 +414,7 @@ def _leaderboard(
     table = []
     for name, (measures, loss) in scores.items():
         everyone = rows[name]
-        over_series = task.kind != "forecast" or len(loss) == len(everyone) > 1
+        over_series = task.kind != "forecast" or len(everyone) > max(len(row.positions) for row in everyone)
         skill = metrics.skill(_error(task, measures), _error(task, scores["naive"][0]))
         beside: dict[str, Any] = {"skill_vs_naive": skill, "dm_p_value": np.nan}
         if name != "naive":

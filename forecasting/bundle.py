@@ -61,7 +61,7 @@ def write_bundle(path: str | os.PathLike[str], files: Mapping[str, bytes], card:
     directory is not, unless it is empty.
     """
     target = Path(os.path.realpath(path))
-    _check_replaceable(target)
+    check_replaceable(target)
     complete = seal(files, card)
     contents = {**files, CARD: json.dumps(complete, indent=2, ensure_ascii=False, allow_nan=False).encode()}
     needed = sum(map(len, contents.values()))
@@ -134,6 +134,8 @@ def write_npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
 
 def read_npz(content: bytes, name: object) -> dict[str, NDArray[Any]]:
     """The arrays of an .npz file; `name` is what an error calls it."""
+    if not content.startswith(b"PK"):  # np.load would take it for a pickle, and say how to open it unsafely
+        raise BundleError(f"{name}: not a readable .npz file.")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
@@ -220,7 +222,8 @@ def _card_hash(card: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _check_replaceable(target: Path) -> None:
+def check_replaceable(target: Path) -> None:
+    """Raise BundleError where something that is not a bundle would be overwritten."""
     if not target.exists():
         return
     if not target.is_dir():

@@ -30,7 +30,7 @@ def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, dict):
         return {"dict": [[_encode(k, tensors), _encode(v, tensors)] for k, v in value.items()]}
     if isinstance(value, list | tuple):
-        return {type(value).__name__: [_encode(item, tensors) for item in value]}
+        return {"tuple" if isinstance(value, tuple) else "list": [_encode(item, tensors) for item in value]}
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, Path):
@@ -51,14 +51,22 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def save(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write beside and rename: a kill while saving leaves the checkpoint of before."""
+    """Write beside and rename: a kill while saving leaves the checkpoint of before.
+
+    Raises:
+        CheckpointError: the disk is full, or the folder cannot be written.
+    """
     path = Path(path)
     tensors: dict[str, Tensor] = {}
     plan = json.dumps(_encode(checkpoint, tensors))
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
-    save_file(tensors, beside, metadata={"plan": plan})
-    os.replace(beside, path)
+    try:
+        save_file(tensors, beside, metadata={"plan": plan})
+        os.replace(beside, path)
+    except (OSError, SafetensorError) as error:
+        beside.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: the checkpoint could not be written ({error}).") from error
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -71,7 +79,13 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a readable checkpoint ({error}); --resume takes a last.ckpt.") from error
     if plan is None:
         raise CheckpointError(f"{path}: not a training checkpoint of mnemo: it has weights but no plan.")
-    return _decode(json.loads(plan), tensors)
+    try:
+        checkpoint = _decode(json.loads(plan), tensors)
+        if not isinstance(checkpoint["state_dict"], dict):
+            raise TypeError("state_dict is not a dict")
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a training checkpoint of mnemo: of another plan ({error}).") from error
+    return checkpoint
 
 
 class SafeCheckpoints(CheckpointIO):

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,7 @@ import typer
 if TYPE_CHECKING:
     import pandas as pd
 
-    from data.frame import Dataset
+    from data.frame import Channel, Dataset
     from forecasting.task import Task
 
 app = typer.Typer(
@@ -54,7 +55,12 @@ IdColumn = Annotated[str, typer.Option("--id", help="Column that names the serie
 TimeColumn = Annotated[str, typer.Option("--time", help="Column of times, cycles or seconds.")]
 TargetColumn = Annotated[str | None, typer.Option("--target", help="Column to forecast, classify or regress.")]
 Wide = Annotated[bool, typer.Option("--wide", help="One column a series instead of one row an observation.")]
-Freq = Annotated[str | None, typer.Option(help="Step of the times, such as D, h or 15min; inferred if left out.")]
+Freq = Annotated[
+    str | None,
+    typer.Option(
+        help="Step of the times: D, h, 15min and so on, or a number of cycles or seconds; inferred if left out."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 BundlePath = Annotated[Path, typer.Option("--bundle", metavar="BUNDLE", help="Folder of a trained bundle.")]
 CAUSALITY = {
@@ -102,7 +108,7 @@ def print_leaderboard(leaderboard: pd.DataFrame) -> None:
 
 def _load(
     source: str, *, task: str | None, id: str, time: str, target: str | None, covariates: str | None, wide: bool,
-    freq: str | None,
+    freq: str | None, channels: Sequence[Channel] | None = None, target_required: bool = True,
 ) -> Dataset:  # fmt: skip
     from data.catalog import load
 
@@ -111,14 +117,42 @@ def _load(
         "id": None if id == "unique_id" else id,
         "time": None if time == "ds" else time,
         "target": target,
-        "covariates": covariates.split(",") if covariates else None,
+        "covariates": _names(covariates) if covariates else None,
+        "channels": channels,
+        "target_required": None if target_required else False,
         "wide": wide or None,
-        "freq": freq,
+        "freq": _step(freq),
     }
     dataset = load(source, **{option: value for option, value in asked.items() if value is not None})
     for note in dataset.notes:
         _say(f"note: {note}")
     return dataset
+
+
+def _names(text: str) -> list[str]:
+    """The names of a list with commas."""
+    return [name.strip() for name in text.split(",")]
+
+
+def _step(freq: str | None) -> str | int | float | None:
+    """A step as text: a whole number of cycles, seconds, or a pandas alias."""
+    for number in (int, float):
+        try:
+            return None if freq is None else number(freq)
+        except ValueError:
+            continue
+    return freq
+
+
+def _check_place(path: Path) -> None:
+    """Refuse a place that cannot be written before the work is done, not after it."""
+    from forecasting.results import ResultError
+
+    there = next((place for place in (path, *path.absolute().parents) if place.exists()), path)
+    if not there.is_dir():
+        raise ResultError(f"{there}: is a file, not a folder; give another --out.")
+    if not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise ResultError(f"{there}: this user cannot write there; give another --out.")
 
 
 def _task_of(dataset: Dataset, horizon: int | None, season: int | None, quantiles: str) -> Task:
@@ -130,7 +164,10 @@ def _task_of(dataset: Dataset, horizon: int | None, season: int | None, quantile
         raise TaskError(
             f"--quantiles takes numbers between 0 and 1, such as 0.1,0.5,0.9; got '{quantiles}'."
         ) from error
-    return Task.of(dataset, horizon=horizon, season=season, quantiles=levels)
+    task = Task.of(dataset, horizon=horizon, season=season, quantiles=levels)
+    if task.kind == "classify" and len(task.labels) < 2:
+        raise TaskError(f"{dataset.name}: classification needs at least two labels, found {', '.join(task.labels)}.")
+    return task
 
 
 def _settings(pairs: list[str] | None) -> dict[str, str]:
@@ -253,9 +290,12 @@ def train(
         data, task=task, id=id, time=time, target=target, covariates=covariates, wide=wide, freq=freq
     )  # fmt: skip
     asked = _task_of(dataset, horizon, season, quantiles)
+    from forecasting.bundle import check_replaceable
     from forecasting.pipeline import train_bundle
     from forecasting.training import on_a_terminal
 
+    check_replaceable(out)
+    _check_place(out.parent)
     try:
         report, card = train_bundle(
             dataset, model, asked, out, until=until, seed=seed, settings=_settings(settings), resume=resume,
@@ -305,7 +345,7 @@ def backtest(
 
     if test_size is not None and cutoff is not None:
         raise TaskError("give --test-size or --cutoff, not both.")
-    if refit != "never" and not refit.isdigit():
+    if refit != "never" and not re.fullmatch(r"0*[1-9][0-9]{0,9}", refit):
         raise TaskError(f"--refit takes never or a number of cut-offs, not '{refit}'.")
     dataset = _load(
         data, task=task, id=id, time=time, target=target, covariates=covariates, wide=wide, freq=freq
@@ -316,8 +356,9 @@ def backtest(
     from forecasting.training import on_a_terminal
 
     chosen = _settings(settings)
+    _check_place(out)
     report = engine.backtest(
-        dataset, model.split(","), asked, test_size=test_size, cutoff=cutoff, stride=stride,
+        dataset, _names(model), asked, test_size=test_size, cutoff=cutoff, stride=stride,
         refit=None if refit == "never" else int(refit), seed=seed, settings=chosen, progress=on_a_terminal(),
     )  # fmt: skip
     write_report(report, out, dataset=dataset.name, seed=seed, settings=dict(chosen))
@@ -347,6 +388,7 @@ def forecast(
     as_json: Json = False,
 ) -> None:
     """Forecast from the end of each series; classify and regress bundles answer with the same command."""
+    from data.frame import Channel
     from forecasting.results import ResultError, write_whole
 
     place = None if out == "-" else Path(out)
@@ -355,15 +397,22 @@ def forecast(
     from forecasting.runtime import load_bundle
 
     loaded = load_bundle(bundle)
-    inputs = [channel["name"] for channel in loaded.task["channels"]]
-    forecasts = loaded.task["kind"] == "forecast"
+    step = loaded.task["freq"]
+    if freq is not None and _step(freq) != step:
+        raise ResultError(f"{bundle}: made for a step of {step}, it cannot take another; leave out --freq {freq}.")
+    if place is not None:
+        if place.is_dir():
+            raise ResultError(f"{out}: is a folder; --out takes a file.")
+        _check_place(place.parent)
     dataset = _load(
-        data, task=None if forecasts else loaded.task["kind"], id=id, time=time, target=target,
-        covariates=",".join(inputs[1:] if forecasts else inputs), wide=wide, freq=freq,
+        data, task=loaded.kind, id=id, time=time, target=target, covariates=None, wide=wide,
+        freq=None if step is None else str(step),
+        channels=[Channel.from_json(channel) for channel in loaded.channels],
+        target_required=loaded.kind == "forecast",
     )  # fmt: skip
     answer = loaded.forecast(dataset, state=state, save_state=save_state)
     if as_json:
-        typer.echo(answer.to_json(orient="records", date_format="iso"))
+        typer.echo(answer.to_json(orient="records", date_format="iso", double_precision=15))
     elif place is None:
         answer.to_csv(sys.stdout, index=False)
     if place is not None:
@@ -412,6 +461,7 @@ def demo(
     """The main job end to end on embedded data: train, compare, export, forecast, show."""
     from forecasting.demo import run
 
+    _check_place(out)
     run(out, seed=seed, say=typer.echo, show=print_leaderboard)
     if not headless:
         dashboard(out=out)
@@ -420,37 +470,57 @@ def demo(
 @app.command(epilog="Example: mnemo dashboard --out out --port 8501")
 def dashboard(
     out: Annotated[Path, typer.Option(metavar="DIR", help="What a demo or a backtest wrote.")] = Path("out"),
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8501,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port on this machine; 8501 or the next free one if left out.")
+    ] = None,
     headless: Annotated[bool, typer.Option("--headless", help="Do not open a browser.")] = False,
 ) -> None:
     """Look at results and watch a recorded stream go through a bundle, in the browser."""
     # A process of its own: this room may not import that one.
-    command = [sys.executable, "-m", "dashboards", "--out", str(out), "--port", str(port)]
+    command = [sys.executable, "-m", "dashboards", "--out", str(out)]
+    command += [] if port is None else ["--port", str(port)]
     try:
         code = subprocess.call([*command, "--headless"] if headless else command)
     except KeyboardInterrupt:
         code = 0
     if code:
-        raise typer.Exit(code)
+        raise typer.Exit(2 if code == 2 else 1)
 
 
 def main() -> None:
     """Run the command; errors of our own are one line on stderr and exit code 2, never a traceback."""
     try:
         app(standalone_mode=True)
-    except KeyboardInterrupt:
-        _say("interrupted.")
-        sys.exit(1)
+    except SystemExit as ended:
+        if ended.code == 130:  # what typer makes of Ctrl-C
+            _say("interrupted.")
+            sys.exit(1)
+        raise
     except BrokenPipeError:
         # Whoever read our output has gone; say nothing more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (ValueError, OSError) as error:
-        ours = type(error).__module__.partition(".")[0] in ("data", "models", "forecasting")
-        if not ours and not isinstance(error, OSError):
+    except Exception as error:
+        code, message = _explain(error)
+        if code == 1 and os.environ.get("MNEMO_DEBUG"):
             raise
-        _say(f"error: {error}")
-        sys.exit(2)
+        _say(f"error: {message}")
+        sys.exit(code)
+
+
+def _explain(error: Exception) -> tuple[int, str]:
+    """The exit code and the line for an error that no command has caught."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError):
+        return 2, f"{error.filename}: {error.strerror}." if error.filename and error.strerror else text
+    if isinstance(error, ValueError) and type(error).__module__.partition(".")[0] in ("data", "models", "forecasting"):
+        return 2, str(error)
+    if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", text):
+        return (
+            1,
+            f"not enough memory ({text[:200]}). Take fewer series, or smaller settings such as batch_size or lags.",
+        )
+    return 1, f"unexpected {type(error).__name__}: {text[:300]}. A defect of mnemo: MNEMO_DEBUG=1 shows where."
 
 
 if __name__ == "__main__":

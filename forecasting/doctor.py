@@ -43,21 +43,27 @@ def examine() -> list[dict[str, Any]]:
 
 
 def _devices() -> list[dict[str, Any]]:
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: one of its shared libraries does not load
+        training = _row("training", "no", str(error), "make install")
+        return [training, *_inference()]
     if torch.cuda.is_available():
         training = _row("training on GPU", "yes", torch.cuda.get_device_name(0))
     else:
         training = _row("training on GPU", "absent", "no GPU that PyTorch sees; training runs on the CPU")
+    return [training, *_inference()]
+
+
+def _inference() -> list[dict[str, Any]]:
     try:
         import onnxruntime
-    except ImportError as error:
-        return [training, _row("inference", "no", str(error), "make install")]
+    except (ImportError, OSError) as error:
+        return [_row("inference", "no", str(error), "make install")]
     # What is compiled in is not what is there: only devices count.
     devices = sorted({f"{device.ep_name}: {device.device.type.name}" for device in onnxruntime.get_ep_devices()})
     gpu = any("CUDA" in device for device in devices)
     return [
-        training,
         _row("inference", "yes", f"onnxruntime {onnxruntime.__version__}: " + ", ".join(devices)),
         _row("inference on GPU", "yes" if gpu else "absent", "CUDA" if gpu else "no CUDA device that onnxruntime sees"),
     ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import pandas as pd
 
 from data.frame import Dataset
 from data.panel import to_panel
-from forecasting.backtest import JUDGED_BY, Report, compare
+from forecasting.backtest import ALWAYS, JUDGED_BY, Report, compare
 from forecasting.export import export_bundle
 from forecasting.task import Task, TaskError
+from forecasting.training import TrainingConfig
 from forecasting.windows import Parts, split
-from models.catalog import MODELS, entry
+from models.catalog import MODELS, entry, field_defaults
 
 
 def train_bundle(
@@ -34,8 +36,9 @@ def train_bundle(
     """Train `model`, write its bundle to `out`, and return how it did and the bundle's card.
 
     Training sees nothing after `until`; what follows it is the test. Without it, a data set with its own split keeps
-    that; any other is used whole, and the figures are those of the validation part, which also chose the epoch: the
-    card says which. `model` may be "auto": the best of the catalog on the validation part is trained.
+    that; any other forecast is trained on the whole, and the figures are those of the validation part, which also
+    chose the epoch: the card says which. Of recordings to classify or regress a fifth is always kept for the test.
+    `model` may be "auto": the best of the catalog on the validation part is trained.
 
     Checkpoints and the log stay in a folder named like the bundle with `.training` behind it.
     """
@@ -43,7 +46,10 @@ def train_bundle(
     parts = split(dataset, panel, task, cutoff=until, hold_out=False)
     notes: tuple[str, ...] = dataset.notes
     if model == "auto":
+        if resume is not None:
+            raise TaskError("--resume goes on with one model: name it instead of auto.")
         model, note = select(parts, task, seed=seed, settings=settings, progress=progress)
+        settings = settings_of((*ALWAYS, model), settings or {})
         notes = (*notes, note)
     judged_on = "test" if parts.test else "validation"
     if not parts.test:
@@ -53,6 +59,12 @@ def train_bundle(
         parts, [model], task, seed=seed, settings=settings, progress=progress, directory=home, resume=resume
     ).with_notes(notes)
     return report, export_winner(report, model, dataset, parts, out, seed=seed, judged_on=judged_on)
+
+
+def settings_of(models: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that one of these models has; the others were for models that were not chosen."""
+    known = {field.name for field in fields(TrainingConfig)}.union(*map(field_defaults, models))
+    return {field: value for field, value in settings.items() if field in known}
 
 
 def select(

@@ -113,8 +113,8 @@ def find_results(root: Path) -> list[Result]:
     for path in sorted([*root.glob(RUN), *root.glob(f"*/{RUN}")]):
         try:
             run = json.loads(path.read_text())
-            version = run["schema_version"]
-        except (OSError, ValueError, KeyError) as error:
+            version = int(run["schema_version"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ResultError(f"{path}: not a readable run ({error}); run the backtest again.") from error
         if version > SCHEMA_VERSION:
             raise ResultError(

@@ -7,6 +7,7 @@ checkpoint ends with the same bits as one that was not.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import sys
 import time
@@ -14,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from itertools import chain, count
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -65,9 +67,9 @@ class TrainingConfig:
             "lookback", "stride", "context", "threads", "weight_decay", "clip", "gradient_noise", "noise_decay",
         )  # fmt: skip
         for name in not_negative:
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise TaskError(f"{name} is 0 or more, not {getattr(self, name)}.")
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             raise TaskError(f"learning_rate is above 0, not {self.learning_rate}.")
         for name, known in (
             ("log", ("csv", "tensorboard")),
@@ -287,11 +289,10 @@ def _descend(
         callbacks.append(GradientNoise(config.gradient_noise, config.noise_decay, seed))
     if progress:
         callbacks.append(TQDMProgressBar(leave=False))
-    logger: Logger = (
-        CSVLogger(home, name="", version="log")
-        if config.log == "csv"
-        else TensorBoardLogger(home, name="", version="log")
-    )
+    # A resumed run logs beside the run that it goes on from.
+    version = next(name for name in chain(["log"], (f"log-{n}" for n in count(2))) if not (home / name).exists())
+    kind = CSVLogger if config.log == "csv" else TensorBoardLogger
+    logger: Logger = kind(home, name="", version=version)
     with _quiet_lightning():
         trainer = _trainer(
             max_epochs=config.max_epochs,
@@ -319,6 +320,8 @@ def _descend(
             raise KeyboardInterrupt from error
     if trainer.interrupted:
         raise KeyboardInterrupt
+    if best.best_model_score is None or not torch.isfinite(best.best_model_score):
+        raise TaskError("training diverged: the validation loss is not finite; set a smaller learning_rate or clip.")
     model.load_state_dict(best_weights(best.best_model_path, "model"))
     return trainer.current_epoch, str(trainer.strategy.root_device)
 

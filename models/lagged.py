@@ -8,6 +8,7 @@ Shapes: B series, T time, C channels, L lags, F features, H horizon, Q quantiles
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ class RidgeConfig:
     penalty: float = 1e-5  # times the mean square of the features
 
     def __post_init__(self) -> None:
-        if self.lags < 2 or self.penalty < 0:
+        if self.lags < 2 or not 0 <= self.penalty < math.inf:
             raise ModelError(
                 f"ridge needs at least 2 lags and a penalty of 0 or more, got {self.lags}, {self.penalty}."
             )
@@ -47,16 +48,17 @@ class _NormalEquations:
         self.cross: Tensor | None = None
 
     def add(self, features: Tensor, targets: Tensor) -> None:
+        if not len(features):
+            return
         features, targets = features.double(), targets.double()
         gram, cross = features.T @ features, features.T @ targets
         self.gram = gram if self.gram is None else self.gram + gram
         self.cross = cross if self.cross is None else self.cross + cross
 
     def solve(self, penalty: float) -> Tensor:
-        if self.gram is None or self.cross is None or float(self.gram.diagonal().sum()) == 0:
-            raise ModelError(
-                "ridge found no complete training window: every target is missing or every value constant."
-            )
+        """The least weights that do best: zeros where the features say nothing, as of constant series."""
+        if self.gram is None or self.cross is None:
+            raise ModelError("ridge found nothing to learn from: no training window has a known target.")
         return solve_ridge(self.gram, self.cross, penalty).float()
 
 
@@ -137,8 +139,11 @@ class RidgeForecaster(StepModel, Fitted):
         residuals = []
         for features, target, running, _ in self._examples(batches):
             residuals.append(((target - features @ self.weight) / running.clamp(min=1e-30))[running[:, 0] > 0])
+        rows = torch.cat(residuals)
+        if not len(rows):  # every series is constant: there is no spread to learn
+            return
         levels = torch.tensor(self.signature.quantiles)
-        spread = thinned_quantiles(torch.cat(residuals), self.signature.quantiles)
+        spread = thinned_quantiles(rows, self.signature.quantiles)
         # The mean forecast is the middle of the fan: residuals of a least-squares fit are centred up to sampling noise.
         middle = (spread * _trapezoid(levels).to(spread)).sum(-1, keepdim=True)
         self.spread.copy_(spread - middle)

@@ -35,7 +35,13 @@ class NetworkConfig:
     median_weight: float = 0.0  # weight of the squared error of the middle quantile, beside the pinball loss
 
     def __post_init__(self) -> None:
-        if self.embed < 1 or self.norm_window < 2 or self.prior < 1 or self.skip_lags < 0 or self.median_weight < 0:
+        if (
+            self.embed < 1
+            or self.norm_window < 2
+            or self.prior < 1
+            or self.skip_lags < 0
+            or not self.median_weight >= 0
+        ):
             raise ModelError(
                 "embed and prior are at least 1, norm_window at least 2, skip_lags and median_weight 0 or more; got "
                 + ", ".join(f"{name}={value}" for name, value in vars(self).items())

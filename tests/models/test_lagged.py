@@ -121,10 +121,14 @@ def test_unknown_targets_and_gaps_are_not_learned_from():
     torch.testing.assert_close(fitted([batch_of(gaps)]).weight, fitted([batch_of(values[:, :50])]).weight)
 
 
-@pytest.mark.parametrize("values", [np.full((2, 40), 7.0), np.full((2, 40), np.nan)])
-def test_a_training_set_without_a_window_to_learn_from_is_an_error(values):
-    with pytest.raises(ModelError, match="no complete training window"):
-        fitted([batch_of(values)])
+def test_a_training_set_without_a_known_target_is_an_error():
+    with pytest.raises(ModelError, match="no training window has a known target"):
+        fitted([batch_of(np.full((2, 40), np.nan))])
+
+
+def test_constant_series_go_on_as_they_are():
+    batch = batch_of(np.full((2, 40), 7.0))
+    assert (forecast(fitted([batch]), batch) == 7.0).all()
 
 
 # Classes and numbers.
