@@ -507,8 +507,22 @@ def test_a_file_that_may_not_be_read_is_refused_as_that():
         pytest.skip("needs root to step down to a user without rights")
     with tempfile.TemporaryDirectory() as home:
         os.chmod(home, 0o755)
-        for name in ("secret.csv", "secret.parquet"):
-            secret = Path(home, name)
+        good = pd.DataFrame({"unique_id": "a", "ds": range(60), "y": np.sin(np.arange(60.0))})
+        for kind, write in {"csv": good.to_csv, "parquet": good.to_parquet}.items():
+            write(f"{home}/open.{kind}", index=False)
+            # While we may: the other user may not even read the packages that this imports.
+            done(
+                "backtest",
+                "--data",
+                f"{home}/open.{kind}",
+                "--model",
+                "naive",
+                "--horizon",
+                3,
+                "--out",
+                f"{home}/{kind}",
+            )
+            secret = Path(home, f"secret.{kind}")
             secret.write_bytes(b"x")
             secret.chmod(0o600)
         os.seteuid(65534)
@@ -516,7 +530,7 @@ def test_a_file_that_may_not_be_read_is_refused_as_that():
             said = [
                 mnemo("backtest", "--data", f"{home}/secret.{kind}", "--model", "naive") for kind in ("csv", "parquet")
             ]
-            place = mnemo("backtest", "--data", "sp500", "--model", "naive", "--out", f"{home}/out")
+            place = mnemo("backtest", "--data", f"{home}/open.csv", "--model", "naive", "--out", f"{home}/out")
         finally:
             os.seteuid(0)
         assert all("cannot be read (Permission denied)" in outcome.error for outcome in said)
