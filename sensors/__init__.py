@@ -1,0 +1,1 @@
+"""Live streams in, robot commands out. Empty until the gesture bridge is built."""
