@@ -49,14 +49,17 @@ class NetworkConfig:
 
 
 class Backbone(Protocol):
-    """A sequence mixer; a `StepModel` without input and output of its own."""
+    """A sequence mixer; a `StepModel` without input and output of its own.
+
+    e: (B, E) or (B, T, E); present: (B,) or (B, T), 0 where nothing was observed, for those that shall not learn then.
+    """
 
     features: int
     streams: bool
 
     def initial_state(self, batch: int) -> State: ...
-    def step(self, e: Tensor, state: State) -> tuple[Tensor, State]: ...
-    def scan(self, e: Tensor, state: State) -> tuple[Tensor, State]: ...
+    def step(self, e: Tensor, state: State, present: Tensor | None = None) -> tuple[Tensor, State]: ...
+    def scan(self, e: Tensor, state: State, present: Tensor | None = None) -> tuple[Tensor, State]: ...
 
 
 class Quantiles(nn.Module):
@@ -166,7 +169,7 @@ class Network(StepModel, Trainable):
         if self.skip is not None:
             window, lags = getattr(self.skip.buffer, form)(x[..., :1], mask[..., :1], state)
             after = after | lags
-        out, hidden = getattr(self.backbone, form)(e, state)
+        out, hidden = getattr(self.backbone, form)(e, state, seen.present.amax(-1))
         raw = self.head(out)
         if self.skip is not None:
             ridge = self.skip.deviation(window.squeeze(-1)) / seen.scale[..., :1]  # (..., H)

@@ -55,7 +55,7 @@ class Recurrent(nn.Module):
         names = ("h", "c") if self.cell == "lstm" else ("h",)
         return {f"rnn.{name}{layer}": zeros.clone() for layer in range(self.config.layers) for name in names}
 
-    def step(self, e: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, e: Tensor, state: State, present: Tensor | None = None) -> tuple[Tensor, State]:
         """e: (B, E) gives (B, D)."""
         after: State = {}
         for layer in range(self.config.layers):
@@ -80,7 +80,7 @@ class Recurrent(nn.Module):
                 after[f"rnn.c{layer}"] = c
         return self.dropout(e), after
 
-    def scan(self, e: Tensor, state: State) -> tuple[Tensor, State]:
+    def scan(self, e: Tensor, state: State, present: Tensor | None = None) -> tuple[Tensor, State]:
         """e: (B, T, E) gives (B, T, D)."""
         layers = range(self.config.layers)
         h = torch.stack([state[f"rnn.h{layer}"] for layer in layers])
@@ -114,9 +114,9 @@ class Bidirectional(nn.Module):
     def initial_state(self, batch: int) -> State:
         return {}
 
-    def step(self, e: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, e: Tensor, state: State, present: Tensor | None = None) -> tuple[Tensor, State]:
         raise ModelError("a bidirectional network needs the whole sequence and does not stream; use gru or lstm.")
 
-    def scan(self, e: Tensor, state: State) -> tuple[Tensor, State]:
+    def scan(self, e: Tensor, state: State, present: Tensor | None = None) -> tuple[Tensor, State]:
         out, _ = self.net(e)
         return self.dropout(out), {}

@@ -1,0 +1,1 @@
+"""Test-time memories: weights that go on learning while the model reads."""

@@ -1,0 +1,316 @@
+"""A memory as a layer, and layers as a backbone for any head.
+
+Projections, a short causal convolution and unit keys and queries feed the recurrence of `core`; its gates depend on the
+input (Titans, arXiv 2501.00663, section 4.4). What `core` does with a token that is not present holds here too: an
+observation that is missing leaves the memory as it was, while the convolution goes on.
+
+Shapes: B series, T time, D width of the network, P heads, W = D / P width of a head, F features of a key, K kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+from itertools import combinations_with_replacement
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv1d, normalize, silu, softplus
+
+from models.contract import ModelError, State
+from models.memory.core import Look, Rule, Tokens, chunked, initial_state, step
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """A stack of memory layers. Fields that a named model fixes are not among those that --set takes."""
+
+    width: int = 64  # D
+    heads: int = 4  # P
+    blocks: int = 2
+    kernel: int = 4  # K of the causal convolution on queries, keys and values; 1 leaves it out
+    feed_forward: int = 2  # width of the feed-forward layer in D; 0 leaves it out
+    dropout: float = 0.0
+    chunk: int = 16  # b: tokens that share an anchor; 1 is the token-by-token rule
+    rate: float = 0.5  # largest inner step size
+    radius: float = 100.0  # largest norm of a weight matrix of the memory
+
+    def __post_init__(self) -> None:
+        for name in ("width", "heads", "blocks", "kernel", "chunk"):
+            if getattr(self, name) < 1:
+                raise ModelError(f"{name} is at least 1, not {getattr(self, name)}.")
+        if self.width % self.heads:
+            raise ModelError(f"heads must divide the width: {self.heads} does not divide {self.width}.")
+        if self.feed_forward < 0 or not 0 <= self.dropout < 1 or self.rate <= 0 or self.radius <= 0:
+            raise ModelError("feed_forward is 0 or more, dropout in [0, 1), rate and radius above 0.")
+
+
+def prefixed(name: str, state: State) -> State:
+    return {f"{name}.{key}": value for key, value in state.items()}
+
+
+def part(name: str, state: State) -> State:
+    """The state of one part: the inverse of `prefixed`."""
+    return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+
+
+def _full_precision(x: Tensor) -> AbstractContextManager:
+    """No autocast inside: an error of the gates or of the state would stay in the memory and grow."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+class CausalConvolution(nn.Module):
+    """Each channel over its last K values; the first K - 1 before a stream are 0."""
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__()
+        self.kernel = kernel
+        weight = torch.zeros(channels, kernel)
+        weight[:, -1] = 1.0  # at the start the present value passes as it is
+        self.weight = nn.Parameter(weight + 0.1 * torch.randn(channels, kernel) / math.sqrt(kernel))
+
+    def initial_state(self, batch: int) -> State:
+        if self.kernel == 1:
+            return {}
+        return {"past": self.weight.new_zeros(batch, self.kernel - 1, self.weight.shape[0])}
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """x: (B, channels)."""
+        if self.kernel == 1:
+            return x * self.weight[:, 0], {}
+        window = torch.cat([state["past"], x[:, None]], 1)
+        return (window * self.weight.T).sum(1), {"past": window[:, 1:]}
+
+    def scan(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """x: (B, T, channels)."""
+        if self.kernel == 1:
+            return x * self.weight[:, 0], {}
+        window = torch.cat([state["past"], x], 1)
+        out = conv1d(window.transpose(1, 2), self.weight[:, None], groups=self.weight.shape[0]).transpose(1, 2)
+        return out, {"past": window[:, -(self.kernel - 1) :]}
+
+
+class Polynomial(nn.Module):
+    """All monomials of a vector up to a degree, weighted so that phi(q) . phi(k) = sum_i a_i (q . k)^i.
+
+    a_i start at 1 / i! and are learned; they stand on the query's side alone, for a learned one may turn negative
+    (ATLAS, arXiv 2505.23735, Eq. 5). C(W + degree, degree) features.
+    """
+
+    weights: Tensor
+
+    def __init__(self, width: int, degree: int) -> None:
+        super().__init__()
+        self.width, self.degree = width, degree
+        self.features = math.comb(width + degree, degree)
+        roots = []
+        for order in range(degree + 1):
+            if order:
+                index = torch.tensor(list(combinations_with_replacement(range(width), order)))
+                self.register_buffer(f"index{order}", index, persistent=False)
+            for monomial in combinations_with_replacement(range(width), order):
+                repeats = math.prod(math.factorial(monomial.count(i)) for i in set(monomial))
+                roots.append(math.sqrt(math.factorial(order) / repeats))
+        self.register_buffer("weights", torch.tensor(roots), persistent=False)
+        self.coefficients = nn.Parameter(torch.tensor([1 / math.factorial(order) for order in range(degree + 1)]))
+        self.counts = [math.comb(width + order - 1, order) for order in range(degree + 1)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., W) -> (..., F), for keys."""
+        parts = [torch.ones_like(x[..., :1])]
+        for order in range(1, self.degree + 1):
+            index = getattr(self, f"index{order}")
+            product = x[..., index[:, 0]]
+            for place in range(1, order):
+                product = product * x[..., index[:, place]]
+            parts.append(product)
+        return torch.cat(parts, -1) * self.weights
+
+    def query(self, x: Tensor) -> Tensor:
+        """(..., W) -> (..., F), for queries: with the learned coefficients."""
+        each = torch.cat([self.coefficients[i].expand(count) for i, count in enumerate(self.counts)])
+        return self(x) * each
+
+
+@dataclass(frozen=True)
+class Inner:
+    """What a named model fixes of its rule; see `core.Rule`."""
+
+    depth: int = 2
+    expansion: int = 2
+    bias: str = "l2"
+    power: float = 3.0
+    retention: str = "decay"
+    dual_power: float = 4.0
+    optimiser: str = "momentum"
+    window: int = 1
+    decay_first: bool = False
+    forgets: bool = True  # whether it has a forgetting gate at all
+    degree: int = 1  # of the polynomial features; 1 is the key itself
+
+    def rule(self, config: MemoryConfig) -> Rule:
+        own = {
+            field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("forgets", "degree")
+        }
+        return Rule(**own, chunk=config.chunk, radius=config.radius)
+
+
+class MemoryLayer(nn.Module):
+    """(B, T, D) -> (B, T, D) through P memories."""
+
+    def __init__(self, config: MemoryConfig, inner: Inner) -> None:
+        super().__init__()
+        self.config, self.inner, self.rule = config, inner, inner.rule(config)
+        width, heads = config.width, config.heads
+        self.head = width // heads
+        self.to_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.convolution = CausalConvolution(3 * width, config.kernel)
+        self.features = Polynomial(self.head, inner.degree) if inner.degree > 1 else None
+        self.inputs = self.features.features if self.features else self.head
+        self.residual = self.rule.depth > 0
+        # keep, momentum, rate, importance and clip of every head
+        self.to_gates = nn.Linear(width, 5 * heads)
+        with torch.no_grad():
+            self.to_gates.weight.mul_(0.1)
+            share = min(0.1 / config.rate, 0.9)
+            starts = (0.99, 0.9, share, 0.9, 1.0)
+            bias = [math.log(s / (1 - s)) if s < 1 else 0.5413 for s in starts]  # softplus(0.5413) = 1
+            self.to_gates.bias.copy_(torch.tensor(bias).repeat_interleave(heads))
+        self.memory = nn.ParameterList(
+            nn.Parameter(torch.randn(heads, rows, columns) / math.sqrt(rows))
+            for rows, columns in self.rule.shapes(self.inputs, self.head)
+        )
+        if self.rule.depth == 0:
+            nn.init.zeros_(self.memory[0])
+        self.gain = nn.Parameter(torch.ones(heads, self.head))
+        self.to_output_gate = nn.Linear(width, width)
+        self.to_output = nn.Linear(width, width, bias=False)
+
+    def initial_state(self, batch: int) -> State:
+        memory = initial_state(self.rule, list(self.memory), batch, self.inputs, self.head, self.residual)
+        return prefixed("conv", self.convolution.initial_state(batch)) | memory
+
+    def step(self, x: Tensor, present: Tensor, state: State) -> tuple[Tensor, State, Look]:
+        """x: (B, D); present: (B,)."""
+        with _full_precision(x):
+            x = x.to(self.gain.dtype)
+            mixed, conv = self.convolution.step(self.to_qkv(x), part("conv", state))
+            memory = {name: value for name, value in state.items() if not name.startswith("conv.")}
+            answer, after, look = step(self.rule, self._tokens(x, mixed, present), memory)
+        return self._output(x, answer), prefixed("conv", conv) | after, look
+
+    def scan(self, x: Tensor, present: Tensor, state: State, look: bool = False) -> tuple[Tensor, State, Look | None]:
+        """x: (B, T, D); present: (B, T)."""
+        with _full_precision(x):
+            x = x.to(self.gain.dtype)
+            mixed, conv = self.convolution.scan(self.to_qkv(x), part("conv", state))
+            memory = {name: value for name, value in state.items() if not name.startswith("conv.")}
+            answer, after, inside = chunked(self.rule, self._tokens(x, mixed, present), memory, look)
+        return self._output(x, answer), prefixed("conv", conv) | after, inside
+
+    def _tokens(self, x: Tensor, mixed: Tensor, present: Tensor) -> Tokens:
+        """x, mixed: (B, [T,] D) and (B, [T,] 3 D) -> tokens (B, P, [T,] ...)."""
+        heads = self.config.heads
+        query, key, value = (
+            piece.unflatten(-1, (heads, self.head)).movedim(-2, 1) for piece in silu(mixed).chunk(3, -1)
+        )
+        query, key = normalize(query, dim=-1), normalize(key, dim=-1)
+        gates = self.to_gates(x).unflatten(-1, (5, heads)).movedim(-1, 1)  # (B, P, [T,] 5)
+        keep, momentum, rate, importance = gates[..., :4].sigmoid().unbind(-1)
+        there = present[:, None].expand_as(keep)
+        return Tokens(
+            key=key if self.features is None else self.features(key),
+            value=value,
+            query=query if self.features is None else self.features.query(query),
+            keep=keep if self.inner.forgets else torch.ones_like(keep),
+            momentum=momentum,
+            rate=self.config.rate * rate,
+            importance=importance if self.rule.window > 1 else torch.ones_like(importance),
+            clip=softplus(gates[..., 4]),
+            present=there,
+            key_residual=key if self.residual else None,
+            query_residual=query if self.residual else None,
+        )
+
+    def _output(self, x: Tensor, answer: Tensor) -> Tensor:
+        """answer: (B, P, [T,] W)."""
+        rows = answer.movedim(1, -2)  # (B, [T,] P, W)
+        normed = rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + 1e-6) * self.gain
+        return self.to_output(normed.flatten(-2) * self.to_output_gate(x).sigmoid())
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.enter = nn.Linear(width, 2 * hidden, bias=False)
+        self.leave = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.enter(x).chunk(2, -1)
+        return self.leave(silu(gate) * value)
+
+
+class MemoryBackbone(nn.Module):
+    """Blocks of normalise, memory, add; normalise, feed forward, add."""
+
+    streams: ClassVar[bool] = True
+
+    def __init__(self, width: int, config: MemoryConfig, inner: Inner) -> None:
+        super().__init__()
+        self.config = config
+        self.features = config.width
+        self.enter = nn.Linear(width, config.width)
+        self.layers = nn.ModuleList(MemoryLayer(config, inner) for _ in range(config.blocks))
+        self.norms = nn.ModuleList(nn.RMSNorm(config.width) for _ in range(config.blocks))
+        hidden = config.feed_forward * config.width
+        self.forwards = nn.ModuleList(FeedForward(config.width, hidden) for _ in range(config.blocks if hidden else 0))
+        self.forward_norms = nn.ModuleList(nn.RMSNorm(config.width) for _ in self.forwards)
+        self.last_norm = nn.RMSNorm(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.shapes = {name: tuple(value.shape[1:]) for name, value in self.initial_state(1).items()}
+
+    def initial_state(self, batch: int) -> State:
+        state: State = {}
+        for index, layer in enumerate(self.layers):
+            state |= prefixed(f"block{index}", layer.initial_state(batch))  # type: ignore[operator]
+        return state
+
+    def step(self, e: Tensor, state: State, present: Tensor | None = None) -> tuple[Tensor, State]:
+        return self._run("step", e, state, present)
+
+    def scan(self, e: Tensor, state: State, present: Tensor | None = None) -> tuple[Tensor, State]:
+        return self._run("scan", e, state, present)
+
+    def _own(self, state: State) -> State:
+        """This backbone's part of a network's state; ModelError unless it is of this configuration.
+
+        Plain Python: nothing of the check enters a graph.
+        """
+        shapes = {name: tuple(value.shape[1:]) for name, value in state.items() if name.startswith("block")}
+        if shapes != self.shapes:
+            names = [name for name in {**self.shapes, **shapes} if shapes.get(name) != self.shapes.get(name)]
+            differ = [f"{name} is {shapes.get(name, 'absent')}, not {self.shapes.get(name, 'known')}" for name in names]
+            raise ModelError(
+                f"the state is of a memory of another configuration: {'; '.join(differ[:3])}. "
+                "Start from initial_state, or build the model as it was."
+            )
+        return {name: state[name] for name in self.shapes}
+
+    def _run(self, form: str, e: Tensor, state: State, present: Tensor | None) -> tuple[Tensor, State]:
+        state = self._own(state)
+        present = torch.ones_like(e[..., 0]) if present is None else present
+        # What is not present may be anything, NaN too; the convolutions would carry it to later tokens.
+        e = torch.where(present[..., None] > 0.5, e, e.nan_to_num())
+        with _full_precision(e):
+            x = self.enter(e.to(self.enter.weight.dtype))
+        after: State = {}
+        for index, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
+            out, own, _ = getattr(layer, form)(norm(x), present, part(f"block{index}", state))
+            after |= prefixed(f"block{index}", own)
+            x = x + self.dropout(out)
+            if self.forwards:
+                x = x + self.dropout(self.forwards[index](self.forward_norms[index](x)))
+        return self.last_norm(x), {name: after[name] for name in state}

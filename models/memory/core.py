@@ -1,0 +1,618 @@
+"""One associative memory that learns while it reads, in three forms that agree exactly.
+
+A memory is a small network M whose weights change with every token: it is asked to answer key k with value v, takes the
+gradient of what it got wrong, forgets a little, and is then read at query q. Four parts are exchangeable (Miras,
+arXiv 2504.13173): the *memory* (a matrix, or an MLP of depth 1 to 4 with residual and norm), the *bias* (the inner
+loss), the *retention* (how old weights are kept) and the *optimiser* (descent, momentum, a window of tokens, Muon).
+
+With accumulator A, momentum S, weights W = map(A), gates keep, momentum, rate of token t, and g_i the gradient of the
+loss of token i at the *anchor*, the weights at the start of the chunk of b tokens that t lies in:
+
+    G_t = sum over the window of c tokens ending at t of  importance_i g_i
+    S_t = momentum_t S_{t-1} - rate_t G_t         A_t = keep_t A_{t-1} + S_t         y_t = M(q_t; map(A_t))
+    Muon:  S_t = momentum_t S_{t-1} + G_t         A_t = keep_t A_{t-1} - rate_t NewtonSchulz(S_t)
+
+b = 1 is Titans' rule token by token (arXiv 2501.00663, Eq. 12-14), c > 1 the Omega rule (arXiv 2505.23735, Eq. 9). A
+token that is not present changes neither A nor S. At the start of every chunk A and S are scaled back into a ball, so
+that no input can make them overflow.
+
+`step` is the definition, one token at a time; `sequential` is that in a loop; `chunked` gives the same numbers a chunk
+at a time. Every g_i is an outer product a_i u_i' of a layer's input and its error, so where map is the identity the
+read needs no weights per token (the dual form): with C the coefficients of the g_i in A_t,
+
+    z W_t = beta_t z A_0 + s_t z S_0 - sum_{i<=t} C[t,i] (z . a_i) u_i.
+
+Gradients are written out: the same formulas train, step and export.
+
+Shapes: B series, P heads, T tokens, D width of keys and queries, F width of the features of a key, V width of values,
+b chunk, c window. All tensors here start with (B, P).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import sigmoid
+
+from models.contract import ModelError, State
+
+LOG_FLOOR = -30.0  # a gate of 0 in log space: what it multiplies is gone in float32
+NORM_EPS = 1e-3
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The four parts of a memory, and how often its anchor moves."""
+
+    depth: int = 2  # layers of the memory's MLP; 0 is a matrix without residual and norm
+    expansion: int = 4  # width of the MLP's hidden layers, in widths of a head
+    bias: Literal["l2", "lp", "huber", "kl", "dot"] = "l2"
+    power: float = 3.0  # p of the lp bias
+    retention: Literal["decay", "lq", "softmax"] = "decay"
+    dual_power: float = 4.0  # of the lq retention: 4 is Moneta's
+    mass: float = 1.0  # sum of every slice of weights under softmax retention, in widths of the slice
+    optimiser: Literal["descent", "momentum", "muon"] = "momentum"
+    window: int = 1  # c of the Omega rule
+    chunk: int = 16  # b
+    decay_first: bool = False  # Gated DeltaNet: the gradient is taken at the decayed memory
+    radius: float = 100.0  # largest norm of a weight matrix at the start of a chunk
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1 or self.window < 1:
+            raise ModelError(f"chunk and window are at least 1 token, got {self.chunk} and {self.window}.")
+        if not 0 <= self.depth <= 4 or self.expansion < 1:
+            raise ModelError(
+                f"a memory has 0 (a matrix) to 4 layers and an expansion from 1, got {self.depth}, {self.expansion}."
+            )
+        if self.decay_first and (self.depth or self.optimiser != "descent" or self.window > 1):
+            raise ModelError("decay_first is defined for a matrix under plain descent, with a window of 1.")
+        if self.power < 1 or self.dual_power <= 1 or self.mass <= 0 or self.radius <= 0:
+            raise ModelError("power is at least 1, dual_power above 1, mass and radius above 0.")
+        for name, known in (
+            ("bias", ("l2", "lp", "huber", "kl", "dot")),
+            ("retention", ("decay", "lq", "softmax")),
+            ("optimiser", ("descent", "momentum", "muon")),
+        ):
+            if getattr(self, name) not in known:
+                raise ModelError(f"{name} is one of {', '.join(known)}, not '{getattr(self, name)}'.")
+
+    @property
+    def linear(self) -> bool:
+        """Whether the weights are linear in the gradients, so that no weights per token are needed."""
+        return self.retention == "decay" and self.optimiser != "muon"
+
+    @property
+    def has_momentum(self) -> bool:
+        return self.optimiser != "descent"
+
+    def shapes(self, features: int, values: int) -> list[tuple[int, int]]:
+        """(in, out) of every weight matrix."""
+        if self.depth <= 1:
+            return [(features, values)]
+        hidden = self.expansion * values
+        return [(features, hidden), *[(hidden, hidden)] * (self.depth - 2), (hidden, values)]
+
+
+class Tokens(NamedTuple):
+    """T tokens, or one with T left out. Gates lie in their natural ranges, not in log space."""
+
+    key: Tensor  # (B, P, T, F) features of the key
+    value: Tensor  # (B, P, T, V)
+    query: Tensor  # (B, P, T, F)
+    keep: Tensor  # (B, P, T) share of the memory that stays, in [0, 1]
+    momentum: Tensor  # (B, P, T) in [0, 1]
+    rate: Tensor  # (B, P, T) step size, >= 0
+    importance: Tensor  # (B, P, T) weight of the token in its window
+    clip: Tensor  # (B, P, T) norm of the residual above which the Huber bias grows linearly
+    present: Tensor  # (B, P, T) 1, or 0 where the token shall leave no trace
+    key_residual: Tensor | None = None  # (B, P, T, V) what an MLP memory adds to its answer: the plain key
+    query_residual: Tensor | None = None
+
+
+class Look(NamedTuple):
+    """What the memory did at every token, each (B, P, T)."""
+
+    surprise: Tensor  # norm of the error of the memory's answer at the anchor
+    norm: Tensor  # norm of all weights after the token
+
+
+# --- the memory as a network --------------------------------------------------------------------------------
+
+
+def _normalise(z: Tensor) -> tuple[Tensor, Tensor]:
+    """z with mean 0 and variance 1 over its last dimension, and 1 / its standard deviation."""
+    centred = z - z.mean(-1, keepdim=True)
+    inverse = torch.rsqrt(centred.square().mean(-1, keepdim=True) + NORM_EPS)
+    return centred * inverse, inverse
+
+
+def _answer(rule: Rule, z: Tensor, residual: Tensor | None) -> Tensor:
+    """What the memory says, from its last layer's output."""
+    if rule.depth == 0:
+        return z
+    normed, _ = _normalise(z)
+    return normed if residual is None else residual + normed
+
+
+def _activate(z: Tensor) -> tuple[Tensor, Tensor]:
+    """SiLU and its derivative."""
+    gate = sigmoid(z)
+    return z * gate, gate * (1 + z * (1 - gate))
+
+
+def _bias(rule: Rule, answer: Tensor, value: Tensor, clip: Tensor) -> Tensor:
+    """Gradient of the inner loss with respect to the answer; clip: (..., T)."""
+    error = answer - value
+    if rule.bias == "l2":
+        return 2 * error
+    if rule.bias == "huber":  # the norm of the residual, clipped: continuous at the threshold
+        norm = torch.sqrt(error.square().sum(-1, keepdim=True) + 1e-12)
+        return 2 * error * (clip[..., None] / norm).clamp(max=1.0)
+    if rule.bias == "lp":  # |e| smoothed by sqrt(e^2 + 1e-6), so that p < 2 has a gradient at 0
+        return rule.power * error * (error.square() + 1e-6) ** ((rule.power - 2) / 2)
+    if rule.bias == "kl":
+        return answer.softmax(-1) - value.softmax(-1)
+    return -value  # dot: the loss is -<M(k), v>
+
+
+def _learn(
+    rule: Rule,
+    weights: list[Tensor],
+    key: Tensor,
+    value: Tensor,
+    clip: Tensor,
+    residual: Tensor | None,
+    fade: Tensor | None,
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Inputs a (..., T, in) and errors u (..., T, out) of every layer, and what the answer missed (..., T, V).
+
+    The gradient of token i for a layer is the outer product a_i u_i'. fade: (..., T), of `decay_first`.
+    """
+    inputs, slopes, z = [key], [], key
+    for layer, weight in enumerate(weights):
+        z = inputs[-1] @ weight
+        if layer < len(weights) - 1:
+            active, slope = _activate(z)
+            inputs.append(active)
+            slopes.append(slope)
+    if fade is not None:
+        z = z * fade[..., None]
+    if rule.depth == 0:
+        answer = z
+        error = _bias(rule, answer, value, clip)
+    else:
+        normed, inverse = _normalise(z)
+        answer = normed if residual is None else residual + normed
+        outer = _bias(rule, answer, value, clip)
+        along = (outer * normed).mean(-1, keepdim=True)
+        error = (outer - outer.mean(-1, keepdim=True) - normed * along) * inverse
+    errors = [error]
+    for layer in range(len(weights) - 1, 0, -1):
+        error = (error @ weights[layer].transpose(-1, -2)) * slopes[layer - 1]
+        errors.insert(0, error)
+    return inputs, errors, answer - value
+
+
+# --- retention and optimiser --------------------------------------------------------------------------------
+
+
+def _weights(rule: Rule, accumulator: Tensor) -> Tensor:
+    """map(A): the weights that an accumulator (..., in, out) stands for."""
+    if rule.retention == "decay":
+        return accumulator
+    if rule.retention == "softmax":
+        return rule.mass * accumulator.softmax(-2)
+    # The exact minimiser of the lq stability: sign(A) |A|^(p-1) / |A|_p^(p-2), of degree 1 in A.
+    # `largest` cancels, so no gradient flows through it; the sum is 1 or more unless A is 0, where W is 0 as well.
+    largest = accumulator.detach().abs().amax((-2, -1), keepdim=True).clamp(min=1e-20)
+    unit = accumulator / largest
+    norm = unit.abs().pow(rule.dual_power).sum((-2, -1), keepdim=True).clamp(min=1.0).pow(1 / rule.dual_power)
+    return largest * unit.sign() * unit.abs().pow(rule.dual_power - 1) / norm.pow(rule.dual_power - 2)
+
+
+def _ball(tensor: Tensor, radius: float) -> Tensor:
+    norm = torch.linalg.vector_norm(tensor, dim=(-2, -1), keepdim=True)
+    return tensor * (radius / norm.clamp(min=radius))
+
+
+def _border(rule: Rule, accumulators: list[Tensor], momenta: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """What happens to A and S where a chunk begins: nothing, unless they left the ball."""
+    if rule.retention == "softmax":  # only differences count: make the weights' sum explicit, and no weight zero
+        accumulators = [a.log_softmax(-2).clamp(min=LOG_FLOOR) for a in accumulators]
+    else:
+        accumulators = [_ball(a, rule.radius) for a in accumulators]
+    return accumulators, [_ball(s, rule.radius) for s in momenta]
+
+
+def newton_schulz(gradient: Tensor, steps: int = 5) -> Tensor:
+    """Roughly U V' of a gradient U D V' (Muon): singular values of 0.01 and more of its norm end in [0.68, 1.13]."""
+    tall = gradient.shape[-2] > gradient.shape[-1]
+    x = gradient.transpose(-1, -2) if tall else gradient
+    x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + 1e-7)
+    first, second, third = NEWTON_SCHULZ
+    for _ in range(steps):
+        square = x @ x.transpose(-1, -2)
+        x = first * x + (second * square + third * square @ square) @ x
+    return x.transpose(-1, -2) if tall else x
+
+
+def _effective(tokens: Tokens) -> Tokens:
+    """A token that is not present keeps everything, adds nothing and stays out of every window, whatever it holds.
+
+    Replaced rather than multiplied by 0, which would let NaN through; its query is left, for its own answer alone.
+    """
+    there = tokens.present > 0.5
+    rows = there[..., None]
+    residual = tokens.key_residual
+    return tokens._replace(
+        key=torch.where(rows, tokens.key, 0.0),
+        value=torch.where(rows, tokens.value, 0.0),
+        key_residual=None if residual is None else torch.where(rows, residual, 0.0),
+        keep=torch.where(there, tokens.keep, 1.0),
+        momentum=torch.where(there, tokens.momentum, 1.0),
+        rate=torch.where(there, tokens.rate, 0.0),
+        importance=torch.where(there, tokens.importance, 0.0),
+        clip=torch.where(there, tokens.clip, 1.0),
+    )
+
+
+# --- the three forms ----------------------------------------------------------------------------------------
+
+
+def initial_state(
+    rule: Rule, accumulators: list[Tensor], batch: int, features: int, values: int, residual: bool
+) -> State:
+    """The state before the first token; accumulators: per layer (P, in, out), learned by the outer loop."""
+    heads = accumulators[0].shape[0]
+    zeros = accumulators[0].new_zeros
+    state: State = {}
+    for layer, accumulator in enumerate(accumulators):
+        state[f"memory{layer}"] = accumulator.expand(batch, *accumulator.shape)
+        if rule.has_momentum:
+            state[f"momentum{layer}"] = zeros(batch, *accumulator.shape)
+        if rule.chunk > 1:
+            state[f"anchor{layer}"] = zeros(batch, *accumulator.shape)
+    if rule.chunk > 1:
+        state["position"] = zeros(batch, 1)
+    if rule.decay_first and rule.chunk > 1:
+        state["fade"] = zeros(batch, heads) + 1
+    if rule.window > 1:
+        past = (batch, heads, rule.window - 1)
+        state |= {"past.key": zeros(*past, features), "past.value": zeros(*past, values)}
+        state |= {"past.importance": zeros(*past), "past.clip": zeros(*past)}
+        if residual:
+            state["past.residual"] = zeros(*past, values)
+    return state
+
+
+def step(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, Look]:
+    """One token: the definition. Tokens without T; returns the answer (B, P, V), the next state, and a look inside."""
+    tokens = _effective(tokens)
+    layers = sum(name.startswith("memory") for name in state)
+    accumulators = [state[f"memory{layer}"] for layer in range(layers)]
+    momenta = [state[f"momentum{layer}"] for layer in range(layers)] if rule.has_momentum else []
+    bounded, calmed = _border(rule, accumulators, momenta)
+    after: State = {}
+    fade = tokens.keep if rule.decay_first else None
+    if rule.chunk == 1:
+        accumulators, momenta = bounded, calmed
+        anchors = [_weights(rule, a) for a in accumulators]
+    else:
+        begins = state["position"][:, :, None, None] < 0.5
+        accumulators = [torch.where(begins, b, a) for a, b in zip(accumulators, bounded, strict=True)]
+        momenta = [torch.where(begins, c, s) for s, c in zip(momenta, calmed, strict=True)]
+        anchors = [
+            torch.where(begins, _weights(rule, a), state[f"anchor{layer}"]) for layer, a in enumerate(accumulators)
+        ]
+        if fade is not None:
+            fade = fade * torch.where(begins[..., 0, 0], torch.ones_like(fade), state["fade"])
+            after["fade"] = fade
+        position = state["position"] + 1
+        after["position"] = torch.where(position > rule.chunk - 0.5, torch.zeros_like(position), position)
+    rows = _with_past(rule, _map(tokens, lambda part: part[:, :, None]), state)
+    inputs, errors, missed = _learn(
+        rule, anchors, rows.key, rows.value, rows.clip, rows.key_residual, None if fade is None else fade[..., None]
+    )
+    keep, rate, momentum = (gate[..., None, None] for gate in (tokens.keep, tokens.rate, tokens.momentum))
+    weighted = rows.importance[..., None]
+    weights, total = [], torch.zeros_like(tokens.keep)
+    for layer in range(layers):
+        gradient = (inputs[layer] * weighted).transpose(-1, -2) @ errors[layer]
+        if rule.optimiser == "muon":
+            momenta[layer] = momentum * momenta[layer] + gradient * tokens.present[..., None, None]
+            change = -rate * newton_schulz(momenta[layer])
+        elif rule.optimiser == "momentum":
+            momenta[layer] = momentum * momenta[layer] - rate * gradient
+            change = tokens.present[..., None, None] * momenta[layer]
+        else:
+            change = -rate * gradient
+        accumulators[layer] = keep * accumulators[layer] + change
+        weights.append(_weights(rule, accumulators[layer]))
+        after[f"memory{layer}"] = accumulators[layer]
+        if rule.has_momentum:
+            after[f"momentum{layer}"] = momenta[layer]
+        if rule.chunk > 1:
+            after[f"anchor{layer}"] = anchors[layer]
+        total = total + weights[layer].square().sum((-2, -1))
+    z = tokens.query[:, :, None]
+    for layer, weight in enumerate(weights):
+        z = z @ weight
+        if layer < layers - 1:
+            z, _ = _activate(z)
+    residual = None if tokens.query_residual is None else tokens.query_residual[:, :, None]
+    answer = _answer(rule, z, residual)[:, :, 0]
+    after |= _past(rule, rows)
+    return (
+        answer,
+        {name: after[name] for name in state},
+        Look(torch.linalg.vector_norm(missed[..., -1, :], dim=-1), total.sqrt()),
+    )
+
+
+ROWS = ("key", "value", "importance", "clip", "key_residual")
+
+
+def _with_past(rule: Rule, tokens: Tokens, state: State) -> Tokens:
+    """The tokens with the c - 1 before them, whose gradients count at this chunk's anchor too."""
+    if rule.window == 1:
+        return tokens
+    names = [name for name in ROWS if getattr(tokens, name) is not None]
+    rows = {name: torch.cat([state["past." + name.removeprefix("key_")], getattr(tokens, name)], 2) for name in names}
+    return tokens._replace(**rows)
+
+
+def _past(rule: Rule, rows: Tokens) -> State:
+    if rule.window == 1:
+        return {}
+    kept = rule.window - 1
+    names = [name for name in ROWS if getattr(rows, name) is not None]
+    return {"past." + name.removeprefix("key_"): getattr(rows, name)[:, :, -kept:] for name in names}
+
+
+def _map(tokens: Tokens, change: Callable[[Tensor], Tensor]) -> Tokens:
+    return Tokens(*(None if part is None else change(part) for part in tokens))  # type: ignore[arg-type]
+
+
+def _at(tokens: Tokens, place: int | slice) -> Tokens:
+    return _map(tokens, lambda part: part[:, :, place])
+
+
+def sequential(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, Look]:
+    """`step` in a loop: answers (B, P, T, V)."""
+    answers, looks = [], []
+    for t in range(tokens.key.shape[2]):
+        answer, state, look = step(rule, _at(tokens, t), state)
+        answers.append(answer)
+        looks.append(look)
+    return torch.stack(answers, 2), state, Look(*(torch.stack(parts, 2) for parts in zip(*looks, strict=True)))
+
+
+def chunked(rule: Rule, tokens: Tokens, state: State, look: bool = False) -> tuple[Tensor, State, Look | None]:
+    """The same as `sequential`, a chunk at a time; the look inside only if asked for.
+
+    Series that stand at different positions of a chunk run apart.
+    """
+    if rule.chunk > 1:
+        position = state["position"][:, 0]
+        if bool((position != position[0]).any()):
+            return _grouped(rule, tokens, state, look)
+        offset = int(position[0].item())
+        if offset >= rule.chunk:
+            raise ModelError(
+                f"the state stands at token {offset} of a chunk, the chunks of this memory have {rule.chunk}: "
+                "it comes from a memory with longer chunks; start from initial_state, or set chunk as it was."
+            )
+    else:
+        offset = 0
+    layers = sum(name.startswith("memory") for name in state)
+    answers, looks = [], []
+    for piece in _pieces(_effective(tokens), offset, rule.chunk):
+        answer, state, inside = _chunk(rule, piece, state, offset, layers, look)
+        answers.append(answer)
+        looks.append(inside)
+        offset = (offset + piece.keep.shape[2]) % rule.chunk
+    return torch.cat(answers, 2), state, _join(looks, 2)
+
+
+def _pieces(tokens: Tokens, offset: int, chunk: int) -> Iterator[Tokens]:
+    """The tokens cut where chunks begin. Cut at once, for the gradient of a slice would be as long as the sequence."""
+    length = tokens.keep.shape[2]
+    first = min(length, chunk - offset)
+    rest = length - first
+    sizes = [first, *[chunk] * (rest // chunk), *([rest % chunk] if rest % chunk else [])]
+    cut = [[None] * len(sizes) if part is None else part.split(sizes, 2) for part in tokens]
+    return (Tokens(*parts) for parts in zip(*cut, strict=True))
+
+
+def _join(looks: list[Look | None], dimension: int) -> Look | None:
+    known = [look for look in looks if look is not None]
+    return Look(*(torch.cat(parts, dimension) for parts in zip(*known, strict=True))) if known else None
+
+
+def _grouped(rule: Rule, tokens: Tokens, state: State, look: bool) -> tuple[Tensor, State, Look | None]:
+    position = state["position"][:, 0]
+    order, parts = [], []
+    for value in position.unique():
+        rows = (position == value).nonzero()[:, 0]
+        chosen = _map(tokens, lambda part, rows=rows: part[rows])  # type: ignore[misc]
+        parts.append(chunked(rule, chosen, {name: tensor[rows] for name, tensor in state.items()}, look))
+        order.append(rows)
+    back = torch.cat(order).argsort()
+    answer = torch.cat([part[0] for part in parts])[back]
+    after = {name: torch.cat([part[1][name] for part in parts])[back] for name in state}
+    inside = _join([part[2] for part in parts], 0)
+    return answer, after, None if inside is None else Look(*(part[back] for part in inside))
+
+
+def _decays(gate: Tensor) -> tuple[Tensor, Tensor]:
+    """Products of gates (B, P, m): from the start through t (B, P, m), from after j <= t through t (B, P, m, m)."""
+    logs = gate.clamp(min=math.exp(LOG_FLOOR)).log().cumsum(-1)
+    between = logs[..., :, None] - logs[..., None, :]
+    steps = gate.shape[-1]
+    lower = torch.ones(steps, steps, dtype=torch.bool, device=gate.device).tril()
+    return logs.exp(), between.masked_fill(~lower, -math.inf).exp()
+
+
+def _chunk(
+    rule: Rule, tokens: Tokens, state: State, offset: int, layers: int, look: bool
+) -> tuple[Tensor, State, Look | None]:
+    """The m tokens from position `offset` of a chunk on, at most to its end; tokens are effective ones."""
+    steps = tokens.key.shape[2]
+    accumulators = [state[f"memory{layer}"] for layer in range(layers)]
+    momenta = [state[f"momentum{layer}"] for layer in range(layers)] if rule.has_momentum else []
+    if offset == 0:
+        accumulators, momenta = _border(rule, accumulators, momenta)
+        anchors = [_weights(rule, a) for a in accumulators]
+    else:
+        anchors = [state[f"anchor{layer}"] for layer in range(layers)]
+    rows = _with_past(rule, tokens, state)
+    beta, keeps = _decays(tokens.keep)  # (B, P, m), (B, P, m, m)
+    fade = None
+    if rule.decay_first:
+        fade = beta if offset == 0 else beta * state["fade"][..., None]
+    inputs, errors, missed = _learn(
+        rule,
+        anchors,
+        rows.key,
+        rows.value,
+        rows.clip,
+        rows.key_residual,
+        fade,
+    )
+    gathers = _gathers(rule, rows.importance, steps)  # (B, P, m, R): G_t of the g_i
+    coefficients: Coefficients
+    if rule.optimiser == "descent":
+        coefficients = Coefficients(keeps @ (tokens.rate[..., None] * gathers), beta, None, None, None)
+    else:
+        carried, decays = _decays(tokens.momentum)
+        if rule.optimiser == "momentum":
+            into = decays @ (tokens.rate[..., None] * gathers)  # S_t of the g_i
+            added = keeps * tokens.present[..., None, :]
+            start = (added @ carried[..., None])[..., 0]
+            coefficients = Coefficients(added @ into, beta, start, into, carried)
+        else:
+            into = decays @ (tokens.present[..., None] * gathers)
+            coefficients = Coefficients(keeps * tokens.rate[..., None, :], beta, None, into, carried)
+    after: State = {}
+    z, squares = tokens.query, torch.zeros_like(tokens.keep)
+    for layer in range(layers):
+        parts = (accumulators[layer], momenta[layer] if momenta else None, inputs[layer], errors[layer])
+        if rule.linear:
+            z = _read_dual(z, coefficients, *parts)
+            if look:
+                squares = squares + _square_norms(coefficients, *parts)
+            memory, momentum = _end(coefficients, *parts)
+        else:
+            every, momentum = _every(rule, coefficients, *parts)  # (B, P, m, in, out)
+            weights = _weights(rule, every)
+            z = (z[..., None, :] @ weights)[..., 0, :]
+            squares = squares + weights.square().sum((-2, -1))
+            memory = every[:, :, -1]
+        if layer < layers - 1:
+            z, _ = _activate(z)
+        after[f"memory{layer}"] = memory
+        if momentum is not None:
+            after[f"momentum{layer}"] = momentum
+        if rule.chunk > 1:
+            after[f"anchor{layer}"] = anchors[layer]
+    if rule.chunk > 1:
+        position = (offset + steps) % rule.chunk
+        after["position"] = torch.full_like(state["position"], position)
+    if fade is not None and rule.chunk > 1:
+        after["fade"] = fade[..., -1]
+    after |= _past(rule, rows)
+    answer = _answer(rule, z, tokens.query_residual)
+    inside = None
+    if look:
+        inside = Look(torch.linalg.vector_norm(missed[..., -steps:, :], dim=-1), squares.clamp(min=0).sqrt())
+    return answer, {name: after[name] for name in state}, inside
+
+
+class Coefficients(NamedTuple):
+    """A_t = beta_t A_0 + start_t S_0 - sum_i gradients[t, i] g_i and S_t = carried_t S_0 - sum_i into[t, i] g_i.
+
+    For Muon, S_t = carried_t S_0 + sum_i into[t, i] g_i and A_t = beta_t A_0 - sum_j gradients[t, j] NS(S_j).
+    """
+
+    gradients: Tensor  # (B, P, m, R)
+    beta: Tensor  # (B, P, m)
+    start: Tensor | None
+    into: Tensor | None  # (B, P, m, R)
+    carried: Tensor | None
+
+
+def _gathers(rule: Rule, importance: Tensor, steps: int) -> Tensor:
+    """(B, P, m, R): the importance of row i where it lies in the window that ends at token t, else 0."""
+    rows = importance.shape[-1]
+    t = torch.arange(steps, device=importance.device)[:, None]
+    i = torch.arange(rows, device=importance.device)
+    inside = (i >= t) & (i < t + rule.window)
+    return importance[..., None, :] * inside
+
+
+def _read_dual(z: Tensor, c: Coefficients, memory: Tensor, momentum: Tensor | None, a: Tensor, u: Tensor) -> Tensor:
+    """z_t A_t for every t, without any A_t: (B, P, m, in) -> (B, P, m, out)."""
+    read = c.beta[..., None] * (z @ memory) - (c.gradients * (z @ a.transpose(-1, -2))) @ u
+    if momentum is not None and c.start is not None:
+        read = read + c.start[..., None] * (z @ momentum)
+    return read
+
+
+def _end(
+    c: Coefficients, memory: Tensor, momentum: Tensor | None, a: Tensor, u: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """A and S after the last token."""
+    last = c.beta[..., -1, None, None] * memory - (a * c.gradients[..., -1, :, None]).transpose(-1, -2) @ u
+    if momentum is None or c.start is None or c.into is None or c.carried is None:
+        return last, None
+    last = last + c.start[..., -1, None, None] * momentum
+    impulse = (a * c.into[..., -1, :, None]).transpose(-1, -2) @ u
+    return last, c.carried[..., -1, None, None] * momentum - impulse
+
+
+def _square_norms(c: Coefficients, memory: Tensor, momentum: Tensor | None, a: Tensor, u: Tensor) -> Tensor:
+    """|A_t|^2 for every t (B, P, m), from inner products alone."""
+
+    def inner(x: Tensor, y: Tensor) -> Tensor:
+        return (x * y).sum((-2, -1))[..., None]
+
+    gram = (a @ a.transpose(-1, -2)) * (u @ u.transpose(-1, -2))  # <g_i, g_j>
+    with_memory = ((a @ memory) * u).sum(-1)  # <A_0, g_i>
+    square = c.beta.square() * inner(memory, memory) + ((c.gradients @ gram) * c.gradients).sum(-1)
+    square = square - 2 * c.beta * (c.gradients @ with_memory[..., None])[..., 0]
+    if momentum is not None and c.start is not None:
+        with_momentum = ((a @ momentum) * u).sum(-1)
+        square = square + c.start.square() * inner(momentum, momentum) + 2 * c.beta * c.start * inner(memory, momentum)
+        square = square - 2 * c.start * (c.gradients @ with_momentum[..., None])[..., 0]
+    return square
+
+
+def _every(
+    rule: Rule, c: Coefficients, memory: Tensor, momentum: Tensor | None, a: Tensor, u: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Every A_t (B, P, m, in, out), where the weights are not linear in the gradients, and the last S."""
+
+    def combine(weights: Tensor) -> Tensor:
+        """sum_i weights[t, i] a_i u_i' for every t."""
+        return (weights[..., None, :] * a.transpose(-1, -2)[:, :, None]) @ u[:, :, None]
+
+    if rule.optimiser == "muon":
+        assert momentum is not None
+        assert c.into is not None
+        assert c.carried is not None
+        impulses = c.carried[..., None, None] * momentum[:, :, None] + combine(c.into)
+        changes = newton_schulz(impulses)
+        moved = (c.gradients @ changes.flatten(-2)).unflatten(-1, changes.shape[-2:])
+        return c.beta[..., None, None] * memory[:, :, None] - moved, impulses[:, :, -1]
+    every = c.beta[..., None, None] * memory[:, :, None] - combine(c.gradients)
+    if momentum is None or c.start is None or c.into is None or c.carried is None:
+        return every, None
+    every = every + c.start[..., None, None] * momentum[:, :, None]
+    last = c.carried[..., -1, None, None] * momentum - (a * c.into[..., -1, :, None]).transpose(-1, -2) @ u
+    return every, last

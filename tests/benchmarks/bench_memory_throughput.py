@@ -1,0 +1,177 @@
+"""Training throughput of a test-time memory: tokens/s of forward and backward, batch 8, width 64, one head.
+
+Ours, the dual form with an update at every token, beside `titans-pytorch`'s NeuralMemory, which takes one gradient and
+one update a chunk: its chunk of 1 is the paper's token-by-token rule, its chunk of 64 the coarse one. Whole layers on
+both sides: projections, gates and output included; it has no convolution, so ours stands without and with one. Peers
+run where they are installed: `pip install titans-pytorch==0.5.5` into an environment that has torch, and run this file
+with it from the repository. LSTM, GRU and causal attention of the same width stand beside. Medians over repeats; peak
+memory is of the process, in one of its own for each row, above what it held before the first pass.
+
+Options: --device cuda, --lengths 256,1024,4096, --threads 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+BATCH, WIDTH, EXPANSION = 8, 64, 4
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part[:, None] for part in self.qkv(x).chunk(3, -1))
+        return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)[:, 0]
+
+
+def ours(depth: int, chunk: int, kernel: int = 1) -> Callable[[Tensor], Tensor]:
+    from models.memory.backbone import Inner, MemoryConfig, MemoryLayer
+
+    config = MemoryConfig(width=WIDTH, heads=1, chunk=chunk, kernel=kernel)
+    layer = MemoryLayer(config, Inner(depth=depth, expansion=EXPANSION, optimiser="momentum"))
+    return Run(layer)
+
+
+class Run(nn.Module):
+    """Our layer from its initial state."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer.scan(x, x.new_ones(x.shape[:2]), self.layer.initial_state(len(x)))[0]  # type: ignore[operator]
+
+
+def peer(depth: int, chunk: int) -> Callable[[Tensor], Tensor]:
+    from titans_pytorch import NeuralMemory
+
+    memory = NeuralMemory(
+        dim=WIDTH,
+        chunk_size=chunk,
+        heads=1,
+        default_model_kwargs={"depth": depth, "expansion_factor": float(EXPANSION)},
+    )
+
+    class Peer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.memory = memory
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.memory(x)[0]
+
+    return Peer()
+
+
+def recurrent(kind: type[nn.RNNBase]) -> Callable[[Tensor], Tensor]:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = kind(WIDTH, WIDTH, batch_first=True)  # type: ignore[arg-type]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)[0]
+
+    return Recurrent()
+
+
+KINDS: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
+    "ours, depth 1, b = 64": lambda: ours(1, 64),
+    "ours, depth 1, with convolution": lambda: ours(1, 64, kernel=4),
+    "titans-pytorch, depth 1, chunk 1": lambda: peer(1, 1),
+    "titans-pytorch, depth 1, chunk 64": lambda: peer(1, 64),
+    "ours, depth 2, b = 64": lambda: ours(2, 64),
+    "ours, depth 2, with convolution": lambda: ours(2, 64, kernel=4),
+    "titans-pytorch, depth 2, chunk 1": lambda: peer(2, 1),
+    "titans-pytorch, depth 2, chunk 64": lambda: peer(2, 64),
+    "LSTM": lambda: recurrent(nn.LSTM),
+    "GRU": lambda: recurrent(nn.GRU),
+    "causal attention": Attention,
+}
+
+
+def status_mb(field: str) -> float:
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    return int(lines[field].split()[0]) / 1024
+
+
+def measure(kind: str, length: int, device: str, threads: int, repeats: int, limit_s: float) -> tuple[float, float]:
+    """Median seconds of forward and backward, and peak MB above the start; as many repeats as the limit allows."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model = KINDS[kind]().to(device)  # type: ignore[attr-defined]
+    x = torch.randn(BATCH, length, WIDTH, device=device, requires_grad=True)
+    before = torch.cuda.memory_allocated() / 2**20 if device == "cuda" else status_mb("VmRSS")
+    spent: list[float] = []
+    for turn in range(repeats + 1):
+        began = time.perf_counter()
+        model(x).square().mean().backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        if turn or repeats == 0:
+            spent.append(time.perf_counter() - began)
+        elif time.perf_counter() - began > limit_s:
+            spent.append(time.perf_counter() - began)  # too slow to repeat: the first pass stands
+            break
+    peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else status_mb("VmHWM")
+    return statistics.median(spent), peak - before
+
+
+def _child(queue: multiprocessing.Queue, *arguments: object) -> None:
+    try:
+        queue.put(measure(*arguments))  # type: ignore[arg-type]
+    except Exception as error:
+        queue.put(f"{type(error).__name__}: {error}".splitlines()[0][:60])
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    options.add_argument("--lengths", default="256,1024,4096")
+    options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--kinds", default="", help="only those whose name holds this text")
+    chosen = options.parse_args()
+    a = torch.randn(1024, 1024)
+    torch.set_num_threads(chosen.threads)
+    rates = []
+    for _ in range(7):
+        began = time.perf_counter()
+        a @ a
+        rates.append(2 * 1024**3 / (time.perf_counter() - began) / 1e9)
+    print(f"torch {torch.__version__}, {chosen.device}, {chosen.threads} threads; float32 matrix product "
+          f"{statistics.median(rates):.0f} GFLOP/s on the CPU")  # fmt: skip
+    print(f"{'layer':36}{'T':>6}{'tokens/s':>12}{'peak MB':>10}")
+    context = multiprocessing.get_context("spawn")
+    for length in map(int, chosen.lengths.split(",")):
+        for kind in KINDS:
+            if chosen.kinds not in kind:
+                continue
+            queue = context.Queue()
+            arguments = (kind, length, chosen.device, chosen.threads, chosen.repeats, 20.0)
+            process = context.Process(target=_child, args=(queue, *arguments))
+            process.start()
+            found = queue.get()
+            process.join()
+            if isinstance(found, str):
+                print(f"{kind:36}{length:6}  {found}", flush=True)
+            else:
+                print(f"{kind:36}{length:6}{BATCH * length / found[0]:12.0f}{found[1]:10.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Every named memory as a backbone: one scan, pieces of it and single steps are the same; all of it learns."""
+
+import pytest
+import torch
+from memory_cases import NAMED, distance, states_apart
+
+from models.contract import take
+from models.memory.backbone import MemoryBackbone, MemoryConfig, part, prefixed
+
+CHUNKS = (1, 4, 16, 64)
+WIDTH = 3
+CASES = [(name, chunk) for name in NAMED for chunk in CHUNKS]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def build(name: str, chunk: int) -> MemoryBackbone:
+    net = MemoryBackbone(WIDTH, MemoryConfig(width=8, heads=2, blocks=2, chunk=chunk), NAMED[name]).double().eval()
+    with torch.no_grad():  # gates that depend on the input more than those of a new network
+        for layer in net.layers:
+            layer.to_gates.weight.mul_(10)
+    return net
+
+
+def stream(steps: int, batch: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    present = (torch.rand(batch, steps) > 0.2).double()
+    return torch.randn(batch, steps, WIDTH, dtype=torch.float64), present
+
+
+@pytest.mark.parametrize(("name", "chunk"), CASES)
+def test_a_scan_its_pieces_and_its_steps_are_the_same(name, chunk):
+    net, steps = build(name, chunk), 70 if chunk == 64 else 22
+    e, present = stream(steps)
+    with torch.no_grad():
+        whole, after = net.scan(e, net.initial_state(3), present)
+        for cut in (1, 9, steps - 2):
+            first, state = net.scan(e[:, :cut], net.initial_state(3), present[:, :cut])
+            second, state = net.scan(e[:, cut:], state, present[:, cut:])
+            assert distance(torch.cat([first, second], 1), whole) < 1e-8
+            assert states_apart(state, after) < 1e-8
+        state = net.initial_state(3)
+        for t in range(steps):
+            out, state = net.step(e[:, t], state, present[:, t])
+            assert distance(out, whole[:, t]) < 1e-8, t
+        assert states_apart(state, after) < 1e-8
+    assert list(after) == list(net.initial_state(1))
+
+
+@pytest.mark.parametrize(("name", "chunk"), [case for case in CASES if case[1] in (1, 16)])
+def test_every_parameter_learns(name, chunk):
+    net = build(name, chunk).train()
+    e, present = stream(12)
+    e.requires_grad_()
+    out, _ = net.scan(e, net.initial_state(3), present)
+    (out * torch.randn_like(out)).sum().backward()
+    inner = NAMED[name]
+    heads = 2
+    for key, parameter in net.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+        if not key.endswith("to_gates.bias"):
+            assert parameter.grad.abs().max() > 0, key
+            continue
+        keep, momentum, rate, importance, clip = parameter.grad.view(5, heads)
+        assert (keep.abs().min() > 0) == inner.forgets
+        assert (momentum.abs().min() > 0) == (inner.optimiser != "descent")
+        assert rate.abs().min() > 0
+        assert (importance.abs().min() > 0) == (inner.window > 1)
+        assert clip.abs().max() == 0 or inner.bias == "huber"
+    assert e.grad is not None
+    assert e.grad[:, -1].abs().max() > 0
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_the_gradients_of_a_scan_are_those_of_its_steps(name):
+    net = build(name, 4)
+    e, present = stream(7)
+    weights = torch.randn(3, 7, 8, dtype=torch.float64)
+    scanned, _ = net.scan(e, net.initial_state(3), present)
+    fast = torch.autograd.grad((scanned * weights).sum(), list(net.parameters()))
+    state, outs = net.initial_state(3), []
+    for t in range(7):
+        out, state = net.step(e[:, t], state, present[:, t])
+        outs.append(out)
+    slow = torch.autograd.grad((torch.stack(outs, 1) * weights).sum(), list(net.parameters()))
+    for (key, _), a, b in zip(net.named_parameters(), fast, slow, strict=True):
+        assert distance(a, b) < 1e-8, key
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_no_series_sees_another(name):
+    net = build(name, 4)
+    e, present = stream(13)
+    with torch.no_grad():
+        whole, after = net.scan(e, net.initial_state(3), present)
+        other = e.clone()
+        other[0] = torch.randn_like(e[0])
+        assert torch.equal(net.scan(other, net.initial_state(3), present)[0][1:], whole[1:])
+        for row in range(3):
+            alone, state = net.scan(e[row : row + 1], net.initial_state(1), present[row : row + 1])
+            assert distance(alone, whole[row : row + 1]) < 1e-10
+            assert states_apart(state, take(after, torch.tensor([row]))) < 1e-10
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_no_output_knows_a_later_observation(name):
+    net = build(name, 4)
+    e, present = stream(13)
+    with torch.no_grad():
+        whole, _ = net.scan(e, net.initial_state(3), present)
+        for at in (1, 6, 12):
+            other = torch.cat([e[:, :at], torch.randn_like(e[:, at:])], 1)
+            changed, _ = net.scan(other, net.initial_state(3), present)
+            assert torch.equal(changed[:, :at], whole[:, :at])
+            assert not torch.equal(changed[:, at], whole[:, at])
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_the_past_is_in_the_state(name):
+    net = build(name, 4)
+    e, present = stream(13)
+    with torch.no_grad():
+        fresh, _ = net.step(e[:, -1], net.initial_state(3), present[:, -1])
+        _, state = net.scan(e[:, :-1], net.initial_state(3), present[:, :-1])
+        carried, _ = net.step(e[:, -1], state, present[:, -1])
+    assert (carried - fresh).abs().min() > 1e-9
+
+
+def test_a_part_of_a_state_is_what_its_prefix_made():
+    state = {"a": torch.zeros(1), "b.c": torch.ones(1)}
+    assert part("block1", prefixed("block1", state) | prefixed("block10", state)) == state
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_the_look_inside_is_the_same_in_both_forms(name):
+    net = build(name, 4)
+    layer = net.layers[0]
+    x, present = torch.randn(2, 9, 8, dtype=torch.float64), torch.ones(2, 9, dtype=torch.float64)
+    with torch.no_grad():
+        _, _, look = layer.scan(x, present, layer.initial_state(2), look=True)
+        state = layer.initial_state(2)
+        for t in range(9):
+            _, state, inside = layer.step(x[:, t], present[:, t], state)
+            assert distance(look.surprise[:, :, t], inside.surprise) < 1e-8
+            assert distance(look.norm[:, :, t], inside.norm) < 1e-8
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_what_is_not_present_passes_the_memory_by_and_goes_through_the_convolution(name):
+    net = build(name, 4)
+    e, there = stream(3)[0], torch.ones(3, 3, dtype=torch.float64)
+    with torch.no_grad():
+        _, state = net.scan(e[:, :2], net.initial_state(3), there[:, :2])
+        _, absent = net.step(e[:, 2], state, 0 * there[:, 2])
+        _, present = net.step(e[:, 2], state, there[:, 2])
+    for key in (key for key in state if ".memory" in key or ".momentum" in key):
+        assert distance(absent[key], state[key]) < 1e-14, key
+        assert not torch.equal(present[key], state[key]), key
+    for key in (key for key in state if ".conv." in key and key.startswith("block0")):
+        assert torch.equal(absent[key], present[key])
+        assert not torch.equal(absent[key], state[key])
