@@ -73,8 +73,11 @@ def main() -> None:
                 windowed = errors(rows, levels)
             runs.append((*windowed, *streaming, trained.seconds))
         middle, half = np.median(runs, 0), np.ptp(runs, 0) / 2
-        cells = [f"{m:.4f}" + (f" ±{h:.4f}" if h else "") for m, h in zip(middle[:4], half[:4], strict=True)]
-        table_rows.append([label, *(cell.replace("nan", "") for cell in cells), f"{middle[4]:.0f}"])
+        cells = [
+            ("" if np.isnan(m) else f"{m:.4f}") + (f" ±{h:.4f}" if h > 0 else "")
+            for m, h in zip(middle[:4], half[:4], strict=True)
+        ]
+        table_rows.append([label, *cells, f"{middle[4]:.0f}"])
         print("  ".join(table_rows[-1]), flush=True)
     print(f"\n{len(parts.test)} series, {len(positions[0])} windows each, seeds {seeds}: median ± half the range")
     table(["model", "windowed MSE", "MAE", "streaming MSE", "MAE", "fit s"], table_rows)
