@@ -106,7 +106,7 @@ class DenseTitans:
 
 
 @pytest.mark.parametrize("window", [1, 4, 9])
-@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
 def test_titans_is_the_dense_recurrence_of_the_paper_at_every_chunk_length(depth, window):
     for chunk in (1, 3, 5, 7, 8, 10, 13, 24):
         rule = Rule(depth=depth, expansion=2, chunk=chunk, window=window)
