@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn.functional import conv1d, normalize, silu, softplus
 
 from models.contract import ModelError, State
-from models.memory.core import Look, Rule, Tokens, chunked, initial_state, step
+from models.memory.chunks import chunked
+from models.memory.core import Look, Rule, Tokens, initial_state, step
 
 
 @dataclass(frozen=True)

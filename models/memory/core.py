@@ -16,13 +16,9 @@ b = 1 is Titans' rule token by token (arXiv 2501.00663, Eq. 12-14), c > 1 the Om
 token that is not present changes neither A nor S. At the start of every chunk A and S are scaled back into a ball, so
 that no input can make them overflow.
 
-`step` is the definition, one token at a time; `sequential` is that in a loop; `chunked` gives the same numbers a chunk
-at a time. Every g_i is an outer product a_i u_i' of a layer's input and its error, so where map is the identity the
-read needs no weights per token (the dual form): with C the coefficients of the g_i in A_t,
-
-    z W_t = beta_t z A_0 + s_t z S_0 - sum_{i<=t} C[t,i] (z . a_i) u_i.
-
-Gradients are written out: the same formulas train, step and export.
+`step` is the definition, one token at a time; `sequential` is that in a loop; `chunks.chunked` gives the same numbers a
+chunk at a time. Every g_i is an outer product a_i u_i' of a layer's input and its error, so where map is the identity
+the read needs no weights per token (`dual`). Gradients are written out: the same formulas train, step and export.
 
 Shapes: B series, P heads, T tokens, D width of keys and queries, F width of the features of a key, V width of values,
 b chunk, c window. All tensors here start with (B, P).
@@ -30,8 +26,7 @@ b chunk, c window. All tensors here start with (B, P).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -70,8 +65,12 @@ class Rule:
             raise ModelError(
                 f"a memory has 0 (a matrix) to 4 layers and an expansion from 1, got {self.depth}, {self.expansion}."
             )
-        if self.decay_first and (self.depth or self.optimiser != "descent" or self.window > 1):
-            raise ModelError("decay_first is defined for a matrix under plain descent, with a window of 1.")
+        if self.decay_first and (
+            self.depth or self.optimiser != "descent" or self.window > 1 or self.retention != "decay"
+        ):
+            raise ModelError(
+                "decay_first is defined for a matrix that decays, under plain descent, with a window of 1."
+            )
         if self.power < 1 or self.dual_power <= 1 or self.mass <= 0 or self.radius <= 0:
             raise ModelError("power is at least 1, dual_power above 1, mass and radius above 0.")
         for name, known in (
@@ -248,6 +247,8 @@ def _effective(tokens: Tokens) -> Tokens:
     Replaced rather than multiplied by 0, which would let NaN through; its query is left, for its own answer alone.
     """
     there = tokens.present > 0.5
+    if tokens.present.dim() == 3 and bool(there.all()):  # a step is a graph, and has no branches
+        return tokens
     rows = there[..., None]
     residual = tokens.key_residual
     return tokens._replace(
@@ -391,228 +392,3 @@ def sequential(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State,
         answers.append(answer)
         looks.append(look)
     return torch.stack(answers, 2), state, Look(*(torch.stack(parts, 2) for parts in zip(*looks, strict=True)))
-
-
-def chunked(rule: Rule, tokens: Tokens, state: State, look: bool = False) -> tuple[Tensor, State, Look | None]:
-    """The same as `sequential`, a chunk at a time; the look inside only if asked for.
-
-    Series that stand at different positions of a chunk run apart.
-    """
-    if rule.chunk > 1:
-        position = state["position"][:, 0]
-        if bool((position != position[0]).any()):
-            return _grouped(rule, tokens, state, look)
-        offset = int(position[0].item())
-        if offset >= rule.chunk:
-            raise ModelError(
-                f"the state stands at token {offset} of a chunk, the chunks of this memory have {rule.chunk}: "
-                "it comes from a memory with longer chunks; start from initial_state, or set chunk as it was."
-            )
-    else:
-        offset = 0
-    layers = sum(name.startswith("memory") for name in state)
-    answers, looks = [], []
-    for piece in _pieces(_effective(tokens), offset, rule.chunk):
-        answer, state, inside = _chunk(rule, piece, state, offset, layers, look)
-        answers.append(answer)
-        looks.append(inside)
-        offset = (offset + piece.keep.shape[2]) % rule.chunk
-    return torch.cat(answers, 2), state, _join(looks, 2)
-
-
-def _pieces(tokens: Tokens, offset: int, chunk: int) -> Iterator[Tokens]:
-    """The tokens cut where chunks begin. Cut at once, for the gradient of a slice would be as long as the sequence."""
-    length = tokens.keep.shape[2]
-    first = min(length, chunk - offset)
-    rest = length - first
-    sizes = [first, *[chunk] * (rest // chunk), *([rest % chunk] if rest % chunk else [])]
-    cut = [[None] * len(sizes) if part is None else part.split(sizes, 2) for part in tokens]
-    return (Tokens(*parts) for parts in zip(*cut, strict=True))
-
-
-def _join(looks: list[Look | None], dimension: int) -> Look | None:
-    known = [look for look in looks if look is not None]
-    return Look(*(torch.cat(parts, dimension) for parts in zip(*known, strict=True))) if known else None
-
-
-def _grouped(rule: Rule, tokens: Tokens, state: State, look: bool) -> tuple[Tensor, State, Look | None]:
-    position = state["position"][:, 0]
-    order, parts = [], []
-    for value in position.unique():
-        rows = (position == value).nonzero()[:, 0]
-        chosen = _map(tokens, lambda part, rows=rows: part[rows])  # type: ignore[misc]
-        parts.append(chunked(rule, chosen, {name: tensor[rows] for name, tensor in state.items()}, look))
-        order.append(rows)
-    back = torch.cat(order).argsort()
-    answer = torch.cat([part[0] for part in parts])[back]
-    after = {name: torch.cat([part[1][name] for part in parts])[back] for name in state}
-    inside = _join([part[2] for part in parts], 0)
-    return answer, after, None if inside is None else Look(*(part[back] for part in inside))
-
-
-def _decays(gate: Tensor) -> tuple[Tensor, Tensor]:
-    """Products of gates (B, P, m): from the start through t (B, P, m), from after j <= t through t (B, P, m, m)."""
-    logs = gate.clamp(min=math.exp(LOG_FLOOR)).log().cumsum(-1)
-    between = logs[..., :, None] - logs[..., None, :]
-    steps = gate.shape[-1]
-    lower = torch.ones(steps, steps, dtype=torch.bool, device=gate.device).tril()
-    return logs.exp(), between.masked_fill(~lower, -math.inf).exp()
-
-
-def _chunk(
-    rule: Rule, tokens: Tokens, state: State, offset: int, layers: int, look: bool
-) -> tuple[Tensor, State, Look | None]:
-    """The m tokens from position `offset` of a chunk on, at most to its end; tokens are effective ones."""
-    steps = tokens.key.shape[2]
-    accumulators = [state[f"memory{layer}"] for layer in range(layers)]
-    momenta = [state[f"momentum{layer}"] for layer in range(layers)] if rule.has_momentum else []
-    if offset == 0:
-        accumulators, momenta = _border(rule, accumulators, momenta)
-        anchors = [_weights(rule, a) for a in accumulators]
-    else:
-        anchors = [state[f"anchor{layer}"] for layer in range(layers)]
-    rows = _with_past(rule, tokens, state)
-    beta, keeps = _decays(tokens.keep)  # (B, P, m), (B, P, m, m)
-    fade = None
-    if rule.decay_first:
-        fade = beta if offset == 0 else beta * state["fade"][..., None]
-    inputs, errors, missed = _learn(
-        rule,
-        anchors,
-        rows.key,
-        rows.value,
-        rows.clip,
-        rows.key_residual,
-        fade,
-    )
-    gathers = _gathers(rule, rows.importance, steps)  # (B, P, m, R): G_t of the g_i
-    coefficients: Coefficients
-    if rule.optimiser == "descent":
-        coefficients = Coefficients(keeps @ (tokens.rate[..., None] * gathers), beta, None, None, None)
-    else:
-        carried, decays = _decays(tokens.momentum)
-        if rule.optimiser == "momentum":
-            into = decays @ (tokens.rate[..., None] * gathers)  # S_t of the g_i
-            added = keeps * tokens.present[..., None, :]
-            start = (added @ carried[..., None])[..., 0]
-            coefficients = Coefficients(added @ into, beta, start, into, carried)
-        else:
-            into = decays @ (tokens.present[..., None] * gathers)
-            coefficients = Coefficients(keeps * tokens.rate[..., None, :], beta, None, into, carried)
-    after: State = {}
-    z, squares = tokens.query, torch.zeros_like(tokens.keep)
-    for layer in range(layers):
-        parts = (accumulators[layer], momenta[layer] if momenta else None, inputs[layer], errors[layer])
-        if rule.linear:
-            z = _read_dual(z, coefficients, *parts)
-            if look:
-                squares = squares + _square_norms(coefficients, *parts)
-            memory, momentum = _end(coefficients, *parts)
-        else:
-            every, momentum = _every(rule, coefficients, *parts)  # (B, P, m, in, out)
-            weights = _weights(rule, every)
-            z = (z[..., None, :] @ weights)[..., 0, :]
-            squares = squares + weights.square().sum((-2, -1))
-            memory = every[:, :, -1]
-        if layer < layers - 1:
-            z, _ = _activate(z)
-        after[f"memory{layer}"] = memory
-        if momentum is not None:
-            after[f"momentum{layer}"] = momentum
-        if rule.chunk > 1:
-            after[f"anchor{layer}"] = anchors[layer]
-    if rule.chunk > 1:
-        position = (offset + steps) % rule.chunk
-        after["position"] = torch.full_like(state["position"], position)
-    if fade is not None and rule.chunk > 1:
-        after["fade"] = fade[..., -1]
-    after |= _past(rule, rows)
-    answer = _answer(rule, z, tokens.query_residual)
-    inside = None
-    if look:
-        inside = Look(torch.linalg.vector_norm(missed[..., -steps:, :], dim=-1), squares.clamp(min=0).sqrt())
-    return answer, {name: after[name] for name in state}, inside
-
-
-class Coefficients(NamedTuple):
-    """A_t = beta_t A_0 + start_t S_0 - sum_i gradients[t, i] g_i and S_t = carried_t S_0 - sum_i into[t, i] g_i.
-
-    For Muon, S_t = carried_t S_0 + sum_i into[t, i] g_i and A_t = beta_t A_0 - sum_j gradients[t, j] NS(S_j).
-    """
-
-    gradients: Tensor  # (B, P, m, R)
-    beta: Tensor  # (B, P, m)
-    start: Tensor | None
-    into: Tensor | None  # (B, P, m, R)
-    carried: Tensor | None
-
-
-def _gathers(rule: Rule, importance: Tensor, steps: int) -> Tensor:
-    """(B, P, m, R): the importance of row i where it lies in the window that ends at token t, else 0."""
-    rows = importance.shape[-1]
-    t = torch.arange(steps, device=importance.device)[:, None]
-    i = torch.arange(rows, device=importance.device)
-    inside = (i >= t) & (i < t + rule.window)
-    return importance[..., None, :] * inside
-
-
-def _read_dual(z: Tensor, c: Coefficients, memory: Tensor, momentum: Tensor | None, a: Tensor, u: Tensor) -> Tensor:
-    """z_t A_t for every t, without any A_t: (B, P, m, in) -> (B, P, m, out)."""
-    read = c.beta[..., None] * (z @ memory) - (c.gradients * (z @ a.transpose(-1, -2))) @ u
-    if momentum is not None and c.start is not None:
-        read = read + c.start[..., None] * (z @ momentum)
-    return read
-
-
-def _end(
-    c: Coefficients, memory: Tensor, momentum: Tensor | None, a: Tensor, u: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """A and S after the last token."""
-    last = c.beta[..., -1, None, None] * memory - (a * c.gradients[..., -1, :, None]).transpose(-1, -2) @ u
-    if momentum is None or c.start is None or c.into is None or c.carried is None:
-        return last, None
-    last = last + c.start[..., -1, None, None] * momentum
-    impulse = (a * c.into[..., -1, :, None]).transpose(-1, -2) @ u
-    return last, c.carried[..., -1, None, None] * momentum - impulse
-
-
-def _square_norms(c: Coefficients, memory: Tensor, momentum: Tensor | None, a: Tensor, u: Tensor) -> Tensor:
-    """|A_t|^2 for every t (B, P, m), from inner products alone."""
-
-    def inner(x: Tensor, y: Tensor) -> Tensor:
-        return (x * y).sum((-2, -1))[..., None]
-
-    gram = (a @ a.transpose(-1, -2)) * (u @ u.transpose(-1, -2))  # <g_i, g_j>
-    with_memory = ((a @ memory) * u).sum(-1)  # <A_0, g_i>
-    square = c.beta.square() * inner(memory, memory) + ((c.gradients @ gram) * c.gradients).sum(-1)
-    square = square - 2 * c.beta * (c.gradients @ with_memory[..., None])[..., 0]
-    if momentum is not None and c.start is not None:
-        with_momentum = ((a @ momentum) * u).sum(-1)
-        square = square + c.start.square() * inner(momentum, momentum) + 2 * c.beta * c.start * inner(memory, momentum)
-        square = square - 2 * c.start * (c.gradients @ with_momentum[..., None])[..., 0]
-    return square
-
-
-def _every(
-    rule: Rule, c: Coefficients, memory: Tensor, momentum: Tensor | None, a: Tensor, u: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """Every A_t (B, P, m, in, out), where the weights are not linear in the gradients, and the last S."""
-
-    def combine(weights: Tensor) -> Tensor:
-        """sum_i weights[t, i] a_i u_i' for every t."""
-        return (weights[..., None, :] * a.transpose(-1, -2)[:, :, None]) @ u[:, :, None]
-
-    if rule.optimiser == "muon":
-        assert momentum is not None
-        assert c.into is not None
-        assert c.carried is not None
-        impulses = c.carried[..., None, None] * momentum[:, :, None] + combine(c.into)
-        changes = newton_schulz(impulses)
-        moved = (c.gradients @ changes.flatten(-2)).unflatten(-1, changes.shape[-2:])
-        return c.beta[..., None, None] * memory[:, :, None] - moved, impulses[:, :, -1]
-    every = c.beta[..., None, None] * memory[:, :, None] - combine(c.gradients)
-    if momentum is None or c.start is None or c.into is None or c.carried is None:
-        return every, None
-    every = every + c.start[..., None, None] * momentum[:, :, None]
-    last = c.carried[..., -1, None, None] * momentum - (a * c.into[..., -1, :, None]).transpose(-1, -2) @ u
-    return every, last

@@ -13,7 +13,8 @@ from memory_cases import BATCH, HEADS, distance, random_memory, random_tokens, s
 from torch import Tensor
 
 from models.contract import ModelError, State, concat
-from models.memory.core import Look, Rule, Tokens, _at, _learn, _map, chunked, sequential, step
+from models.memory.chunks import chunked
+from models.memory.core import Look, Rule, Tokens, _at, _learn, _map, sequential, step
 
 CHUNKS = (1, 4, 16, 64)
 BIASES = ("l2", "lp", "huber", "kl", "dot")
@@ -42,17 +43,19 @@ def rules(draw: st.DrawFn) -> Rule:
     depth = draw(st.integers(0, 4))
     optimiser = draw(st.sampled_from(["descent", "momentum", "muon"]))
     window = draw(st.sampled_from([1, 1, 2, 5]))
+    retention = draw(st.sampled_from(["decay", "lq", "softmax"]))
+    gated = depth == 0 and optimiser == "descent" and window == 1 and retention == "decay"
     return Rule(
         depth=depth,
         expansion=draw(st.integers(1, 2)),
         bias=draw(st.sampled_from(BIASES)),
         power=draw(st.sampled_from([1.0, 2.0, 3.0])),
-        retention=draw(st.sampled_from(["decay", "lq", "softmax"])),
+        retention=retention,
         dual_power=draw(st.sampled_from([2.0, 4.0])),
         optimiser=optimiser,
         window=window,
         chunk=draw(st.sampled_from(CHUNKS)),
-        decay_first=depth == 0 and optimiser == "descent" and window == 1 and draw(st.booleans()),
+        decay_first=gated and draw(st.booleans()),
         radius=draw(st.sampled_from([1.0, 100.0])),
     )
 
@@ -289,9 +292,10 @@ def test_gated_delta_takes_its_gradient_at_the_faded_memory():
         ({"depth": 5}, "0 .a matrix. to 4 layers"),
         ({"depth": -1}, "0 .a matrix. to 4 layers"),
         ({"expansion": 0}, "expansion from 1"),
-        ({"decay_first": True}, "decay_first is defined for a matrix under plain descent"),
-        ({"decay_first": True, "depth": 0}, "decay_first is defined for a matrix under plain descent"),
+        ({"decay_first": True}, "decay_first is defined for a matrix that decays, under plain descent"),
+        ({"decay_first": True, "depth": 0}, "decay_first is defined for a matrix that decays, under plain descent"),
         ({"decay_first": True, "depth": 0, "optimiser": "descent", "window": 2}, "with a window of 1"),
+        ({"decay_first": True, "depth": 0, "optimiser": "descent", "retention": "lq"}, "a matrix that decays"),
         ({"power": 0.5}, "power is at least 1"),
         ({"radius": 0.0}, "radius above 0"),
         ({"bias": "l3"}, "bias is one of l2, lp, huber, kl, dot, not 'l3'"),

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from models.memory.backbone import Polynomial
+from models.memory.chunks import chunked
 from models.memory.core import (
     Rule,
     Tokens,
     _at,
     _bias,
     _weights,
-    chunked,
     initial_state,
     newton_schulz,
     sequential,

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from models.contract import ModelError, concat
 from models.memory.backbone import CausalConvolution, MemoryBackbone, MemoryConfig
-from models.memory.core import LOG_FLOOR, Rule, _decays, chunked, sequential
+from models.memory.chunks import chunked
+from models.memory.core import LOG_FLOOR, Rule, sequential
+from models.memory.dual import decays
 
 LONG = 20_000
 
@@ -33,16 +35,16 @@ def backbone(name: str, width: int = 3, **fields: object) -> MemoryBackbone:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("gate", [0.0, 1e-38, 1e-20, 1e-6, 1.0])
 def test_products_of_gates_neither_underflow_nor_divide_by_nothing(gate, dtype):
-    gates = torch.full((1, 1, 64), gate, dtype=dtype)
+    gates = torch.full((1, 64), gate, dtype=dtype)
     gates[..., 5] = 0.5
-    through, between = _decays(gates)
+    through, between = decays(gates)
     assert through.isfinite().all()
     assert between.isfinite().all()
-    assert torch.equal(between[0, 0].diagonal(), torch.ones(64, dtype=dtype))
-    assert between[0, 0].triu(1).abs().max() == 0
+    assert torch.equal(between[0].diagonal(), torch.ones(64, dtype=dtype))
+    assert between[0].triu(1).abs().max() == 0
     factor = max(gate, math.exp(LOG_FLOOR))
-    assert between[0, 0, 5, 4].item() == pytest.approx(0.5, rel=1e-4)
-    assert between[0, 0, 40, 39].item() == pytest.approx(factor, rel=1e-3)
+    assert between[0, 5, 4].item() == pytest.approx(0.5, rel=1e-4)
+    assert between[0, 40, 39].item() == pytest.approx(factor, rel=1e-3)
 
 
 @pytest.mark.parametrize("chunk", [1, 16, 64])

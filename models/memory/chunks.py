@@ -1,0 +1,234 @@
+"""A memory over a stream, whole chunks at a time: the numbers of `core.sequential`, several hundred times faster.
+
+Where the weights are linear in the gradients the dual form does it (`dual`). Where they are not, because of Muon or of
+weights that are a map of what is accumulated, the read needs the weights of every token; they are made a chunk at a
+time, and in training made again when the gradient passes, so that those of one chunk at most are in memory.
+
+Shapes: N series times heads, T tokens, m tokens of a chunk, R rows of a chunk with its window's, I, O widths of
+a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from models.contract import ModelError, State
+from models.memory.core import (
+    Look,
+    Rule,
+    Tokens,
+    _activate,
+    _answer,
+    _border,
+    _effective,
+    _learn,
+    _map,
+    _weights,
+    newton_schulz,
+)
+from models.memory.dual import ROWS, Read, Streams, band, coefficients, cut, decays, dual_read
+
+
+def chunked(rule: Rule, tokens: Tokens, state: State, look: bool = False) -> tuple[Tensor, State, Look | None]:
+    """The same as `sequential`; the look inside only if asked for, and without gradients.
+
+    Series that stand at different positions of a chunk run apart.
+    """
+    offset = 0
+    if rule.chunk > 1:
+        position = state["position"][:, 0]
+        if bool((position != position[0]).any()):
+            return _grouped(rule, tokens, state, look)
+        offset = int(position[0].item())
+        if offset >= rule.chunk:
+            raise ModelError(
+                f"the state stands at token {offset} of a chunk, the chunks of this memory have {rule.chunk}: "
+                "it comes from a memory with longer chunks; start from initial_state, or set chunk as it was."
+            )
+    streams = _streams(rule, _effective(tokens), state)
+    layers = sum(name.startswith("memory") for name in state)
+    memories = [_stacked(rule, state, layer) for layer in range(layers)]
+    anchors = [state[f"anchor{layer}"].flatten(0, 1) for layer in range(layers)] if offset else None
+    steps = tokens.keep.shape[2]
+    # What is left of a chunk that has begun; then whole ones and the beginning of another.
+    rest = min(steps, rule.chunk - offset) if offset else 0
+    pieces, fade = [], streams.fade
+    for first, last in ((0, rest), (rest, steps)):
+        if first < last:
+            begins = last > rest
+            piece = cut(rule, streams, first, last)
+            piece = piece._replace(fade=torch.ones_like(fade) if begins else fade)
+            read = (dual_read if rule.linear else _unrolled)(rule, piece, memories, None if begins else anchors, look)
+            memories, fade = read.memories, read.fade
+            pieces.append(read)
+    after = _state(rule, streams, pieces[-1])
+    after = {name: after[name].unflatten(0, tokens.keep.shape[:2]) for name in state if name != "position"}
+    if rule.chunk > 1:
+        after["position"] = torch.full_like(state["position"], (offset + steps) % rule.chunk)
+
+    def joined(part: str) -> Tensor:
+        return torch.cat([getattr(piece, part) for piece in pieces], 1).unflatten(0, tokens.keep.shape[:2])
+
+    inside = Look(joined("surprise"), joined("squares").clamp(min=0).sqrt()) if look else None
+    return _answer(rule, joined("output"), tokens.query_residual), {name: after[name] for name in state}, inside
+
+
+def _streams(rule: Rule, tokens: Tokens, state: State) -> Streams:
+    """Effective tokens (B, P, T, ...) as (N, T, ...), their rows with the window's before them."""
+
+    def rows(name: str, part: Tensor) -> Tensor:
+        return (torch.cat([state[f"past.{name}"], part], 2) if rule.window > 1 else part).flatten(0, 1)
+
+    residual = tokens.key_residual
+    fade = state.get("fade", tokens.keep.new_ones(tokens.keep.shape[:2]))  # with a chunk of 1 there is no other
+    nothing = tokens.keep.new_empty(tokens.keep.shape[:2].numel(), 0)
+    return Streams(
+        key=rows("key", tokens.key),
+        value=rows("value", tokens.value),
+        residual=nothing if residual is None else rows("residual", residual),
+        importance=rows("importance", tokens.importance),
+        clip=rows("clip", tokens.clip),
+        query=tokens.query.flatten(0, 1),
+        keep=tokens.keep.flatten(0, 1),
+        momentum=tokens.momentum.flatten(0, 1),
+        rate=tokens.rate.flatten(0, 1),
+        present=tokens.present.flatten(0, 1),
+        fade=fade.flatten(0, 1)[:, None] if rule.decay_first else nothing,
+    )
+
+
+def _stacked(rule: Rule, state: State, layer: int) -> Tensor:
+    """(N, I, O), or (N, 2 I, O) with the momentum below."""
+    memory = state[f"memory{layer}"]
+    if rule.has_momentum:
+        memory = torch.cat([memory, state[f"momentum{layer}"]], -2)
+    return memory.flatten(0, 1)
+
+
+def _state(rule: Rule, streams: Streams, read: Read) -> State:
+    """The inverse of `_streams` and `_stacked`, after the last token: (N, ...) each."""
+    after: State = {"fade": read.fade.flatten()}
+    for layer, memory in enumerate(read.memories):
+        halves = memory.chunk(2, 1) if rule.has_momentum else (memory,)
+        after |= dict(zip((f"memory{layer}", f"momentum{layer}"), halves, strict=False))
+        after[f"anchor{layer}"] = read.anchors[layer]
+    if rule.window > 1:
+        for name in ROWS:
+            after[f"past.{name}"] = getattr(streams, name)[:, 1 - rule.window :]
+    return after
+
+
+def _grouped(rule: Rule, tokens: Tokens, state: State, look: bool) -> tuple[Tensor, State, Look | None]:
+    position = state["position"][:, 0]
+    order, parts = [], []
+    for value in position.unique():
+        rows = (position == value).nonzero()[:, 0]
+        chosen = _map(tokens, lambda part, rows=rows: part[rows])  # type: ignore[misc]
+        parts.append(chunked(rule, chosen, {name: tensor[rows] for name, tensor in state.items()}, look))
+        order.append(rows)
+    back = torch.cat(order).argsort()
+    answer = torch.cat([part[0] for part in parts])[back]
+    after = {name: torch.cat([part[1][name] for part in parts])[back] for name in state}
+    looks = [part[2] for part in parts if part[2] is not None]
+    inside = Look(*(torch.cat(each)[back] for each in zip(*looks, strict=True))) if looks else None
+    return answer, after, inside
+
+
+# --- weights of every token, where the weights are not linear in the gradients ----------------------------------
+
+
+class _End(NamedTuple):
+    output: Tensor
+    memories: list[Tensor]
+    anchors: list[Tensor]
+    surprise: Tensor
+    squares: Tensor
+
+
+def _unrolled(
+    rule: Rule, streams: Streams, memories: list[Tensor], anchors: list[Tensor] | None, look: bool = False
+) -> Read:
+    """`dual_read` for any rule; m weight matrices a layer are in memory at a time."""
+    steps = streams.query.shape[1]
+    ends: list[_End] = []
+    for first in range(0, steps, rule.chunk):
+        piece = cut(rule, streams, first, min(first + rule.chunk, steps))
+        if torch.is_grad_enabled() and steps > rule.chunk:
+            end = checkpoint(
+                _unrolled_chunk, rule, piece, memories, anchors, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            end = _unrolled_chunk(rule, piece, memories, anchors)
+        memories, anchors = end.memories, None
+        ends.append(end)
+    output, surprise, squares = (
+        torch.cat([getattr(end, part) for end in ends], 1) for part in ("output", "surprise", "squares")
+    )
+    return Read(output, memories, ends[-1].anchors, streams.fade, surprise.detach(), squares.detach())
+
+
+def _unrolled_chunk(rule: Rule, piece: Streams, memories: list[Tensor], anchors: list[Tensor] | None) -> _End:
+    halves = [memory.chunk(2, 1) if rule.has_momentum else (memory,) for memory in memories]
+    accumulators, momenta = [half[0] for half in halves], [half[1] for half in halves if len(half) > 1]
+    if anchors is None:
+        accumulators, momenta = _border(rule, accumulators, momenta)
+        anchors = [_weights(rule, accumulator) for accumulator in accumulators]
+    residual = piece.residual if piece.residual.shape[1] else None
+    inputs, errors, missed = _learn(rule, anchors, piece.key, piece.value, piece.clip, residual, None)
+    z, squares, ends = piece.query, torch.zeros_like(piece.keep), []
+    made = _muon(rule, piece) if rule.optimiser == "muon" else _descent(rule, piece)
+    for layer, (accumulator, a, u) in enumerate(zip(accumulators, inputs, errors, strict=True)):
+        every, momentum = made(accumulator, momenta[layer] if momenta else None, a, u)
+        weights = _weights(rule, every)  # (N, m, I, O)
+        z = (z[..., None, :] @ weights)[..., 0, :]
+        squares = squares + weights.square().sum((-2, -1))
+        ends.append(every[:, -1] if momentum is None else torch.cat([every[:, -1], momentum], 1))
+        if layer < len(accumulators) - 1:
+            z, _ = _activate(z)
+    surprise = torch.linalg.vector_norm(missed[:, rule.window - 1 :], dim=-1)
+    return _End(z, ends, anchors, surprise, squares)
+
+
+Maker = Callable[[Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Tensor | None]]
+"""(A (N, I, O), S or None, inputs (N, R, I), errors (N, R, O)) -> every A_t (N, m, I, O), and the last S."""
+
+
+def _combined(weights: Tensor, a: Tensor, u: Tensor) -> Tensor:
+    """sum_i weights[t,i] a_i u_i' for every t: (N, m, R) -> (N, m, I, O)."""
+    return (weights[:, :, None] * a.transpose(1, 2)[:, None]) @ u[:, None]
+
+
+def _descent(rule: Rule, piece: Streams) -> Maker:
+    c = coefficients(rule, piece)
+
+    def made(memory: Tensor, momentum: Tensor | None, a: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None]:
+        every = c.read[..., 0, None, None] * memory[:, None] - _combined(c.gradients, a, u)
+        if momentum is None:
+            return every, None
+        every = every + c.read[..., 1, None, None] * momentum[:, None]
+        impulse = (a * c.into[:, -1, :, None]).transpose(1, 2) @ u
+        return every, c.carried[:, -1, None, None] * momentum - impulse
+
+    return made
+
+
+def _muon(rule: Rule, piece: Streams) -> Maker:
+    """S_t = carried_t S_0 + sum_i into[t,i] g_i, A_t = beta_t A_0 - sum_j changes[t,j] NewtonSchulz(S_j)."""
+    beta, keeps = decays(piece.keep)
+    carried, into = decays(piece.momentum)
+    into = into * piece.present[:, None] @ band(rule.window, piece.rate) * piece.importance[:, None]
+    moves = keeps * piece.rate[:, None]
+
+    def made(memory: Tensor, momentum: Tensor | None, a: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None]:
+        assert momentum is not None
+        impulses = carried[..., None, None] * momentum[:, None] + _combined(into, a, u)
+        changes = newton_schulz(impulses)
+        moved = (moves @ changes.flatten(2)).unflatten(2, changes.shape[2:])
+        return beta[..., None, None] * memory[:, None] - moved, impulses[:, -1]
+
+    return made
