@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv1d, normalize, silu, softplus
 
-from models.contract import ModelError, State
+from models.contract import LARGEST, ModelError, State
 from models.memory.chunks import chunked
 from models.memory.core import Look, Rule, Tokens, initial_state, step
 
@@ -215,13 +215,12 @@ class MemoryLayer(nn.Module):
     def _tokens(self, x: Tensor, mixed: Tensor, present: Tensor) -> Tokens:
         """x, mixed: (B, [T,] D) and (B, [T,] 3 D) -> tokens (B, P, [T,] ...)."""
         heads = self.config.heads
-        query, key, value = (
-            piece.unflatten(-1, (heads, self.head)).movedim(-2, 1) for piece in silu(mixed).chunk(3, -1)
-        )
-        query, key = normalize(query, dim=-1), normalize(key, dim=-1)
-        gates = self.to_gates(x).unflatten(-1, (5, heads)).movedim(-1, 1)  # (B, P, [T,] 5)
-        keep, momentum, rate, importance = gates[..., :4].sigmoid().unbind(-1)
-        there = present[:, None].expand_as(keep)
+        pieces = silu(mixed).unflatten(-1, (3 * heads, self.head)).movedim(-2, 1)  # (B, 3 P, [T,] W)
+        directions, value = pieces.split([2 * heads, heads], 1)
+        query, key = normalize(directions, dim=-1).split(heads, 1)
+        gates = self.to_gates(x).movedim(-1, 1)  # (B, 5 P, [T])
+        keep, momentum, rate, importance, _ = gates.sigmoid().split(heads, 1)
+        there = present[:, None]
         return Tokens(
             key=key if self.features is None else self.features(key),
             value=value,
@@ -229,8 +228,8 @@ class MemoryLayer(nn.Module):
             keep=keep if self.inner.forgets else torch.ones_like(keep),
             momentum=momentum,
             rate=self.config.rate * rate,
-            importance=importance if self.rule.window > 1 else torch.ones_like(importance),
-            clip=softplus(gates[..., 4]),
+            importance=importance if self.rule.window > 1 else torch.ones_like(there),
+            clip=softplus(gates[:, 4 * heads :]),
             present=there,
             key_residual=key if self.residual else None,
             query_residual=query if self.residual else None,
@@ -304,7 +303,7 @@ class MemoryBackbone(nn.Module):
         state = self._own(state)
         present = torch.ones_like(e[..., 0]) if present is None else present
         # What is not present may be anything, NaN too; the convolutions would carry it to later tokens.
-        e = torch.where(present[..., None] > 0.5, e, e.nan_to_num())
+        e = torch.where((present[..., None] > 0.5) | (e.abs() <= LARGEST), e, 0.0)
         with _full_precision(e):
             x = self.enter(e.to(self.enter.weight.dtype))
         after: State = {}

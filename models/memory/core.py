@@ -32,7 +32,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import sigmoid
+from torch.nn.functional import layer_norm, sigmoid
 
 from models.contract import ModelError, State
 
@@ -107,9 +107,9 @@ class Tokens(NamedTuple):
     keep: Tensor  # (B, P, T) share of the memory that stays, in [0, 1]
     momentum: Tensor  # (B, P, T) in [0, 1]
     rate: Tensor  # (B, P, T) step size, >= 0
-    importance: Tensor  # (B, P, T) weight of the token in its window
+    importance: Tensor  # (B, P, T) weight of the token in its window; (B, 1, T) will do in a window of 1
     clip: Tensor  # (B, P, T) norm of the residual above which the Huber bias grows linearly
-    present: Tensor  # (B, P, T) 1, or 0 where the token shall leave no trace
+    present: Tensor  # (B, P, T) or (B, 1, T): 1, or 0 where the token shall leave no trace
     key_residual: Tensor | None = None  # (B, P, T, V) what an MLP memory adds to its answer: the plain key
     query_residual: Tensor | None = None
 
@@ -135,14 +135,15 @@ def _answer(rule: Rule, z: Tensor, residual: Tensor | None) -> Tensor:
     """What the memory says, from its last layer's output."""
     if rule.depth == 0:
         return z
-    normed, _ = _normalise(z)
+    normed = layer_norm(z, z.shape[-1:], eps=NORM_EPS)
     return normed if residual is None else residual + normed
 
 
 def _activate(z: Tensor) -> tuple[Tensor, Tensor]:
     """SiLU and its derivative."""
     gate = sigmoid(z)
-    return z * gate, gate * (1 + z * (1 - gate))
+    active = z * gate
+    return active, gate + active * (1 - gate)
 
 
 def _bias(rule: Rule, answer: Tensor, value: Tensor, clip: Tensor) -> Tensor:
@@ -250,11 +251,13 @@ def _effective(tokens: Tokens) -> Tokens:
     if tokens.present.dim() == 3 and bool(there.all()):  # a step is a graph, and has no branches
         return tokens
     rows = there[..., None]
-    residual = tokens.key_residual
+    key, residual = torch.where(rows, tokens.key, 0.0), tokens.key_residual
+    if residual is not None:
+        residual = key if residual is tokens.key else torch.where(rows, residual, 0.0)
     return tokens._replace(
-        key=torch.where(rows, tokens.key, 0.0),
+        key=key,
         value=torch.where(rows, tokens.value, 0.0),
-        key_residual=None if residual is None else torch.where(rows, residual, 0.0),
+        key_residual=residual,
         keep=torch.where(there, tokens.keep, 1.0),
         momentum=torch.where(there, tokens.momentum, 1.0),
         rate=torch.where(there, tokens.rate, 0.0),
@@ -293,51 +296,50 @@ def initial_state(
 
 
 def step(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, Look]:
-    """One token: the definition. Tokens without T; returns the answer (B, P, V), the next state, and a look inside."""
+    """One token: the definition. Tokens without T; returns the answer (B, P, V), the next state, and a look inside.
+
+    Where a single series is stepped, what costs is the number of operations and of passes over the weights: scalars are
+    multiplied before matrices, and the rate goes into the gradients' inputs.
+    """
     tokens = _effective(tokens)
     layers = sum(name.startswith("memory") for name in state)
     accumulators = [state[f"memory{layer}"] for layer in range(layers)]
     momenta = [state[f"momentum{layer}"] for layer in range(layers)] if rule.has_momentum else []
-    bounded, calmed = _border(rule, accumulators, momenta)
+    begins = state["position"][:, :, None, None] < 0.5 if rule.chunk > 1 else None
+    accumulators, calming = _enter(rule, accumulators, momenta, begins)
+    anchors = [_weights(rule, a) for a in accumulators]
     after: State = {}
     fade = tokens.keep if rule.decay_first else None
-    if rule.chunk == 1:
-        accumulators, momenta = bounded, calmed
-        anchors = [_weights(rule, a) for a in accumulators]
-    else:
-        begins = state["position"][:, :, None, None] < 0.5
-        accumulators = [torch.where(begins, b, a) for a, b in zip(accumulators, bounded, strict=True)]
-        momenta = [torch.where(begins, c, s) for s, c in zip(momenta, calmed, strict=True)]
-        anchors = [
-            torch.where(begins, _weights(rule, a), state[f"anchor{layer}"]) for layer, a in enumerate(accumulators)
-        ]
+    if begins is not None:
+        anchors = [torch.where(begins, a, state[f"anchor{layer}"]) for layer, a in enumerate(anchors)]
         if fade is not None:
-            fade = fade * torch.where(begins[..., 0, 0], torch.ones_like(fade), state["fade"])
+            fade = fade * torch.where(begins[..., 0, 0], 1.0, state["fade"])
             after["fade"] = fade
         position = state["position"] + 1
-        after["position"] = torch.where(position > rule.chunk - 0.5, torch.zeros_like(position), position)
+        after["position"] = torch.where(position > rule.chunk - 0.5, 0.0, position)
     rows = _with_past(rule, _map(tokens, lambda part: part[:, :, None]), state)
     inputs, errors, missed = _learn(
         rule, anchors, rows.key, rows.value, rows.clip, rows.key_residual, None if fade is None else fade[..., None]
     )
+    muon = rule.optimiser == "muon"
+    scale = (tokens.present if muon else tokens.rate)[:, :, None] * rows.importance
     keep, rate, momentum = (gate[..., None, None] for gate in (tokens.keep, tokens.rate, tokens.momentum))
-    weighted = rows.importance[..., None]
     weights, total = [], torch.zeros_like(tokens.keep)
     for layer in range(layers):
-        gradient = (inputs[layer] * weighted).transpose(-1, -2) @ errors[layer]
-        if rule.optimiser == "muon":
-            momenta[layer] = momentum * momenta[layer] + gradient * tokens.present[..., None, None]
+        moved = (inputs[layer] * scale[..., None]).transpose(-1, -2) @ errors[layer]
+        if rule.has_momentum:
+            kept = (momentum * calming[layer]) * momenta[layer]
+            momenta[layer] = kept + moved if muon else kept - moved
+            after[f"momentum{layer}"] = momenta[layer]
+        if muon:
             change = -rate * newton_schulz(momenta[layer])
-        elif rule.optimiser == "momentum":
-            momenta[layer] = momentum * momenta[layer] - rate * gradient
+        elif rule.has_momentum:
             change = tokens.present[..., None, None] * momenta[layer]
         else:
-            change = -rate * gradient
+            change = -moved
         accumulators[layer] = keep * accumulators[layer] + change
         weights.append(_weights(rule, accumulators[layer]))
         after[f"memory{layer}"] = accumulators[layer]
-        if rule.has_momentum:
-            after[f"momentum{layer}"] = momenta[layer]
         if rule.chunk > 1:
             after[f"anchor{layer}"] = anchors[layer]
         total = total + weights[layer].square().sum((-2, -1))
@@ -354,6 +356,25 @@ def step(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, Look]
         {name: after[name] for name in state},
         Look(torch.linalg.vector_norm(missed[..., -1, :], dim=-1), total.sqrt()),
     )
+
+
+def _enter(
+    rule: Rule, accumulators: list[Tensor], momenta: list[Tensor], begins: Tensor | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """`_border` where a chunk begins, (B, 1, 1, 1), or everywhere if None: A, and what S is to be multiplied by."""
+
+    def scales(tensors: list[Tensor]) -> list[Tensor]:
+        norms = torch.cat([torch.linalg.vector_norm(part, dim=(-2, -1), keepdim=True) for part in tensors], -1)
+        shrink = rule.radius / norms.clamp(min=rule.radius)
+        return list((shrink if begins is None else torch.where(begins, shrink, 1.0)).split(1, -1))
+
+    if rule.retention != "softmax":
+        each = scales([*accumulators, *momenta])
+        return [a * scale for a, scale in zip(accumulators, each, strict=False)], each[len(accumulators) :]
+    bounded, _ = _border(rule, accumulators, [])
+    if begins is not None:
+        bounded = [torch.where(begins, b, a) for b, a in zip(bounded, accumulators, strict=True)]
+    return bounded, scales(momenta) if momenta else []
 
 
 ROWS = ("key", "value", "importance", "clip", "key_residual")
