@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from forecasting.bundle import SCAN, STATE, STEP, Bundle, BundleError, seal, write_bundle, write_npz
 from forecasting.certificate import certify, explain, relative_difference, sample_input
 from forecasting.runtime import LoadedBundle
+from forecasting.simplify import simplified
 from forecasting.task import Task
 from models.contract import State, StepModel
 
@@ -164,6 +165,7 @@ def _step_graph(model: StepModel, function: Any = None) -> onnx.ModelProto:
                 flat, arguments, dynamo=True, dynamic_shapes=shapes, opset_version=OPSET, verbose=False
             )
             assert program is not None
+            program.model = simplified(program.model)
             exported = program.model_proto
     except Exception as error:  # the exporter's own errors share no base
         raise ExportError(

@@ -228,7 +228,7 @@ class MemoryLayer(nn.Module):
             keep=keep if self.inner.forgets else torch.ones_like(keep),
             momentum=momentum,
             rate=self.config.rate * rate,
-            importance=importance if self.rule.window > 1 else torch.ones_like(there),
+            importance=importance if self.rule.window > 1 else there,
             clip=softplus(gates[:, 4 * heads :]),
             present=there,
             key_residual=key if self.residual else None,

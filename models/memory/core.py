@@ -364,8 +364,8 @@ def _enter(
     """`_border` where a chunk begins, (B, 1, 1, 1), or everywhere if None: A, and what S is to be multiplied by."""
 
     def scales(tensors: list[Tensor]) -> list[Tensor]:
-        norms = torch.cat([torch.linalg.vector_norm(part, dim=(-2, -1), keepdim=True) for part in tensors], -1)
-        shrink = rule.radius / norms.clamp(min=rule.radius)
+        squares = torch.cat([(part * part).sum((-2, -1), keepdim=True) for part in tensors], -1)
+        shrink = (rule.radius**2 / squares.clamp(min=rule.radius**2)).sqrt()
         return list((shrink if begins is None else torch.where(begins, shrink, 1.0)).split(1, -1))
 
     if rule.retention != "softmax":

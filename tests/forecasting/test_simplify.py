@@ -1,0 +1,83 @@
+"""A simplified graph has fewer nodes and computes the same."""
+
+import warnings
+from collections import Counter
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize, softplus
+
+from forecasting.simplify import simplified
+
+
+class Function(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor):
+        return self.function(x)
+
+
+def standardise(x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
+    centred = x - x.mean(dim, keepdim=True)
+    inverse = torch.rsqrt(centred.square().mean(dim, keepdim=True) + 1e-3)
+    return centred * inverse, inverse + 1
+
+
+def graphs(function, x: Tensor):
+    """The function as torch exports it and simplified: node types, and what onnxruntime computes."""
+    dynamic = ({0: torch.export.Dim.AUTO},)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's remarks on its own internals
+        program = torch.onnx.export(
+            Function(function).eval(), (x,), dynamo=True, dynamic_shapes=dynamic, opset_version=20, verbose=False
+        )
+    assert program is not None
+    found = []
+    for change in (lambda model: model, simplified):
+        program.model = change(program.model)
+        proto = program.model_proto
+        session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+        outputs = session.run(None, {proto.graph.input[0].name: x.numpy()})
+        found.append((Counter(node.op_type for node in proto.graph.node), outputs))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("function", "gone", "left"),
+    [
+        (lambda x: standardise(x), {"ReduceMean", "Pow", "Sqrt", "Reciprocal"}, {"LayerNormalization": 1}),
+        (lambda x: x * torch.rsqrt(x.square() + 1), {"Reciprocal"}, {"Div": 1}),
+        (lambda x: 2.0 / (x.square() + 1), {"Reciprocal"}, {"Div": 1}),
+        (lambda x: softplus(x), {"Where", "Greater"}, {"Softplus": 1}),
+        (lambda x: normalize(x, dim=-1), {"Expand"}, {"Div": 1}),
+    ],
+    ids=["layer normalisation", "division", "of a constant", "softplus", "expansion"],
+)
+def test_a_pattern_becomes_one_node_with_the_same_numbers(function, gone, left):
+    x = 30 * torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0))
+    (before, expected), (after, actual) = graphs(function, x)
+    assert gone <= set(before)
+    assert not gone & set(after)
+    assert left.items() <= after.items()
+    assert after.total() < before.total()
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: standardise(x, dim=1), lambda x: softplus(x, threshold=2.0)],
+    ids=["over another dimension", "with a low threshold"],
+)
+def test_what_only_looks_like_a_pattern_stays(function):
+    x = 3 * torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    (_, expected), (after, actual) = graphs(function, x)
+    assert "LayerNormalization" not in after
+    assert "Where" in after or "ReduceMean" in after
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
