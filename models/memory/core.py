@@ -322,11 +322,11 @@ def step(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, Look]
         rule, anchors, rows.key, rows.value, rows.clip, rows.key_residual, None if fade is None else fade[..., None]
     )
     muon = rule.optimiser == "muon"
-    scale = (tokens.present if muon else tokens.rate)[:, :, None] * rows.importance
     keep, rate, momentum = (gate[..., None, None] for gate in (tokens.keep, tokens.rate, tokens.momentum))
+    scale = (tokens.present[..., None, None] if muon else rate) * rows.importance[..., None]  # (B, P, c, 1)
     weights, total = [], torch.zeros_like(tokens.keep)
     for layer in range(layers):
-        moved = (inputs[layer] * scale[..., None]).transpose(-1, -2) @ errors[layer]
+        moved = (inputs[layer] * scale).transpose(-1, -2) @ errors[layer]
         if rule.has_momentum:
             kept = (momentum * calming[layer]) * momenta[layer]
             momenta[layer] = kept + moved if muon else kept - moved
