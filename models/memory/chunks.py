@@ -91,13 +91,13 @@ def _streams(rule: Rule, tokens: Tokens, state: State) -> Streams:
         key=rows("key", tokens.key),
         value=rows("value", tokens.value),
         residual=nothing if residual is None else rows("residual", residual),
-        importance=rows("importance", tokens.importance),
+        importance=rows("importance", tokens.importance.expand_as(tokens.keep)),
         clip=rows("clip", tokens.clip),
         query=tokens.query.flatten(0, 1),
         keep=tokens.keep.flatten(0, 1),
         momentum=tokens.momentum.flatten(0, 1),
         rate=tokens.rate.flatten(0, 1),
-        present=tokens.present.flatten(0, 1),
+        present=tokens.present.expand_as(tokens.keep).flatten(0, 1),
         fade=fade.flatten(0, 1)[:, None] if rule.decay_first else nothing,
     )
 
