@@ -7,12 +7,17 @@ run where they are installed: `pip install titans-pytorch==0.5.5` into an enviro
 with it from the repository. LSTM, GRU and causal attention of the same width stand beside. Medians over repeats; peak
 memory is of the process, in one of its own for each row, above what it held before the first pass.
 
+The last table gives what the issue of the memories asks for: how many times the peer's tokens/s, its peak memory, how
+time grows with T, and for depth 2 which share of this machine's single-precision matrix-product rate the operations of
+the dual form alone make up (`operations`; forward and a backward of twice as many).
+
 Options: --device cuda, --lengths 256,1024,4096, --threads 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import statistics
 import sys
@@ -104,6 +109,19 @@ KINDS: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
 }
 
 
+def operations(depth: int, chunk: int) -> int:
+    """Multiplications and additions of the dual form for one token, forward: of a memory with momentum, at T >> b.
+
+    A layer (I, O): its output and, but for the first, its error passed back; the read of W and S, scores and their
+    product with the errors; W and S at the end of the chunk. And the product of the coefficients.
+    """
+    widths = [(WIDTH, WIDTH)] if depth == 1 else [(WIDTH, EXPANSION * WIDTH), (EXPANSION * WIDTH, WIDTH)]
+    total = chunk * chunk
+    for layer, (i, o) in enumerate(widths):
+        total += (1 + (layer > 0) + 2 + 2) * i * o + chunk * (i + o)
+    return 2 * total
+
+
 def status_mb(field: str) -> float:
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     return int(lines[field].split()[0]) / 1024
@@ -157,7 +175,9 @@ def main() -> None:
           f"{statistics.median(rates):.0f} GFLOP/s on the CPU")  # fmt: skip
     print(f"{'layer':36}{'T':>6}{'tokens/s':>12}{'peak MB':>10}")
     context = multiprocessing.get_context("spawn")
-    for length in map(int, chosen.lengths.split(",")):
+    lengths = [int(length) for length in chosen.lengths.split(",")]
+    found: dict[tuple[str, int], tuple[float, float]] = {}  # tokens/s, peak MB
+    for length in lengths:
         for kind in KINDS:
             if chosen.kinds not in kind:
                 continue
@@ -165,12 +185,31 @@ def main() -> None:
             arguments = (kind, length, chosen.device, chosen.threads, chosen.repeats, 20.0)
             process = context.Process(target=_child, args=(queue, *arguments))
             process.start()
-            found = queue.get()
+            seen = queue.get()
             process.join()
-            if isinstance(found, str):
-                print(f"{kind:36}{length:6}  {found}", flush=True)
-            else:
-                print(f"{kind:36}{length:6}{BATCH * length / found[0]:12.0f}{found[1]:10.0f}", flush=True)
+            if isinstance(seen, str):
+                print(f"{kind:36}{length:6}  {seen}", flush=True)
+                continue
+            found[kind, length] = (BATCH * length / seen[0], seen[1])
+            print(f"{kind:36}{length:6}{found[kind, length][0]:12.0f}{seen[1]:10.0f}", flush=True)
+    summary(found, lengths, statistics.median(rates) * 1e9)
+
+
+def summary(found: dict[tuple[str, int], tuple[float, float]], lengths: list[int], rate: float) -> None:
+    """Ours beside the peer, from what was measured in this run; rate: of a matrix product, in operations a second."""
+    print(f"\n{'depth':>5}{'T':>6}{'x chunk 1':>11}{'x chunk 64':>12}{'MB':>6}{'chunk 1':>9}{'chunk 64':>10}"
+          f"{'s per T, rel.':>15}{'of the matrix rate':>20}")  # fmt: skip
+    nothing = (math.nan, math.nan)
+    for depth in (1, 2):
+        mine = {length: found.get((f"ours, depth {depth}, b = 64", length), nothing) for length in lengths}
+        for length in lengths:
+            fine, coarse = (
+                found.get((f"titans-pytorch, depth {depth}, chunk {chunk}", length), nothing) for chunk in (1, 64)
+            )
+            speed, peak = mine[length]
+            share = 3 * operations(depth, 64) * speed / rate
+            print(f"{depth:5}{length:6}{speed / fine[0]:11.1f}{speed / coarse[0]:12.2f}{peak:6.0f}{fine[1]:9.0f}"
+                  f"{coarse[1]:10.0f}{mine[lengths[0]][0] / speed:15.2f}{share:20.0%}")  # fmt: skip
 
 
 if __name__ == "__main__":
