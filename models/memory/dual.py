@@ -47,7 +47,7 @@ class Read(NamedTuple):
     output: Tensor  # (N, T, V) of the last layer, before norm and residual
     memories: list[Tensor]  # per layer (N, k I, O): W, above S where there is momentum
     anchors: list[Tensor]  # per layer (N, I, O): the weights that the last chunk began with
-    fade: Tensor  # as it came in, of the last chunk
+    fade: Tensor  # the streams' after the last token
     surprise: Tensor  # (N, T), or nothing
     squares: Tensor  # (N, T) sum of all squared weights after the token, or nothing
 
@@ -117,14 +117,12 @@ class _Dual(torch.autograd.Function):
                 if index:
                     piece = piece._replace(fade=torch.ones_like(piece.fade))
                 begun = ctx.begun and not index
-                found = _backward(
-                    rule, piece, ctx.kept[index], begun, output[:, first:last], fade, memories, anchors, needed
+                part, memories, before = _backward(
+                    rule, piece, ctx.kept[index], begun, output[:, first:last], fade, memories, anchors
                 )
-                part, memories, before = found
                 parts.insert(0, part)
                 # Only the last chunk's anchors and fade are outputs.
                 anchors, fade = [], torch.zeros_like(fade)
-                ctx.kept[index] = None
         whole = [_joined(rule, name, parts, streams) if getattr(needed, name) else None for name in Streams._fields]
         return None, None, None, None, *whole, *memories, *(before if ctx.begun else ())
 
@@ -393,7 +391,7 @@ def _square_norms(c: Coefficients, memory: Tensor, a: Tensor, u: Tensor) -> Tens
 
 def _backward(
     rule: Rule, piece: Streams, kept: _Kept, begun: bool, output: Tensor, fade: Tensor, after: list[Tensor],
-    anchors: list[Tensor], needed: Streams,
+    anchors: list[Tensor],
 ) -> tuple[Streams, list[Tensor], list[Tensor]]:  # fmt: skip
     """Gradients of a chunk's streams, memories and anchors from those of its output, fade, ends and anchors."""
     c, layers = kept.coefficients, len(after)

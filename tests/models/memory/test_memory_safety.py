@@ -207,15 +207,19 @@ def test_nan_where_nothing_is_present_leaves_no_trace_in_a_gradient():
 # --- autocast -------------------------------------------------------------------------------------------------
 
 
+HALF = pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+
+
+@HALF
 @pytest.mark.parametrize("form", ["step", "scan"])
 @pytest.mark.parametrize("name", NAMED)
-def test_under_autocast_the_recurrence_is_the_one_in_single_precision_to_the_last_bit(name, form):
+def test_under_autocast_the_recurrence_is_the_one_in_single_precision_to_the_last_bit(name, form, half):
     """The state of a layer is float32's, bit for bit; what it gives is rounded: to 0.02 where values are near 1."""
     layer = backbone(name, chunk=16).layers[0]
     x, present = (torch.randn(2, 40, 8), torch.ones(2, 40)) if form == "scan" else (torch.randn(2, 8), torch.ones(2))
     with torch.no_grad():
         exact, after_exact, _ = getattr(layer, form)(x, present, layer.initial_state(2))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=half):
             out, after, _ = getattr(layer, form)(x, present, layer.initial_state(2))
     assert distance(out.float(), exact) < 0.02
     for key, value in after.items():
@@ -223,8 +227,9 @@ def test_under_autocast_the_recurrence_is_the_one_in_single_precision_to_the_las
         assert torch.equal(value, after_exact[key]), key
 
 
+@HALF
 @pytest.mark.parametrize("name", NAMED)
-def test_a_network_under_autocast_is_finite_and_near_the_one_in_single_precision(name):
+def test_a_network_under_autocast_is_finite_and_near_the_one_in_single_precision(name, half):
     """Outputs have a mean square of 1; with one block they differ by less than 0.05.
 
     Further blocks learn from rounded values: while its steps are large, a new memory is chaotic, and makes of 0.01 at
@@ -234,7 +239,7 @@ def test_a_network_under_autocast_is_finite_and_near_the_one_in_single_precision
     e = torch.randn(2, 70, 8)
     with torch.no_grad():
         exact, _ = net.scan(e, net.initial_state(2))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=half):
             out, after = net.scan(e, net.initial_state(2))
     assert out.isfinite().all()
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in after.values())
@@ -242,9 +247,10 @@ def test_a_network_under_autocast_is_finite_and_near_the_one_in_single_precision
     assert (out - exact).abs().max() < 0.05
 
 
-def test_training_under_autocast_has_finite_gradients():
+@HALF
+def test_training_under_autocast_has_finite_gradients(half):
     net = backbone("titans-lmm", width=8, blocks=2, chunk=16).train()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=half):
         out, _ = net.scan(torch.randn(2, 40, 8), net.initial_state(2))
         loss = out.square().mean() + out.abs().mean()
     loss.backward()
