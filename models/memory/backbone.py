@@ -10,7 +10,6 @@ Shapes: B series, T time, D width of the network, P heads, W = D / P width of a 
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from itertools import combinations_with_replacement
 from typing import ClassVar
@@ -19,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv1d, normalize, silu, softplus
 
+from models.blocks import FeedForward, part, prefixed
+from models.blocks import full_precision as _full_precision
 from models.contract import LARGEST, ModelError, State
 from models.memory.chunks import chunked
 from models.memory.core import Look, Rule, Tokens, initial_state, step
@@ -46,21 +47,6 @@ class MemoryConfig:
             raise ModelError(f"heads must divide the width: {self.heads} does not divide {self.width}.")
         if self.feed_forward < 0 or not 0 <= self.dropout < 1 or self.rate <= 0 or self.radius <= 0:
             raise ModelError("feed_forward is 0 or more, dropout in [0, 1), rate and radius above 0.")
-
-
-def prefixed(name: str, state: State) -> State:
-    return {f"{name}.{key}": value for key, value in state.items()}
-
-
-def part(name: str, state: State) -> State:
-    """The state of one part: the inverse of `prefixed`."""
-    return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
-
-
-def _full_precision(x: Tensor) -> AbstractContextManager:
-    """No autocast inside: an error of the gates or of the state would stay in the memory and grow."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 class CausalConvolution(nn.Module):
@@ -240,17 +226,6 @@ class MemoryLayer(nn.Module):
         rows = answer.movedim(1, -2)  # (B, [T,] P, W)
         normed = rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + 1e-6) * self.gain
         return self.to_output(normed.flatten(-2) * self.to_output_gate(x).sigmoid())
-
-
-class FeedForward(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.enter = nn.Linear(width, 2 * hidden, bias=False)
-        self.leave = nn.Linear(hidden, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.enter(x).chunk(2, -1)
-        return self.leave(silu(gate) * value)
 
 
 class MemoryBackbone(nn.Module):

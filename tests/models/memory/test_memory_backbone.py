@@ -4,8 +4,9 @@ import pytest
 import torch
 from memory_cases import NAMED, distance, states_apart
 
+from models.blocks import part, prefixed
 from models.contract import take
-from models.memory.backbone import MemoryBackbone, MemoryConfig, part, prefixed
+from models.memory.backbone import MemoryBackbone, MemoryConfig
 
 CHUNKS = (1, 4, 16, 64)
 WIDTH = 3

@@ -1,0 +1,121 @@
+"""What backbones made of blocks share: normalise, mix over time, add; normalise, feed forward, add.
+
+A *mixer* is a layer that sees other times than its own: an attention, a memory. It has `initial_state(batch)` and, as
+`step` for one token and `scan` for T of them, `(x, present, state, look=False) -> (out, state, inside)`: x and out
+(B, [T,] D), present (B, [T,]), `inside` what there is to see of it, empty unless asked for.
+
+Shapes: B series, T time, E width of the embedding, D width of the blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from models.contract import ModelError, State
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def prefixed(name: str, state: State) -> State:
+    return {f"{name}.{key}": value for key, value in state.items()}
+
+
+def part(name: str, state: State) -> State:
+    """The state of one part: the inverse of `prefixed`."""
+    return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+
+
+def shapes_of(state: State) -> Shapes:
+    """Of one series."""
+    return {name: tuple(value.shape[1:]) for name, value in state.items()}
+
+
+def own_state(shapes: Shapes, state: State) -> State:
+    """A backbone's part of a network's state; ModelError unless it is of its configuration.
+
+    Plain Python: nothing of the check enters a graph.
+    """
+    found = shapes_of({name: value for name, value in state.items() if name in shapes or name.startswith("block")})
+    if found != shapes:
+        names = [name for name in {**shapes, **found} if found.get(name) != shapes.get(name)]
+        differ = [f"{name} is {found.get(name, 'absent')}, not {shapes.get(name, 'known')}" for name in names]
+        raise ModelError(
+            f"the state is of another configuration: {'; '.join(differ[:3])}. "
+            "Start from initial_state, or build the model as it was."
+        )
+    return {name: state[name] for name in shapes}
+
+
+def full_precision(x: Tensor) -> AbstractContextManager:
+    """No autocast inside: for what is too large for float16, and for what stays in a state and would grow."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.enter = nn.Linear(width, 2 * hidden, bias=False)
+        self.leave = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.enter(x).chunk(2, -1)
+        return self.leave(silu(gate) * value)
+
+
+class Blocks(nn.Module):
+    """A backbone: (B, [T,] E) -> (B, [T,] D) through one block a mixer.
+
+    feed_forward: width of the feed-forward layer in D; 0 leaves it out.
+    """
+
+    streams: ClassVar[bool] = True
+
+    def __init__(
+        self, enter: nn.Module, mixers: Iterable[nn.Module], width: int, feed_forward: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.features = width
+        self.enter = enter
+        self.layers = nn.ModuleList(mixers)
+        self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in self.layers)
+        hidden = feed_forward * width
+        self.forwards = nn.ModuleList(FeedForward(width, hidden) for _ in self.layers if hidden)
+        self.forward_norms = nn.ModuleList(nn.RMSNorm(width) for _ in self.forwards)
+        self.last_norm = nn.RMSNorm(width)
+        self.dropout = nn.Dropout(dropout)
+        self.shapes = shapes_of(self.initial_state(1))
+
+    def initial_state(self, batch: int) -> State:
+        state: State = prefixed("enter", self.enter.initial_state(batch))  # type: ignore[operator]
+        for index, layer in enumerate(self.layers):
+            state |= prefixed(f"block{index}", layer.initial_state(batch))  # type: ignore[operator]
+        return state
+
+    def step(self, e: Tensor, state: State, present: Tensor | None = None) -> tuple[Tensor, State]:
+        return self._run("step", e, state, present)
+
+    def scan(self, e: Tensor, state: State, present: Tensor | None = None) -> tuple[Tensor, State]:
+        return self._run("scan", e, state, present)
+
+    def _run(self, form: str, e: Tensor, state: State, present: Tensor | None) -> tuple[Tensor, State]:
+        state = own_state(self.shapes, state)
+        present = torch.ones_like(e[..., 0]) if present is None else present
+        # What is not present may be anything, NaN too; the mixers would carry it to later tokens.
+        e = torch.where(present[..., None] > 0.5, e, e.nan_to_num())
+        with full_precision(e):
+            x, own = getattr(self.enter, form)(e, part("enter", state))
+        after = prefixed("enter", own)
+        for index, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
+            out, own, _ = getattr(layer, form)(norm(x), present, part(f"block{index}", state))
+            after |= prefixed(f"block{index}", own)
+            x = x + self.dropout(out)
+            if self.forwards:
+                x = x + self.dropout(self.forwards[index](self.forward_norms[index](x)))
+        return self.last_norm(x), {name: after[name] for name in state}
