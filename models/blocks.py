@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from models.contract import ModelError, State
+from models.contract import LARGEST, ModelError, State
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -108,7 +108,7 @@ class Blocks(nn.Module):
         state = own_state(self.shapes, state)
         present = torch.ones_like(e[..., 0]) if present is None else present
         # What is not present may be anything, NaN too; the mixers would carry it to later tokens.
-        e = torch.where(present[..., None] > 0.5, e, e.nan_to_num())
+        e = torch.where((present[..., None] > 0.5) | (e.abs() <= LARGEST), e, 0.0)
         with full_precision(e):
             x, own = getattr(self.enter, form)(e, part("enter", state))
         after = prefixed("enter", own)

@@ -24,7 +24,7 @@ def graph_apart(make: Callable[[int], nn.Module], path: Path, steps: int = 100) 
     model = Network(signature, NetworkConfig(embed=6, norm_window=12), make).eval()
     with torch.no_grad():  # weights that start at or near zero would hide what they multiply
         for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+            parameter.add_(0.1 * torch.randn_like(parameter))
     task = Task("forecast", "y", (Channel("y", ""),), freq=1, horizon=3, quantiles=signature.quantiles)
     export_bundle(model, task, path, name=type(model.backbone).__name__, config={}, training={}, metrics=[])
     loaded = load_bundle(path)

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv1d, normalize, silu, softplus
 
-from models.blocks import FeedForward, part, prefixed
-from models.blocks import full_precision as _full_precision
+from models.blocks import FeedForward, full_precision, part, prefixed
 from models.contract import LARGEST, ModelError, State
 from models.memory.chunks import chunked
-from models.memory.core import Look, Rule, Tokens, initial_state, step
+from models.memory.core import Look, Rule, Tokens, anchor_weights, initial_state, read, step
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,7 @@ class MemoryLayer(nn.Module):
 
     def step(self, x: Tensor, present: Tensor, state: State) -> tuple[Tensor, State, Look]:
         """x: (B, D); present: (B,)."""
-        with _full_precision(x):
+        with full_precision(x):
             x = x.to(self.gain.dtype)
             mixed, conv = self.convolution.step(self.to_qkv(x), part("conv", state))
             memory = {name: value for name, value in state.items() if not name.startswith("conv.")}
@@ -191,12 +190,26 @@ class MemoryLayer(nn.Module):
 
     def scan(self, x: Tensor, present: Tensor, state: State, look: bool = False) -> tuple[Tensor, State, Look | None]:
         """x: (B, T, D); present: (B, T)."""
-        with _full_precision(x):
+        with full_precision(x):
             x = x.to(self.gain.dtype)
             mixed, conv = self.convolution.scan(self.to_qkv(x), part("conv", state))
             memory = {name: value for name, value in state.items() if not name.startswith("conv.")}
             answer, after, inside = chunked(self.rule, self._tokens(x, mixed, present), memory, look)
         return self._output(x, answer), prefixed("conv", conv) | after, inside
+
+    def retrieve(self, x: Tensor, query: Tensor, state: State) -> Tensor:
+        """What the memory as it was at the start of the chunk answers, (B, [T,] D) each; it learns nothing.
+
+        query: before its activation and norm, as `to_qkv` and the convolution leave one; x: what gates the answer.
+        """
+        with full_precision(x):
+            x, query = x.to(self.gain.dtype), query.to(self.gain.dtype)
+            rows = normalize(silu(query).unflatten(-1, (self.config.heads, self.head)).movedim(-2, 1), dim=-1)
+            asked = rows if self.features is None else self.features.query(rows)
+            if single := x.dim() == 2:
+                rows, asked = rows[:, :, None], asked[:, :, None]
+            answer = read(self.rule, anchor_weights(self.rule, state), asked, rows if self.residual else None)
+        return self._output(x, answer[:, :, 0] if single else answer)
 
     def _tokens(self, x: Tensor, mixed: Tensor, present: Tensor) -> Tokens:
         """x, mixed: (B, [T,] D) and (B, [T,] 3 D) -> tokens (B, P, [T,] ...)."""
@@ -232,13 +245,14 @@ class MemoryBackbone(nn.Module):
     """Blocks of normalise, memory, add; normalise, feed forward, add."""
 
     streams: ClassVar[bool] = True
+    layer: ClassVar[type[nn.Module]] = MemoryLayer
 
     def __init__(self, width: int, config: MemoryConfig, inner: Inner) -> None:
         super().__init__()
         self.config = config
         self.features = config.width
         self.enter = nn.Linear(width, config.width)
-        self.layers = nn.ModuleList(MemoryLayer(config, inner) for _ in range(config.blocks))
+        self.layers = nn.ModuleList(self.layer(config, inner) for _ in range(config.blocks))
         self.norms = nn.ModuleList(nn.RMSNorm(config.width) for _ in range(config.blocks))
         hidden = config.feed_forward * config.width
         self.forwards = nn.ModuleList(FeedForward(config.width, hidden) for _ in range(config.blocks if hidden else 0))
@@ -279,7 +293,7 @@ class MemoryBackbone(nn.Module):
         present = torch.ones_like(e[..., 0]) if present is None else present
         # What is not present may be anything, NaN too; the convolutions would carry it to later tokens.
         e = torch.where((present[..., None] > 0.5) | (e.abs() <= LARGEST), e, 0.0)
-        with _full_precision(e):
+        with full_precision(e):
             x = self.enter(e.to(self.enter.weight.dtype))
         after: State = {}
         for index, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):

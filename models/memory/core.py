@@ -295,6 +295,27 @@ def initial_state(
     return state
 
 
+def anchor_weights(rule: Rule, state: State) -> list[Tensor]:
+    """The weights at which the next token's gradient is taken: those at the start of the chunk that it lies in."""
+    layers = sum(name.startswith("memory") for name in state)
+    accumulators, _ = _border(rule, [state[f"memory{layer}"] for layer in range(layers)], [])
+    weights = [_weights(rule, a) for a in accumulators]
+    if rule.chunk == 1:
+        return weights
+    begins = state["position"][:, :, None, None] < 0.5
+    return [torch.where(begins, weight, state[f"anchor{layer}"]) for layer, weight in enumerate(weights)]
+
+
+def read(rule: Rule, weights: list[Tensor], query: Tensor, residual: Tensor | None) -> Tensor:
+    """M(q) for queries (B, P, T, F) -> (B, P, T, V); nothing is learned."""
+    z = query
+    for layer, weight in enumerate(weights):
+        z = z @ weight
+        if layer < len(weights) - 1:
+            z, _ = _activate(z)
+    return _answer(rule, z, residual)
+
+
 def step(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, Look]:
     """One token: the definition. Tokens without T; returns the answer (B, P, V), the next state, and a look inside.
 
@@ -343,13 +364,8 @@ def step(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, Look]
         if rule.chunk > 1:
             after[f"anchor{layer}"] = anchors[layer]
         total = total + weights[layer].square().sum((-2, -1))
-    z = tokens.query[:, :, None]
-    for layer, weight in enumerate(weights):
-        z = z @ weight
-        if layer < layers - 1:
-            z, _ = _activate(z)
     residual = None if tokens.query_residual is None else tokens.query_residual[:, :, None]
-    answer = _answer(rule, z, residual)[:, :, 0]
+    answer = read(rule, weights, tokens.query[:, :, None], residual)[:, :, 0]
     after |= _past(rule, rows)
     return (
         answer,
