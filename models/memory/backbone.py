@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv1d, normalize, silu, softplus
 
-from models.blocks import FeedForward, full_precision, part, prefixed
+from models.blocks import FeedForward, full_precision, own_state, part, prefixed, shapes_of
 from models.contract import LARGEST, ModelError, State
 from models.memory.chunks import chunked
 from models.memory.core import Look, Rule, Tokens, anchor_weights, initial_state, read, step
@@ -259,7 +259,7 @@ class MemoryBackbone(nn.Module):
         self.forward_norms = nn.ModuleList(nn.RMSNorm(config.width) for _ in self.forwards)
         self.last_norm = nn.RMSNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
-        self.shapes = {name: tuple(value.shape[1:]) for name, value in self.initial_state(1).items()}
+        self.shapes = shapes_of(self.initial_state(1))
 
     def initial_state(self, batch: int) -> State:
         state: State = {}
@@ -273,23 +273,8 @@ class MemoryBackbone(nn.Module):
     def scan(self, e: Tensor, state: State, present: Tensor | None = None) -> tuple[Tensor, State]:
         return self._run("scan", e, state, present)
 
-    def _own(self, state: State) -> State:
-        """This backbone's part of a network's state; ModelError unless it is of this configuration.
-
-        Plain Python: nothing of the check enters a graph.
-        """
-        shapes = {name: tuple(value.shape[1:]) for name, value in state.items() if name.startswith("block")}
-        if shapes != self.shapes:
-            names = [name for name in {**self.shapes, **shapes} if shapes.get(name) != self.shapes.get(name)]
-            differ = [f"{name} is {shapes.get(name, 'absent')}, not {self.shapes.get(name, 'known')}" for name in names]
-            raise ModelError(
-                f"the state is of a memory of another configuration: {'; '.join(differ[:3])}. "
-                "Start from initial_state, or build the model as it was."
-            )
-        return {name: state[name] for name in self.shapes}
-
     def _run(self, form: str, e: Tensor, state: State, present: Tensor | None) -> tuple[Tensor, State]:
-        state = self._own(state)
+        state = own_state(self.shapes, state)
         present = torch.ones_like(e[..., 0]) if present is None else present
         # What is not present may be anything, NaN too; the convolutions would carry it to later tokens.
         e = torch.where((present[..., None] > 0.5) | (e.abs() <= LARGEST), e, 0.0)
