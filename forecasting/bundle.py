@@ -1,6 +1,7 @@
 """The on-disk format of a trained model: a directory of graphs, an initial state and a card, whole or not there at all.
 
     step.onnx  scan.onnx     the graphs; no step.onnx where the model labels complete sequences only
+    look.onnx                the step with a look inside beside the prediction; of models with a memory to look into
     state.npz                the initial state of one series
     card.json                what the model is, was trained on and was measured to do; sha256 of every file, its own too
 
@@ -31,7 +32,7 @@ from numpy.typing import NDArray
 
 SCHEMA_VERSION = 1
 CARD = "card.json"
-STEP, SCAN, STATE = "step.onnx", "scan.onnx", "state.npz"
+STEP, SCAN, LOOK, STATE = "step.onnx", "scan.onnx", "look.onnx", "state.npz"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 

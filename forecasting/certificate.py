@@ -88,6 +88,7 @@ def explain(certificate: dict[str, Any]) -> str:
         "steps": "single steps differ from a scan",
         "rows": "a series alone differs from the same in a batch",
         "missing": "the value behind a mask changes the prediction",
+        "look": "a step with a look predicts something else than a step",
         "torch": "the graph differs from the model",
     }
     for key, meaning in names.items():
@@ -176,11 +177,23 @@ def _parity(
     for t in range(LENGTH):
         prediction, state = loaded.run_step(x[:, t], mask[:, t], state)
         steps.append(prediction)
-    return {
-        "split": max(splits),
-        "steps": relative_difference(np.stack(steps, 1), reference, kind),
-        **result,
-    }
+    stepped = np.stack(steps, 1)
+    result = {"split": max(splits), "steps": relative_difference(stepped, reference, kind), **result}
+    if loaded.has_look:
+        result["look"] = relative_difference(_looked(loaded, x, mask), stepped, kind)
+    return result
+
+
+def _looked(loaded: LoadedBundle, x: Array, mask: Array) -> Array:
+    """Predictions of steps with a look; NaN if a look is not finite where something was observed."""
+    state = loaded.initial_state(len(x))
+    steps = []
+    for t in range(x.shape[1]):
+        prediction, state, look = loaded.run_look(x[:, t], mask[:, t], state)
+        there = mask[:, t].any(-1)
+        known = all(bool(np.isfinite(value[there]).all()) for value in look.values())
+        steps.append(prediction if known else np.full_like(prediction, np.nan))
+    return np.stack(steps, 1)
 
 
 def _causality(loaded: LoadedBundle, x: Array, mask: Array, reference: Array) -> dict[str, Any]:
@@ -199,7 +212,7 @@ def _causality(loaded: LoadedBundle, x: Array, mask: Array, reference: Array) ->
 
 
 def _latency(loaded: LoadedBundle, x: Array, mask: Array, steps: int, budget_s: float) -> dict[str, Any]:
-    """Microseconds of one step of one series: the graph alone with bound memory, and all of `Stream.step`.
+    """Microseconds of a step of one series: the graph alone with bound memory, all of `Stream.step`, and `Stream.look`.
 
     Of a model that does not stream: of one whole sequence.
     """
@@ -211,7 +224,10 @@ def _latency(loaded: LoadedBundle, x: Array, mask: Array, steps: int, budget_s: 
     values = x[0].astype(float).tolist()
     full = _time(lambda t: stream.step({"a": values[t % LENGTH]}), steps, budget_s / 2)
     graph = _time(lambda t: stream.run(), steps, budget_s / 2)
-    return {"threads": loaded.threads, "step_us": graph, "stream_step_us": full}
+    latency = {"threads": loaded.threads, "step_us": graph, "stream_step_us": full}
+    if loaded.has_look:
+        latency["stream_look_us"] = _time(lambda t: stream.look({"a": values[t % LENGTH]}), steps // 4, budget_s / 4)
+    return latency
 
 
 def _time(call: Callable[[int], object], count: int, budget_s: float) -> dict[str, float]:

@@ -435,7 +435,7 @@ def certify(bundle: BundlePath, as_json: Json = False) -> None:
         _print_json(certificate)
     else:
         parity, causality = certificate["parity"], certificate["causality"]
-        worst = max(parity[check] for check in ("split", "steps", "rows", "missing") if check in parity)
+        worst = max(parity[check] for check in ("split", "steps", "rows", "missing", "look") if check in parity)
         rows = [
             {"what": "parity", "measured": f"{worst:.1e} relative, {parity['tolerance']:g} allowed"},
             {"what": "causality", "measured": CAUSALITY[causality and causality["passed"]]},

@@ -4,7 +4,10 @@ The scan graph of a streaming model is generic: an ONNX `Scan` node over time wh
 cannot differ in what they compute. A model that labels complete sequences has no step; what it does at every
 observation becomes a Scan, and what reads the whole sequence follows it as it is.
 
-Names in the graphs: x, mask, state.<name> in; prediction, next.<name> out.
+A model with a memory to look into has a third graph, its step with the look beside the prediction: to compute that
+takes time, which a plain step shall not pay.
+
+Names in the graphs: x, mask, state.<name> in; prediction, next.<name> and look.<name> out.
 """
 
 from __future__ import annotations
@@ -14,10 +17,11 @@ import copy
 import io
 import json
 import logging
+import math
 import os
 import platform
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,15 +29,18 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import helper
 from torch import Tensor, nn
 
-from forecasting.bundle import SCAN, STATE, STEP, Bundle, BundleError, seal, write_bundle, write_npz
+from forecasting.bundle import LOOK, SCAN, STATE, STEP, Bundle, BundleError, seal, write_bundle, write_npz
 from forecasting.certificate import certify, explain, relative_difference, sample_input
 from forecasting.runtime import LoadedBundle
 from forecasting.simplify import simplified
 from forecasting.task import Task
-from models.contract import State, StepModel
+from models.contract import Inside, State, StepModel
+
+Array = NDArray[Any]
 
 OPSET = 20
 EXAMPLE_ROWS, EXAMPLE_STEPS = 3, 7  # neither is 1, which exporters take for a constant
@@ -72,7 +79,11 @@ def export_bundle(
     files = {STATE: write_npz(_initial_state(model))}
     graphs = {}
     if model.streams:
-        step = _step_graph(model)
+        if model.has_look:
+            graphs[LOOK] = _step_graph(model, _look(model), _look_names(model))
+            step = _without_look(graphs[LOOK])
+        else:
+            step = _step_graph(model)
         graphs[STEP], graphs[SCAN] = step, scan_graph(step)
     else:
         graphs[SCAN] = _whole_graph(model)
@@ -138,7 +149,7 @@ def scan_graph(step: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class _Flat(nn.Module):
-    """A function of (x, mask, state) with the state's tensors as arguments and results of their own."""
+    """A function of (x, mask, state) with the tensors of the state, and of a look, as arguments and results."""
 
     def __init__(self, model: nn.Module, names: list[str], function: Any) -> None:
         super().__init__()
@@ -147,12 +158,29 @@ class _Flat(nn.Module):
         self.function = function
 
     def forward(self, x: Tensor, mask: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        prediction, after = self.function(x, mask, dict(zip(self.names, state, strict=True)))
-        return (prediction, *(after[name] for name in self.names))
+        prediction, after, *looks = self.function(x, mask, dict(zip(self.names, state, strict=True)))
+        return (
+            prediction,
+            *(after[name] for name in self.names),
+            *(tensor for look in looks for tensor in look.values()),
+        )
 
 
-def _step_graph(model: StepModel, function: Any = None) -> onnx.ModelProto:
-    """The graph of `model.step`, or of another function of one observation and the state."""
+def _look(model: StepModel) -> Callable[[Tensor, Tensor, State], tuple[Tensor, State, Inside]]:
+    def look(x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State, Inside]:
+        return model.look("step", x, mask, state)
+
+    return look
+
+
+def _look_names(model: StepModel) -> list[str]:
+    x = torch.zeros(1, model.signature.channels)
+    with torch.no_grad():
+        return list(model.look("step", x, x, model.initial_state(1))[2])
+
+
+def _step_graph(model: StepModel, function: Any = None, looks: Sequence[str] = ()) -> onnx.ModelProto:
+    """The graph of `model.step`, or of another function of one observation and the state that may give a look too."""
     state = model.initial_state(EXAMPLE_ROWS)
     channels = model.signature.channels
     flat = _Flat(model, list(state), function or model.step)
@@ -172,7 +200,29 @@ def _step_graph(model: StepModel, function: Any = None) -> onnx.ModelProto:
             f"{type(model).__name__}: its step is no graph ({_first_line(error)}). "
             "A step must be plain tensor operations of fixed shapes but for the first dimension."
         ) from error
-    return _named_graph(exported, ["x", "mask"], ["prediction"], list(state), {0: "batch"})
+    return _named_graph(exported, ["x", "mask"], ["prediction"], list(state), {0: "batch"}, looks)
+
+
+def _without_look(look: onnx.ModelProto) -> onnx.ModelProto:
+    """The step alone: the same nodes but for those that only the look needs."""
+    step = onnx.ModelProto()
+    step.CopyFrom(look)
+    graph = step.graph
+    outputs = [value for value in graph.output if not value.name.startswith("look.")]
+    needed, nodes = {value.name for value in outputs}, []
+    for node in reversed(look.graph.node):
+        if needed & set(node.output):
+            nodes.append(node)
+            needed |= set(node.input)
+            for attribute in node.attribute:
+                for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                    needed |= _names(inner)
+    constants = [tensor for tensor in look.graph.initializer if tensor.name in needed]
+    del graph.output[:], graph.node[:], graph.initializer[:]
+    graph.output.extend(outputs)
+    graph.node.extend(reversed(nodes))
+    graph.initializer.extend(constants)
+    return step
 
 
 def _whole_graph(model: StepModel) -> onnx.ModelProto:
@@ -251,11 +301,16 @@ def _traced(module: nn.Module, arguments: tuple[Tensor, ...], outputs: int) -> o
 
 
 def _named_graph(
-    model: onnx.ModelProto, inputs: list[str], outputs: list[str], states: list[str], dims: dict[int, str]
+    model: onnx.ModelProto,
+    inputs: list[str],
+    outputs: list[str],
+    states: list[str],
+    dims: dict[int, str],
+    looks: Sequence[str] = (),
 ) -> onnx.ModelProto:
     """The graph with the bundle's names for what enters and leaves, in order, and none of the exporter's remarks."""
     names_in = inputs + [f"state.{name}" for name in states]
-    names_out = outputs + [f"next.{name}" for name in states]
+    names_out = [*outputs, *(f"next.{name}" for name in states), *(f"look.{name}" for name in looks)]
     graph = model.graph
     if len(graph.input) != len(names_in) or len(graph.output) != len(names_out):
         raise ExportError(
@@ -374,6 +429,28 @@ def _torch_difference(model: StepModel, loaded: LoadedBundle) -> float:
             expected, _ = model.scan(torch.from_numpy(part), torch.from_numpy(shown), model.initial_state(rows))
         found, _ = loaded.run_scan(part, shown, loaded.initial_state(rows))
         differences.append(relative_difference(found, expected.numpy(), loaded.kind))
+    if loaded.has_look:
+        differences.append(_look_difference(model, loaded, x, mask))
+    return max(differences)
+
+
+def _look_difference(model: StepModel, loaded: LoadedBundle, x: Array, mask: Array) -> float:
+    """Between the looks of the model's steps and of the graph's, from the same states; inf where only one is NaN."""
+    state = loaded.initial_state(len(x))
+    expected, found = [], []
+    for t in range(x.shape[1]):
+        before = {name: torch.from_numpy(value) for name, value in state.items()}
+        with torch.no_grad():
+            _, _, inside = model.look("step", torch.from_numpy(x[:, t]), torch.from_numpy(mask[:, t]), before)
+        _, state, look = loaded.run_look(x[:, t], mask[:, t], state)
+        expected.append({name: value.numpy() for name, value in inside.items()})
+        found.append(look)
+    differences = [0.0]
+    for name in expected[0]:
+        a, b = (np.stack([look[name] for look in looks], 1) for looks in (found, expected))
+        if not np.array_equal(np.isnan(a), np.isnan(b)):
+            return math.inf
+        differences.append(relative_difference(np.nan_to_num(a), np.nan_to_num(b), "look"))
     return max(differences)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import ArrayLike, NDArray
 
-from forecasting.bundle import SCAN, STEP, Bundle, BundleError, read_bundle, read_npz, write_atomic, write_npz
+from forecasting.bundle import LOOK, SCAN, STEP, Bundle, BundleError, read_bundle, read_npz, write_atomic, write_npz
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 State = dict[str, Array]
+Inside = dict[str, Array]
 Time = str | int | float | datetime | np.datetime64
 
 CPU = "CPUExecutionProvider"
@@ -71,7 +72,7 @@ def load_bundle(
 
 
 class LoadedBundle:
-    """A verified bundle; `run_step` and `run_scan` are its graphs, the rest is built on them."""
+    """A verified bundle; `run_step`, `run_scan` and `run_look` are its graphs, the rest is built on them."""
 
     def __init__(self, bundle: Bundle, *, providers: Sequence[str] | None = None, threads: int = 1) -> None:
         self.path = bundle.path
@@ -83,6 +84,7 @@ class LoadedBundle:
         self.labels: tuple[str, ...] = tuple(self.task["labels"])
         self.quantiles: tuple[float, ...] = tuple(self.task["quantiles"])
         self.streams: bool = bundle.card["streams"]
+        self.has_look = LOOK in bundle.files
         self._files = bundle.files
         self._initial = bundle.state
         self.threads = threads
@@ -108,6 +110,21 @@ class LoadedBundle:
     def scan_session(self) -> onnxruntime.InferenceSession:
         return self._load(SCAN)
 
+    @cached_property
+    def look_session(self) -> onnxruntime.InferenceSession:
+        if not self.has_look:
+            raise BundleError(
+                f"{self.path}: {self.name} has no look inside: the bundle holds no {LOOK}. Models with a test-time "
+                "memory, such as titans-lmm and yaad, export one; use `step` for the prediction alone."
+            )
+        return self._load(LOOK)
+
+    @cached_property
+    def look_names(self) -> tuple[str, ...]:
+        """What `run_look` gives, such as block0.surprise; the model's documentation says what each is."""
+        outputs = [node.name for node in self.look_session.get_outputs()]
+        return tuple(name.removeprefix("look.") for name in outputs if name.startswith("look."))
+
     @property
     def prediction_shape(self) -> tuple[int, ...]:
         """Of one series at one time."""
@@ -126,6 +143,18 @@ class LoadedBundle:
     def run_scan(self, x: ArrayLike, mask: ArrayLike, state: State) -> tuple[Array, State]:
         """T observations of B series: x, mask (B, T, C) give predictions (B, T, ...) and the next state."""
         return self._run(self.scan_session, x, mask, state)
+
+    def run_look(self, x: ArrayLike, mask: ArrayLike, state: State) -> tuple[Array, State, Inside]:
+        """`run_step` with a look inside: for each name of `look_names` (B, heads)."""
+        feeds, wanted = self._feeds(x, mask, state)
+        wanted += [f"look.{name}" for name in self.look_names]
+        prediction, *rest = self.look_session.run(wanted, feeds)
+        after, look = rest[: len(self.state_names)], rest[len(self.state_names) :]
+        return (
+            prediction,
+            dict(zip(self.state_names, after, strict=True)),
+            dict(zip(self.look_names, look, strict=True)),
+        )
 
     def stream(
         self, series: Iterable[str] | None = None, state: str | os.PathLike[str] | bytes | None = None
@@ -220,10 +249,15 @@ class LoadedBundle:
     def _run(
         self, session: onnxruntime.InferenceSession, x: ArrayLike, mask: ArrayLike, state: State
     ) -> tuple[Array, State]:
+        feeds, wanted = self._feeds(x, mask, state)
+        prediction, *after = session.run(wanted, feeds)
+        return prediction, dict(zip(self.state_names, after, strict=True))
+
+    def _feeds(self, x: ArrayLike, mask: ArrayLike, state: State) -> tuple[dict[str, Array], list[str]]:
+        """What enters a graph, and the names of the prediction and the next state."""
         feeds = {"x": np.asarray(x, np.float32), "mask": np.asarray(mask, np.float32)}
         feeds |= {f"state.{name}": state[name] for name in self.state_names}
-        prediction, *after = session.run(["prediction", *(f"next.{name}" for name in self.state_names)], feeds)
-        return prediction, dict(zip(self.state_names, after, strict=True))
+        return feeds, ["prediction", *(f"next.{name}" for name in self.state_names)]
 
     def _restore(self, source: str | os.PathLike[str] | bytes, names: list[str] | None) -> Stream:
         where = "state" if isinstance(source, bytes) else str(source)
@@ -426,6 +460,29 @@ class Stream:
         predictions = self.predictions.copy()
         return {name: predictions[row] for row, name in enumerate(self.series)}
 
+    def look(self, values: Mapping[str, Any] | ArrayLike, at: Time | None = None) -> tuple[Any, Any]:
+        """`step`, and a look inside the memory that took it. It costs more than `step`; the two may alternate.
+
+        Returns:
+            predictions: as `step` returns them.
+            look: for each named series a dictionary, for each name of `LoadedBundle.look_names` a number a head; for an
+                array one dictionary of (B, heads). All but the norms are NaN where no channel was observed. Periods
+                that were skipped before `at` are stepped without a look.
+
+        Raises:
+            BundleError: the bundle has no look inside, or what `step` raises.
+        """
+        _ = self.bundle.look_session
+        if isinstance(values, Mapping):
+            rows = self._enter_some(values)
+            if not len(rows):
+                return {}, {}
+            predictions, look = self._look_rows(rows, at)
+            each = [{name: value[place] for name, value in look.items()} for place in range(len(rows))]
+            return dict(zip(values, predictions, strict=True)), dict(zip(values, each, strict=True))
+        self._enter_all(values)
+        return self._look_rows(np.arange(len(self.series)), at)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the states to a file, whole or not at all; `LoadedBundle.stream(state=path)` goes on from there."""
         write_atomic(path, self.to_bytes())
@@ -529,33 +586,45 @@ class Stream:
         self._now = 1 - self._now
 
     def _step_some(self, values: Mapping[str, Any], at: Time | None) -> dict[str, Array]:
-        rows = []
+        rows = self._enter_some(values)
+        if not len(rows):
+            return {}
+        prediction, after = self.bundle.run_step(*self._begin(rows, at))
+        self._end(rows, prediction, after)
+        return dict(zip(values, prediction, strict=True))
+
+    def _look_rows(self, rows: Array, at: Time | None) -> tuple[Array, Inside]:
+        prediction, after, look = self.bundle.run_look(*self._begin(rows, at))
+        self._end(rows, prediction, after)
+        return prediction, look
+
+    def _enter_some(self, values: Mapping[str, Any]) -> Array:
+        """Write the named series' values into the input, and return their rows in that order."""
         for name, value in values.items():
             if name not in self.row:
                 raise self._unknown(values)
             self._enter(self.row[name], value)
-            rows.append(self.row[name])
-        if not rows:
-            return {}
-        index = np.array(rows)
+        return np.array([self.row[name] for name in values], np.int64)
+
+    def _begin(self, rows: Array, at: Time | None) -> tuple[Array, Array, State]:
+        """Move the clock of some series, and return their x, mask and state."""
         if at is None:
-            self._since[index] += 1
+            self._since[rows] += 1
         else:
-            self._advance(index, at)
-        x, mask = _as_input(self._x[index])
+            self._advance(rows, at)
         state = self._states[self._now]
-        prediction, after = self.bundle.run_step(x, mask, {name: value[index] for name, value in state.items()})
+        return *_as_input(self._x[rows]), {name: value[rows] for name, value in state.items()}
+
+    def _end(self, rows: Array, prediction: Array, after: State) -> None:
+        """Keep the states and predictions of some series."""
         for name, value in after.items():
-            state[name][index] = value
-        self.predictions[index] = prediction
-        return dict(zip(values, prediction, strict=True))
+            self._states[self._now][name][rows] = value
+        self.predictions[rows] = prediction
 
     def _scan_rows(self, rows: Array, sequences: list[Array]) -> None:
         state = self._states[self._now]
         predictions, after = self.bundle._scan_ragged(sequences, {name: value[rows] for name, value in state.items()})
-        for name, value in after.items():
-            state[name][rows] = value
-        self.predictions[rows] = predictions
+        self._end(rows, predictions, after)
 
     def _bind(self) -> list[Any]:
         """One binding for each direction between the two copies of the state; all memory is ours and stays in place."""

@@ -18,10 +18,14 @@ import torch
 from torch import Tensor, nn
 
 TaskKind = Literal["forecast", "classify", "regress"]
+Form = Literal["step", "scan"]
 DECILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 State = dict[str, Tensor]
 """Flat and ordered; the first dimension of every tensor is the series."""
+
+Inside = dict[str, Tensor]
+"""What a model did beside predicting: flat and ordered as a state, (B, ...) of a step and (B, T, ...) of a scan."""
 
 
 class ModelError(ValueError):
@@ -131,6 +135,22 @@ class StepModel(nn.Module, ABC):
             prediction, state = self.step(x[:, t], mask[:, t], state)
             predictions.append(prediction)
         return torch.stack(predictions, 1), state
+
+    @property
+    def has_look(self) -> bool:
+        """Whether `look` returns anything: whether there is a memory to look into."""
+        return False
+
+    def look(self, form: Form, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State, Inside]:
+        """What the named form returns, and a look inside beside it.
+
+        Raises:
+            ModelError: there is nothing to look into; `has_look` says so before.
+        """
+        raise ModelError(
+            f"this {type(self).__name__} has no memory to look into; the test-time memories have one, "
+            "such as titans-lmm and yaad."
+        )
 
 
 class Trainable(ABC):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softplus
 
-from models.contract import Batch, ModelError, Signature, State, StepModel, Trainable, observed
+from models.contract import Batch, Form, Inside, ModelError, Signature, State, StepModel, Trainable, observed
 from models.lagged import RidgeConfig, RidgeForecaster
 from models.observation import RunningNormaliser, Seen
 
@@ -50,6 +50,8 @@ class NetworkConfig:
 
 class Backbone(Protocol):
     """A sequence mixer; a `StepModel` without input and output of its own.
+
+    One with a memory to look into has `look(form, e, state, present) -> out, state, inside` too.
 
     e: (B, E) or (B, T, E); present: (B,) or (B, T), 0 where nothing was observed, for those that shall not learn then.
     """
@@ -148,33 +150,52 @@ class Network(StepModel, Trainable):
     def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
         if not self.streams:
             return self.backbone.step(x, state)  # type: ignore[operator]
-        return self._run("step", x, mask, state)
+        return self._run("step", x, mask, state)[:2]
 
     def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
-        return self._run("scan", x, mask, state)
+        return self._run("scan", x, mask, state)[:2]
 
-    def _run(self, form: str, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
-        raw, seen, after = self._raw(form, x, mask, state)
+    @property
+    def has_look(self) -> bool:
+        return callable(getattr(self.backbone, "look", None))
+
+    def look(self, form: Form, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State, Inside]:
+        """What the named form returns, and what the backbone's memory did; see `MemoryBackbone.look` for the names."""
+        if not self.has_look:
+            return super().look(form, x, mask, state)
+        return self._run(form, x, mask, state, look=True)
+
+    def _run(
+        self, form: Form, x: Tensor, mask: Tensor, state: State, look: bool = False
+    ) -> tuple[Tensor, State, Inside]:
+        raw, seen, after, inside = self._raw(form, x, mask, state, look)
         if self.signature.task == "classify":
-            return raw.softmax(-1), after
+            return raw.softmax(-1), after, inside
         if self.signature.task == "regress":
-            return self.target_mean + self.target_std * raw.squeeze(-2), after
+            return self.target_mean + self.target_std * raw.squeeze(-2), after, inside
         anchor, scale = seen.value[..., :1, None], seen.scale[..., :1, None]
-        return anchor + scale * raw, after
+        return anchor + scale * raw, after, inside
 
-    def _raw(self, form: str, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, Seen, State]:
-        """The head's output in normalised units, by the named form of every part ('step' or 'scan')."""
+    def _raw(
+        self, form: Form, x: Tensor, mask: Tensor, state: State, look: bool = False
+    ) -> tuple[Tensor, Seen, State, Inside]:
+        """The head's output in normalised units, by the named form of every part; the look inside if asked for."""
         seen, after = getattr(self.normaliser, form)(x, mask, state)
         e = self.embed(torch.cat([seen.level, seen.change, seen.present], -1))
         if self.skip is not None:
             window, lags = getattr(self.skip.buffer, form)(x[..., :1], mask[..., :1], state)
             after = after | lags
-        out, hidden = getattr(self.backbone, form)(e, state, seen.present.amax(-1))
+        present = seen.present.amax(-1)
+        inside: Inside = {}
+        if look:
+            out, hidden, inside = self.backbone.look(form, e, state, present)  # type: ignore[operator]
+        else:
+            out, hidden = getattr(self.backbone, form)(e, state, present)
         raw = self.head(out)
         if self.skip is not None:
             ridge = self.skip.deviation(window.squeeze(-1)) / seen.scale[..., :1]  # (..., H)
             raw = raw + ridge[..., None]
-        return raw, seen, after | hidden
+        return raw, seen, after | hidden, inside
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Set the constants of the graph: each channel's statistics, its smallest scale, the target's units."""
@@ -214,7 +235,7 @@ class Network(StepModel, Trainable):
 
         Cross-entropy for classes; pinball at the signature's levels for the rest, divided by the series' scale.
         """
-        raw, seen, _ = self._raw("scan", batch.x, batch.mask, self.initial_state(batch.x.shape[0]))
+        raw, seen, _, _ = self._raw("scan", batch.x, batch.mask, self.initial_state(batch.x.shape[0]))
         if self.signature.task == "classify":
             if not bool((batch.target >= 0).any()):
                 return 0.0 * raw.sum()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv1d, normalize, silu, softplus
 
 from models.blocks import FeedForward, full_precision, own_state, part, prefixed, shapes_of
-from models.contract import LARGEST, ModelError, State
+from models.contract import LARGEST, Form, Inside, ModelError, State
 from models.memory.chunks import chunked
 from models.memory.core import Look, Rule, Tokens, anchor_weights, initial_state, read, step
 
@@ -172,6 +172,14 @@ class MemoryLayer(nn.Module):
         if self.rule.depth == 0:
             nn.init.zeros_(self.memory[0])
         self.gain = nn.Parameter(torch.ones(heads, self.head))
+        exists = {
+            "keep": inner.forgets,
+            "momentum": self.rule.has_momentum,
+            "rate": True,
+            "importance": self.rule.window > 1,
+            "clip": self.rule.bias == "huber",
+        }
+        self.gates = [name for name in exists if exists[name]]
         self.to_output_gate = nn.Linear(width, width)
         self.to_output = nn.Linear(width, width, bias=False)
 
@@ -179,23 +187,25 @@ class MemoryLayer(nn.Module):
         memory = initial_state(self.rule, list(self.memory), batch, self.inputs, self.head, self.residual)
         return prefixed("conv", self.convolution.initial_state(batch)) | memory
 
-    def step(self, x: Tensor, present: Tensor, state: State) -> tuple[Tensor, State, Look]:
-        """x: (B, D); present: (B,)."""
+    def step(self, x: Tensor, present: Tensor, state: State, look: bool = False) -> tuple[Tensor, State, Inside]:
+        """x: (B, D); present: (B,). The look inside is empty unless asked for."""
         with full_precision(x):
             x = x.to(self.gain.dtype)
             mixed, conv = self.convolution.step(self.to_qkv(x), part("conv", state))
             memory = {name: value for name, value in state.items() if not name.startswith("conv.")}
-            answer, after, look = step(self.rule, self._tokens(x, mixed, present), memory)
-        return self._output(x, answer), prefixed("conv", conv) | after, look
+            tokens = self._tokens(x, mixed, present)
+            answer, after, inside = step(self.rule, tokens, memory)
+        return self._output(x, answer), prefixed("conv", conv) | after, self._inside(tokens, inside if look else None)
 
-    def scan(self, x: Tensor, present: Tensor, state: State, look: bool = False) -> tuple[Tensor, State, Look | None]:
-        """x: (B, T, D); present: (B, T)."""
+    def scan(self, x: Tensor, present: Tensor, state: State, look: bool = False) -> tuple[Tensor, State, Inside]:
+        """x: (B, T, D); present: (B, T). The look inside is empty unless asked for."""
         with full_precision(x):
             x = x.to(self.gain.dtype)
             mixed, conv = self.convolution.scan(self.to_qkv(x), part("conv", state))
             memory = {name: value for name, value in state.items() if not name.startswith("conv.")}
-            answer, after, inside = chunked(self.rule, self._tokens(x, mixed, present), memory, look)
-        return self._output(x, answer), prefixed("conv", conv) | after, inside
+            tokens = self._tokens(x, mixed, present)
+            answer, after, inside = chunked(self.rule, tokens, memory, look)
+        return self._output(x, answer), prefixed("conv", conv) | after, self._inside(tokens, inside)
 
     def retrieve(self, x: Tensor, query: Tensor, state: State) -> Tensor:
         """What the memory as it was at the start of the chunk answers, (B, [T,] D) each; it learns nothing.
@@ -234,6 +244,19 @@ class MemoryLayer(nn.Module):
             query_residual=query if self.residual else None,
         )
 
+    def _inside(self, tokens: Tokens, look: Look | None) -> Inside:
+        """surprise, norm and the gates that this memory has, (B, [T,] P) each.
+
+        Where nothing was observed the memory was not asked and nothing was written, so all but the norm are NaN there:
+        a 0 would pass for a value that was foreseen, and pull down every mean of the surprise.
+        """
+        if look is None:
+            return {}
+        there = tokens.present > 0.5
+        known = {"surprise": look.surprise, **{name: getattr(tokens, name) for name in self.gates}}
+        inside = {name: torch.where(there, value, math.nan) for name, value in known.items()}
+        return {name: value.movedim(1, -1) for name, value in (inside | {"norm": look.norm}).items()}
+
     def _output(self, x: Tensor, answer: Tensor) -> Tensor:
         """answer: (B, P, [T,] W)."""
         rows = answer.movedim(1, -2)  # (B, [T,] P, W)
@@ -268,12 +291,24 @@ class MemoryBackbone(nn.Module):
         return state
 
     def step(self, e: Tensor, state: State, present: Tensor | None = None) -> tuple[Tensor, State]:
-        return self._run("step", e, state, present)
+        return self._run("step", e, state, present)[:2]
 
     def scan(self, e: Tensor, state: State, present: Tensor | None = None) -> tuple[Tensor, State]:
-        return self._run("scan", e, state, present)
+        return self._run("scan", e, state, present)[:2]
 
-    def _run(self, form: str, e: Tensor, state: State, present: Tensor | None) -> tuple[Tensor, State]:
+    def look(self, form: Form, e: Tensor, state: State, present: Tensor | None = None) -> tuple[Tensor, State, Inside]:
+        """What the named form returns, and of every block and head what the memory did, (B, [T,] P) each.
+
+        block<i>.surprise: norm of what the memory's answer missed, at the anchor.
+        block<i>.norm: of all the memory's weights, after the token.
+        block<i>.<gate>: the gates that the memory has of keep, momentum, rate, importance and clip; see `core.Tokens`.
+        All but the norm are NaN where nothing was observed.
+        """
+        return self._run(form, e, state, present, look=True)
+
+    def _run(
+        self, form: Form, e: Tensor, state: State, present: Tensor | None, look: bool = False
+    ) -> tuple[Tensor, State, Inside]:
         state = own_state(self.shapes, state)
         present = torch.ones_like(e[..., 0]) if present is None else present
         # What is not present may be anything, NaN too; the convolutions would carry it to later tokens.
@@ -281,10 +316,12 @@ class MemoryBackbone(nn.Module):
         with full_precision(e):
             x = self.enter(e.to(self.enter.weight.dtype))
         after: State = {}
+        inside: Inside = {}
         for index, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
-            out, own, _ = getattr(layer, form)(norm(x), present, part(f"block{index}", state))
+            out, own, seen = getattr(layer, form)(norm(x), present, part(f"block{index}", state), look)
             after |= prefixed(f"block{index}", own)
+            inside |= prefixed(f"block{index}", seen)
             x = x + self.dropout(out)
             if self.forwards:
                 x = x + self.dropout(self.forwards[index](self.forward_norms[index](x)))
-        return self.last_norm(x), {name: after[name] for name in state}
+        return self.last_norm(x), {name: after[name] for name in state}, inside

@@ -136,17 +136,77 @@ def test_a_part_of_a_state_is_what_its_prefix_made():
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_the_look_inside_is_the_same_in_both_forms(name):
+def test_the_look_inside_is_the_same_in_both_forms_and_changes_nothing(name):
     net = build(name, 4)
-    layer = net.layers[0]
-    x, present = torch.randn(2, 9, 8, dtype=torch.float64), torch.ones(2, 9, dtype=torch.float64)
+    e, present = stream(9)
     with torch.no_grad():
-        _, _, look = layer.scan(x, present, layer.initial_state(2), look=True)
-        state = layer.initial_state(2)
+        plain, plain_after = net.scan(e, net.initial_state(3), present)
+        whole, after, look = net.look("scan", e, net.initial_state(3), present)
+        assert torch.equal(whole, plain)
+        assert states_apart(after, plain_after) == 0
+        state = net.initial_state(3)
         for t in range(9):
-            _, state, inside = layer.step(x[:, t], present[:, t], state)
-            assert distance(look.surprise[:, :, t], inside.surprise) < 1e-8
-            assert distance(look.norm[:, :, t], inside.norm) < 1e-8
+            out, state, inside = net.look("step", e[:, t], state, present[:, t])
+            assert distance(out, whole[:, t]) < 1e-8
+            assert list(inside) == list(look)
+            for key, value in inside.items():
+                assert value.shape == (3, 2), key
+                assert torch.equal(value.isnan(), look[key][:, t].isnan()), key
+                assert distance(look[key][:, t].nan_to_num(), value.nan_to_num()) < 1e-8, key
+
+
+GATES = {
+    "titans-lmm": "keep momentum rate",
+    "deltanet": "rate",
+    "gated-deltanet": "keep rate",
+    "ttt-linear": "rate",
+    "omega": "keep rate importance",
+    "atlas": "keep momentum rate importance",
+    "deep-transformer": "keep rate",
+    "swla": "keep rate importance",
+    "moneta": "keep rate",
+    "yaad": "keep rate clip",
+    "memora": "keep rate",
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_the_look_has_the_gates_of_the_memory_and_nothing_but_the_norm_where_nothing_was_observed(name):
+    net = build(name, 4)
+    e, present = stream(30)
+    with torch.no_grad():
+        _, _, look = net.look("scan", e, net.initial_state(3), present)
+    assert list(look) == [
+        f"block{index}.{key}" for index in range(2) for key in ("surprise", *GATES[name].split(), "norm")
+    ]
+    absent = present < 0.5
+    assert absent.any()
+    for key, value in look.items():
+        known = value[~absent]
+        assert known.isfinite().all(), key
+        assert (known >= 0).all(), key
+        if key.endswith((".keep", ".momentum", ".importance")):
+            assert (known <= 1).all(), key
+        elif key.endswith(".rate"):
+            assert (known <= net.config.rate).all(), key
+        assert known.std() > 0, key
+        assert value[absent].isfinite().all() if key.endswith(".norm") else value[absent].isnan().all(), key
+
+
+def test_the_look_shows_the_gates_that_the_memory_used():
+    """With every gate shut open or closed by its bias, the norm does what the gates say."""
+    net = build("titans-lmm", 1)
+    e, there = stream(5)[0], torch.ones(3, 5, dtype=torch.float64)
+    layer = net.layers[0]
+    with torch.no_grad():
+        layer.to_gates.weight.zero_()
+        layer.to_gates.bias.copy_(torch.tensor([0.0, -40.0, -40.0, 0.0, 0.0]).repeat_interleave(2))
+        _, _, look = net.look("scan", e, net.initial_state(3), there)
+    assert distance(look["block0.keep"], torch.full_like(look["block0.keep"], 0.5)) < 1e-12
+    assert look["block0.rate"].max() < 1e-12
+    norm = look["block0.norm"]
+    assert distance(norm[:, 1:], 0.5 * norm[:, :-1]) < 1e-12
+    assert not torch.allclose(look["block1.keep"], look["block0.keep"])
 
 
 @pytest.mark.parametrize("name", NAMED)
