@@ -8,8 +8,7 @@ hide the next; after a change that stays, the scores fall back as the distributi
 
 What it is worth, `tests/benchmarks/bench_anomaly.py` measures: the surprise alone is a poor score, for a memory is
 trained to help the forecast, not to foresee its own values; with the gates it is about as good as the size of the
-change; the error of the forecast before is better than both. A look adds to that error where it stands beside it:
-`step(look | {"forecast.surprise": [error]})` scores them together.
+change; the error of the forecast made one step before, over its running scale, is better than both.
 
 Shapes: B series, F features.
 """
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 State = dict[str, Array]
 
-RIDGE = 1e-2  # share of each variance that is added to it, as the covariance of many features is known poorly
+RIDGE = 1e-3  # share of each variance that is added to it, as the covariance of many features is known poorly
 SMALLEST = 1e-12  # variance: a feature that never moved says nothing
 LEAST_SURPRISE = 1e-6  # of which a logarithm is taken
 
