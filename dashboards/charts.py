@@ -230,13 +230,15 @@ def live_lines(
     colours: Mapping[str, str],
     *,
     title: str,
-    limits: tuple[float, float],
+    limits: tuple[float, float] | None,
     time_label: str = "",
     dates: bool = False,
     percent: bool = False,
     height: int = 180,
 ) -> dict[str, Any]:
     """A Vega-Lite line chart for `live_frame`; colours: name -> colour, in the order of the legend.
+
+    Without limits the axis follows the data, from 0.
 
     Live charts are Vega-Lite, not plotly: Streamlit gives such a chart new data in place, and builds a plotly chart
     anew, which flickers. So nothing here may depend on what moves.
@@ -255,7 +257,7 @@ def live_lines(
             "y": {
                 "field": "value",
                 "type": "quantitative",
-                "scale": {"domain": list(limits), "nice": False},
+                "scale": {"domain": list(limits), "nice": False} if limits else {"zero": True},
                 "axis": {"title": title, "minExtent": 42} | ({"format": ".0%", "values": HALVES} if percent else {}),
             },
             "color": {
@@ -266,6 +268,19 @@ def live_lines(
             },
         },
     }
+
+
+def look_columns(names: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+    """What a look inside is drawn as: chart -> line -> the names whose mean it is.
+
+    Surprise and norm have a line a block, the gates a line a gate; names: block<i>.<part>.
+    """
+    found: dict[str, dict[str, list[str]]] = {"surprise": {}, "gates": {}, "norm": {}}
+    for name in names:
+        block, part = name.rsplit(".", 1)
+        chart, line = (part, block.replace("block", "block ")) if part in found else ("gates", part)
+        found[chart].setdefault(line, []).append(name)
+    return {chart: lines for chart, lines in found.items() if lines}
 
 
 def bars_frame(labels: Sequence[str], probabilities: Sequence[float], truth: str | None) -> pd.DataFrame:

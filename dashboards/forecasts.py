@@ -274,6 +274,7 @@ def hold_replay(chosen: Chosen, bundle: LoadedBundle, history: pd.DataFrame, for
             [label if isinstance(label, str) else None for label in truth],
             len(bundle.labels),
             period_s(chosen.task),
+            bundle.look_names if bundle.has_look else (),
         )
         st.session_state["replay key"] = key
     return st.session_state["replay"]
@@ -420,7 +421,8 @@ def draw_live(chosen: Chosen, bundle: LoadedBundle, replay: Replay, history: pd.
             "Time per step",
             f"{latency[0]:,.0f} µs" if latency else NOTHING,
             border=True,
-            help="Median of the last 200 steps on this machine, measured around each call.",
+            help="Median of the last 200 steps on this machine, measured around each call"
+            + (", the look inside included." if replay.looks else "."),
         )
     left, right = st.columns([2, 3], gap="medium")
     with left:
@@ -431,6 +433,8 @@ def draw_live(chosen: Chosen, bundle: LoadedBundle, replay: Replay, history: pd.
         st.caption(f"Recording {chosen.series}, played at {stated}.{spent}")
     with right:
         draw_recent(chosen, bundle, replay, history)
+    if replay.looks:
+        draw_look(chosen, replay, history)
 
 
 def draw_bars(bundle: LoadedBundle, replay: Replay) -> None:
@@ -445,10 +449,8 @@ def draw_bars(bundle: LoadedBundle, replay: Replay) -> None:
 
 def draw_recent(chosen: Chosen, bundle: LoadedBundle, replay: Replay, history: pd.DataFrame) -> None:
     """The channels, one chart a unit, above the class probabilities; both for the last seconds."""
-    width = max(WINDOW, round(WINDOW_S / replay.period_s))
-    start = max(0, replay.position - width)
     times = history["ds"]
-    window = (times.iloc[start], times.iloc[min(len(times), start + width) - 1])
+    start, window = recent_window(replay, times)
     recent = history.iloc[start : replay.position]
     dates = isinstance(chosen.task.freq, str)
     names = [channel.name for channel in chosen.task.channels]
@@ -483,6 +485,38 @@ def draw_recent(chosen: Chosen, bundle: LoadedBundle, replay: Replay, history: p
         chances.iloc[start : replay.position], {f"p_{label}": label for label in bundle.labels}, window
     )
     st.vega_lite_chart(frame, spec, key="live probabilities")
+
+
+def draw_look(chosen: Chosen, replay: Replay, history: pd.DataFrame) -> None:
+    """What the memory did for the last seconds: how much it missed, what its gates let through, how large it is."""
+    start, window = recent_window(replay, history["ds"])
+    st.markdown("**Inside the memory**")
+    lines = charts.look_columns(replay.look_names)
+    for place, (title, parts) in zip(st.columns(len(lines), gap="medium"), lines.items(), strict=True):
+        means = {line: np.mean([replay.looks[name] for name in names], 0) for line, names in parts.items()}
+        rows = pd.DataFrame(means).assign(ds=history["ds"].to_numpy()).iloc[start : replay.position]
+        spec = charts.live_lines(
+            charts.channel_colours(list(parts), palette()),
+            title=title,
+            limits=None,
+            time_label=time_label(chosen.task),
+            dates=isinstance(chosen.task.freq, str),
+        )
+        with place:
+            st.vega_lite_chart(
+                charts.live_frame(rows, {line: line for line in parts}, window), spec, key=f"live {title}"
+            )
+    st.caption(
+        "Surprise: how far the memory's answer lay from what it was then taught. Gates: what it keeps, and how much it "
+        "learns. Norm: of all its weights. Means over the heads; no surprise where nothing was observed."
+    )
+
+
+def recent_window(replay: Replay, times: pd.Series) -> tuple[int, tuple[Any, Any]]:
+    """The first frame that live charts show, and the times at which they begin and end."""
+    width = max(WINDOW, round(WINDOW_S / replay.period_s))
+    start = max(0, replay.position - width)
+    return start, (times.iloc[start], times.iloc[min(len(times), start + width) - 1])
 
 
 def draw_leaderboard(chosen: Chosen) -> None:

@@ -2,13 +2,13 @@
 
 Knows nothing of pages: the clock's reading is passed in, so that a test can turn it.
 
-Shapes: T frames, C channels, K classes.
+Shapes: T frames, C channels, K classes, P heads of a memory.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,10 +22,11 @@ class Stepper(Protocol):
     """What is played through: `forecasting.runtime.Stream` of one series."""
 
     def step(self, values: Any, at: Any = None) -> Any: ...
+    def look(self, values: Any, at: Any = None) -> tuple[Any, Any]: ...
 
 
 class Replay:
-    """Where a playback stands: the frames that went through the model, and what it said of each."""
+    """Where a playback stands: the frames that went through the model, what it said of each, what its memory did."""
 
     def __init__(
         self,
@@ -34,11 +35,13 @@ class Replay:
         truth: Sequence[str | None],  # T labels, None where unknown
         classes: int,
         period_s: float,
+        look_names: Sequence[str] = (),  # of the look inside; empty where the model has none
     ) -> None:
         self.frames = frames
         self.truth = truth
         self.classes = classes
         self.period_s = period_s
+        self.look_names = tuple(look_names)
         self._open_stream = open_stream
         self.reset()
 
@@ -47,6 +50,7 @@ class Replay:
         self.stream = self._open_stream()
         self.position = 0  # frames that went through
         self.probabilities = np.full((len(self.frames), self.classes), np.nan)  # (T, K)
+        self.looks = {name: np.full(len(self.frames), np.nan) for name in self.look_names}  # (T,), mean over heads
         self.latencies_us: list[float] = []
         self.playing = False
         self._clock_s: float | None = None  # at the last tick
@@ -93,9 +97,16 @@ class Replay:
         end = min(self.position + count, len(self.frames))
         moved = end - self.position
         for position in range(self.position, end):
+            frame = self.frames[position][None]
+            look: Mapping[str, NDArray[Any]] = {}
             began = time.perf_counter_ns()
-            prediction = self.stream.step(self.frames[position][None])
+            if self.look_names:
+                prediction, look = self.stream.look(frame)  # look: (1, P) each
+            else:
+                prediction = self.stream.step(frame)
             self.latencies_us.append((time.perf_counter_ns() - began) / 1000)
             self.probabilities[position] = prediction[0]
+            for name, values in self.looks.items():
+                values[position] = look[name][0].mean()
         self.position = end
         return moved

@@ -81,7 +81,7 @@ class AnomalyScore:
                 f"the look has {width} features of {series} series, the state was made by {state['mean'].shape[1]} of "
                 f"{len(state['mean'])}: start without a state."
             )
-        there = np.isfinite(features).all(1)
+        there = np.asarray(np.isfinite(features).all(1))
         known = there & (state["count"] >= self.warm_up)
         distance = self._distance(features, state)
         count = np.minimum(state["count"] + 1, self.window)

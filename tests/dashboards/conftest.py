@@ -1,5 +1,5 @@
 import pytest
-from result_folders import write_forecast_result, write_gesture_result, write_regress_result
+from result_folders import write_forecast_result, write_gesture_result, write_memory_result, write_regress_result
 
 
 @pytest.fixture(scope="session")
@@ -9,4 +9,12 @@ def results(tmp_path_factory):
     write_gesture_result(root / "gesture")
     write_regress_result(root / "life")
     write_forecast_result(root / "stock")
+    return root
+
+
+@pytest.fixture(scope="session")
+def memory_results(results, tmp_path_factory):
+    """A folder with the result `gesture` whose bundle has a memory to look into."""
+    root = tmp_path_factory.mktemp("memory")
+    write_memory_result(root / "gesture", results / "gesture")
     return root

@@ -1,5 +1,6 @@
-"""Small results on disk: a forecast, a regression, and a gesture result with a really trained bundle."""
+"""Small results on disk: a forecast, a regression, a gesture result with a really trained bundle, one with a memory."""
 
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -89,3 +90,27 @@ def write_gesture_result(folder):
     training = {"data_set": dataset.name}
     export_bundle(gru.model, task, folder / "bundle", name="gru", config=gru.config, training=training, metrics=metrics)
     write_report(report, folder, dataset=dataset.name, seed=0, settings=settings, bundle="bundle")
+
+
+def write_memory_result(folder, gesture):
+    """The gesture result with the bundle of a memory that was prepared and not trained."""
+    import torch
+
+    from data import catalog
+    from data.panel import to_panel
+    from forecasting.export import export_bundle
+    from forecasting.windows import split, window_loader
+    from models.memory.backbone import MemoryBackbone, MemoryConfig
+    from models.memory.titans import LMM
+    from models.network import Network, NetworkConfig
+
+    shutil.copytree(gesture, folder, ignore=shutil.ignore_patterns("bundle"))
+    dataset = catalog.load("basic_motions")
+    task = Task.of(dataset)
+    torch.manual_seed(0)
+    config = MemoryConfig(width=8, heads=2, blocks=1, chunk=4)
+    model = Network(task.signature, NetworkConfig(embed=8), lambda width: MemoryBackbone(width, config, LMM))
+    train = split(dataset, to_panel(dataset, task.labels), task).train
+    model.prepare(window_loader(train, task, length=100, stride=100, context=0, batch_size=32))
+    training = {"data_set": dataset.name}
+    export_bundle(model, task, folder / "bundle", name="titans-lmm", config={}, training=training, metrics=[])

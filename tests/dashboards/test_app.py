@@ -11,6 +11,7 @@ from streamlit.testing.v1 import AppTest
 from dashboards import FOLDER, forecasts
 from dashboards.__main__ import APP
 from forecasting.results import find_results
+from forecasting.runtime import load_bundle
 
 
 @pytest.fixture
@@ -140,6 +141,41 @@ def test_frames_go_through_the_bundle_while_it_plays_and_give_the_scans_probabil
     clock[0] += 5
     assert metric(page.run(), "Frame") == "7 / 100"
     assert metric(press(page, "Reset"), "Frame") == "0 / 100"
+
+
+def live_charts(page):
+    """The y titles of the charts that move, in order."""
+    specs = [json.loads(element.proto.spec) for element in page.get("vega_lite_chart")]
+    return [spec["encoding"]["y"].get("axis", {}).get("title") for spec in specs]
+
+
+def test_a_memory_is_looked_into_while_it_plays(memory_results, open_page, monkeypatch):
+    clock = [50.0]
+    monkeypatch.setattr(forecasts.time, "monotonic", lambda: clock[0])
+    page = open_page(memory_results)
+    assert metric(page, "Live model") == "titans-lmm"
+    press(page, "Play")
+    clock[0] += 0.95
+    page.run()
+    assert metric(page, "Frame") == "9 / 100"
+    assert "Inside the memory" in texts(page)
+    assert live_charts(page)[-3:] == ["surprise", "gates", "norm"]
+    held = page.session_state["replay"]
+    stream = load_bundle(memory_results / "gesture" / "bundle").stream(["test_01"])
+    for t, frame in enumerate(held.frames[:9]):
+        prediction, look = stream.look(frame[None])
+        np.testing.assert_allclose(held.probabilities[t], prediction[0], atol=1e-6)
+        assert {name.rsplit(".", 1)[1] for name in look} == {"surprise", "keep", "momentum", "rate", "norm"}
+        for name, value in look.items():
+            np.testing.assert_allclose(held.looks[name][t], value.mean(), rtol=1e-5)
+    assert np.isnan(held.looks["block0.surprise"][9:]).all()
+
+
+def test_a_bundle_without_a_memory_shows_the_page_as_ever(results, open_page):
+    page = open_page(results, "gesture")
+    assert "Inside the memory" not in texts(page)
+    assert live_charts(page)[-1] == "probability"
+    assert not {"surprise", "gates", "norm"} & set(live_charts(page))
 
 
 def test_the_speed_is_a_choice_and_the_end_offers_play_again(results, open_page, monkeypatch):

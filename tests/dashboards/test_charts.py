@@ -160,6 +160,22 @@ def test_a_live_frame_spans_its_window_and_is_thinned():
     assert len(charts.live_frame(history.iloc[:0], {"accel": "acceleration"}, (0.0, 1.0))) == 2
 
 
+def test_a_look_has_a_line_a_block_and_the_gates_a_line_a_gate():
+    names = [f"block{index}.{part}" for index in (0, 1) for part in ("surprise", "keep", "rate", "norm")]
+    assert charts.look_columns(names) == {
+        "surprise": {"block 0": ["block0.surprise"], "block 1": ["block1.surprise"]},
+        "gates": {"keep": ["block0.keep", "block1.keep"], "rate": ["block0.rate", "block1.rate"]},
+        "norm": {"block 0": ["block0.norm"], "block 1": ["block1.norm"]},
+    }
+
+
+def test_a_live_chart_without_limits_follows_the_data_from_zero():
+    scale = charts.live_lines({"a": "#000000"}, title="norm", limits=None)["encoding"]["y"]["scale"]
+    assert scale == {"zero": True}
+    scale = charts.live_lines({"a": "#000000"}, title="norm", limits=(-1, 2))["encoding"]["y"]["scale"]
+    assert scale["domain"] == [-1, 2]
+
+
 def test_predictions_stand_against_the_truth_with_their_widest_interval():
     judged = pd.DataFrame({
         "unique_id": ["a", "b"], "model": "gru",

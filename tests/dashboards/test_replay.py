@@ -15,6 +15,14 @@ class Counter:
         return np.array([[len(self.seen) / 100, 1 - len(self.seen) / 100]])
 
 
+class Rememberer(Counter):
+    """One with a memory of two heads, which are surprised by the frame and by twice as much."""
+
+    def look(self, values, at=None):
+        surprise = np.array([[1.0, 2.0]]) * values[0, 0]
+        return self.step(values), {"block0.surprise": surprise, "block0.norm": surprise + len(self.seen)}
+
+
 def replay(frames=50, period_s=0.1):
     return Replay(Counter, np.arange(frames, dtype=float)[:, None], ["wave"] * frames, 2, period_s)
 
@@ -58,6 +66,26 @@ def test_the_end_stops_it_and_playing_again_begins_from_the_initial_state():
     assert (play.position, play.done, play.playing) == (8, True, False)
     play.play()
     assert (play.position, play.stream.seen, play.latency_us) == (0, [], None)
+
+
+def test_a_look_inside_is_kept_beside_the_prediction_as_the_mean_of_the_heads():
+    frames = np.arange(6, dtype=float)[:, None]
+    frames[2] = np.nan
+    play = Replay(Rememberer, frames, ["wave"] * 6, 2, 0.1, ["block0.surprise", "block0.norm"])
+    play.advance(4)
+    np.testing.assert_array_equal(play.looks["block0.surprise"], [0, 1.5, np.nan, 4.5, np.nan, np.nan])
+    np.testing.assert_array_equal(play.looks["block0.norm"], [1, 3.5, np.nan, 8.5, np.nan, np.nan])
+    assert play.probabilities[3].tolist() == [0.04, 0.96]
+    assert len(play.latencies_us) == 4
+    play.reset()
+    assert np.isnan(play.looks["block0.surprise"]).all()
+
+
+def test_a_model_without_a_memory_is_stepped_and_never_looked_into():
+    play = replay()
+    play.advance(3)
+    assert play.looks == {}
+    assert play.stream.seen == [0, 1, 2]
 
 
 def test_latency_is_measured_for_every_step():
