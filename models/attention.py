@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv1d, pad
+from torch.nn.functional import pad
 
-from models.blocks import Blocks
-from models.contract import ModelError, State
+from models.blocks import Blocks, PatchEmbedding
+from models.contract import Inside, ModelError, State
 
 SMALLEST_BLOCK = 16  # queries of a block of the scan: fewer would be many small products
 
@@ -202,43 +202,11 @@ class AttentionMixer(nn.Module):
     def initial_state(self, batch: int) -> State:
         return self.attention.initial_state(batch)
 
-    def step(self, x: Tensor, present: Tensor, state: State, look: bool = False) -> tuple[Tensor, State, State]:
+    def step(self, x: Tensor, present: Tensor, state: State, look: bool = False) -> tuple[Tensor, State, Inside]:
         return *self.attention.step(x, state), {}
 
-    def scan(self, x: Tensor, present: Tensor, state: State, look: bool = False) -> tuple[Tensor, State, State]:
+    def scan(self, x: Tensor, present: Tensor, state: State, look: bool = False) -> tuple[Tensor, State, Inside]:
         return *self.attention.scan(x, state), {}
-
-
-class PatchEmbedding(nn.Module):
-    """The last n embedded observations at every t -> (B, [T,] D); before a stream they are 0. n = 1: a linear map."""
-
-    def __init__(self, width: int, features: int, patch: int) -> None:
-        super().__init__()
-        self.patch = patch
-        self.linear = nn.Linear(patch * width, features)  # of a patch, oldest observation first
-
-    def initial_state(self, batch: int) -> State:
-        if self.patch == 1:
-            return {}
-        return {"past": self.linear.weight.new_zeros(batch, self.patch - 1, self.linear.in_features // self.patch)}
-
-    def step(self, e: Tensor, state: State) -> tuple[Tensor, State]:
-        """e: (B, E)."""
-        e = e.to(self.linear.weight.dtype)
-        if self.patch == 1:
-            return self.linear(e), {}
-        rows = torch.cat([state["past"], e[:, None]], 1)
-        return self.linear(rows.flatten(1)), {"past": rows[:, 1:]}
-
-    def scan(self, e: Tensor, state: State) -> tuple[Tensor, State]:
-        """e: (B, T, E)."""
-        e = e.to(self.linear.weight.dtype)
-        if self.patch == 1:
-            return self.linear(e), {}
-        rows = torch.cat([state["past"], e], 1)
-        kernel = self.linear.weight.unflatten(1, (self.patch, -1)).transpose(1, 2)  # (D, E, n)
-        out = conv1d(rows.transpose(1, 2), kernel, self.linear.bias).transpose(1, 2)
-        return out, {"past": rows[:, -(self.patch - 1) :]}
 
 
 class _Transformer(Blocks):

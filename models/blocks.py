@@ -15,9 +15,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import conv1d, silu
 
-from models.contract import LARGEST, ModelError, State
+from models.contract import LARGEST, Form, Inside, ModelError, State
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -69,6 +69,38 @@ class FeedForward(nn.Module):
         return self.leave(silu(gate) * value)
 
 
+class PatchEmbedding(nn.Module):
+    """The last n embedded observations at every t -> (B, [T,] D); before a stream they are 0. n = 1: a linear map."""
+
+    def __init__(self, width: int, features: int, patch: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.linear = nn.Linear(patch * width, features)  # of a patch, oldest observation first
+
+    def initial_state(self, batch: int) -> State:
+        if self.patch == 1:
+            return {}
+        return {"past": self.linear.weight.new_zeros(batch, self.patch - 1, self.linear.in_features // self.patch)}
+
+    def step(self, e: Tensor, state: State) -> tuple[Tensor, State]:
+        """e: (B, E)."""
+        e = e.to(self.linear.weight.dtype)
+        if self.patch == 1:
+            return self.linear(e), {}
+        rows = torch.cat([state["past"], e[:, None]], 1)
+        return self.linear(rows.flatten(1)), {"past": rows[:, 1:]}
+
+    def scan(self, e: Tensor, state: State) -> tuple[Tensor, State]:
+        """e: (B, T, E)."""
+        e = e.to(self.linear.weight.dtype)
+        if self.patch == 1:
+            return self.linear(e), {}
+        rows = torch.cat([state["past"], e], 1)
+        kernel = self.linear.weight.unflatten(1, (self.patch, -1)).transpose(1, 2)  # (D, E, n)
+        out = conv1d(rows.transpose(1, 2), kernel, self.linear.bias).transpose(1, 2)
+        return out, {"past": rows[:, -(self.patch - 1) :]}
+
+
 class Blocks(nn.Module):
     """A backbone: (B, [T,] E) -> (B, [T,] D) through one block a mixer.
 
@@ -99,23 +131,26 @@ class Blocks(nn.Module):
         return state
 
     def step(self, e: Tensor, state: State, present: Tensor | None = None) -> tuple[Tensor, State]:
-        return self._run("step", e, state, present)
+        return self._run("step", e, state, present)[:2]
 
     def scan(self, e: Tensor, state: State, present: Tensor | None = None) -> tuple[Tensor, State]:
-        return self._run("scan", e, state, present)
+        return self._run("scan", e, state, present)[:2]
 
-    def _run(self, form: str, e: Tensor, state: State, present: Tensor | None) -> tuple[Tensor, State]:
+    def _run(
+        self, form: Form, e: Tensor, state: State, present: Tensor | None, look: bool = False
+    ) -> tuple[Tensor, State, Inside]:
         state = own_state(self.shapes, state)
         present = torch.ones_like(e[..., 0]) if present is None else present
         # What is not present may be anything, NaN too; the mixers would carry it to later tokens.
         e = torch.where((present[..., None] > 0.5) | (e.abs() <= LARGEST), e, 0.0)
         with full_precision(e):
             x, own = getattr(self.enter, form)(e, part("enter", state))
-        after = prefixed("enter", own)
+        after, inside = prefixed("enter", own), Inside()
         for index, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
-            out, own, _ = getattr(layer, form)(norm(x), present, part(f"block{index}", state))
+            out, own, seen = getattr(layer, form)(norm(x), present, part(f"block{index}", state), look)
             after |= prefixed(f"block{index}", own)
+            inside |= prefixed(f"block{index}", seen)
             x = x + self.dropout(out)
             if self.forwards:
                 x = x + self.dropout(self.forwards[index](self.forward_norms[index](x)))
-        return self.last_norm(x), {name: after[name] for name in state}
+        return self.last_norm(x), {name: after[name] for name in state}, inside

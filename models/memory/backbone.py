@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv1d, normalize, silu, softplus
 
-from models.blocks import FeedForward, full_precision, own_state, part, prefixed, shapes_of
-from models.contract import LARGEST, Form, Inside, ModelError, State
+from models.blocks import Blocks, PatchEmbedding, full_precision, part, prefixed
+from models.contract import Form, Inside, ModelError, State
 from models.memory.chunks import chunked
 from models.memory.core import Look, Rule, Tokens, anchor_weights, initial_state, read, step
 
@@ -264,37 +264,16 @@ class MemoryLayer(nn.Module):
         return self.to_output(normed.flatten(-2) * self.to_output_gate(x).sigmoid())
 
 
-class MemoryBackbone(nn.Module):
-    """Blocks of normalise, memory, add; normalise, feed forward, add."""
+class MemoryBackbone(Blocks):
+    """Blocks whose mixer is a memory, alone or beside an attention."""
 
-    streams: ClassVar[bool] = True
     layer: ClassVar[type[nn.Module]] = MemoryLayer
 
     def __init__(self, width: int, config: MemoryConfig, inner: Inner) -> None:
-        super().__init__()
+        layers = [self.layer(config, inner) for _ in range(config.blocks)]
+        enter = PatchEmbedding(width, config.width, 1)
+        super().__init__(enter, layers, config.width, config.feed_forward, config.dropout)
         self.config = config
-        self.features = config.width
-        self.enter = nn.Linear(width, config.width)
-        self.layers = nn.ModuleList(self.layer(config, inner) for _ in range(config.blocks))
-        self.norms = nn.ModuleList(nn.RMSNorm(config.width) for _ in range(config.blocks))
-        hidden = config.feed_forward * config.width
-        self.forwards = nn.ModuleList(FeedForward(config.width, hidden) for _ in range(config.blocks if hidden else 0))
-        self.forward_norms = nn.ModuleList(nn.RMSNorm(config.width) for _ in self.forwards)
-        self.last_norm = nn.RMSNorm(config.width)
-        self.dropout = nn.Dropout(config.dropout)
-        self.shapes = shapes_of(self.initial_state(1))
-
-    def initial_state(self, batch: int) -> State:
-        state: State = {}
-        for index, layer in enumerate(self.layers):
-            state |= prefixed(f"block{index}", layer.initial_state(batch))  # type: ignore[operator]
-        return state
-
-    def step(self, e: Tensor, state: State, present: Tensor | None = None) -> tuple[Tensor, State]:
-        return self._run("step", e, state, present)[:2]
-
-    def scan(self, e: Tensor, state: State, present: Tensor | None = None) -> tuple[Tensor, State]:
-        return self._run("scan", e, state, present)[:2]
 
     def look(self, form: Form, e: Tensor, state: State, present: Tensor | None = None) -> tuple[Tensor, State, Inside]:
         """What the named form returns, and of every block and head what the memory did, (B, [T,] P) each.
@@ -305,23 +284,3 @@ class MemoryBackbone(nn.Module):
         All but the norm are NaN where nothing was observed.
         """
         return self._run(form, e, state, present, look=True)
-
-    def _run(
-        self, form: Form, e: Tensor, state: State, present: Tensor | None, look: bool = False
-    ) -> tuple[Tensor, State, Inside]:
-        state = own_state(self.shapes, state)
-        present = torch.ones_like(e[..., 0]) if present is None else present
-        # What is not present may be anything, NaN too; the convolutions would carry it to later tokens.
-        e = torch.where((present[..., None] > 0.5) | (e.abs() <= LARGEST), e, 0.0)
-        with full_precision(e):
-            x = self.enter(e.to(self.enter.weight.dtype))
-        after: State = {}
-        inside: Inside = {}
-        for index, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
-            out, own, seen = getattr(layer, form)(norm(x), present, part(f"block{index}", state), look)
-            after |= prefixed(f"block{index}", own)
-            inside |= prefixed(f"block{index}", seen)
-            x = x + self.dropout(out)
-            if self.forwards:
-                x = x + self.dropout(self.forwards[index](self.forward_norms[index](x)))
-        return self.last_norm(x), {name: after[name] for name in state}, inside

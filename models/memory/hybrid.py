@@ -31,16 +31,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from models.attention import SlidingWindowAttention
 from models.blocks import part, prefixed
-from models.contract import ModelError, State
+from models.contract import Form, Inside, ModelError, State
 from models.memory.backbone import CausalConvolution, Inner, MemoryBackbone, MemoryConfig, MemoryLayer
 from models.memory.titans import LMM
+
+
+Mixed = tuple[Tensor, State, Inside]
+"""What a mixer of `blocks` returns."""
 
 
 @dataclass(frozen=True)
@@ -91,19 +95,19 @@ class MemoryAsContext(nn.Module):
             | prefixed("attention", buffer)
         )
 
-    def step(self, x: Tensor, present: Tensor, state: State, *look: bool) -> tuple[Tensor, State, Any]:
+    def step(self, x: Tensor, present: Tensor, state: State, look: bool = False) -> Mixed:
         """x: (B, D); present: (B,)."""
         query, past = self.convolution.step(self.to_query(x), part("query", state))
-        out, after, inside = self._read_then_learn("step", x, query, present, state, *look)
+        out, after, inside = self._read_then_learn("step", x, query, present, state, look)
         return out, after | prefixed("query", past), inside
 
-    def scan(self, x: Tensor, present: Tensor, state: State, *look: bool) -> tuple[Tensor, State, Any]:
+    def scan(self, x: Tensor, present: Tensor, state: State, look: bool = False) -> Mixed:
         """x: (B, T, D); present: (B, T). A segment at a time; series at different places of a segment run apart."""
         offset = 0
         if self.segment > 1:
             position = state["memory.position"][:, 0]
             if bool((position != position[0]).any()):
-                return self._grouped(x, present, state, *look)
+                return self._grouped(x, present, state, look)
             offset = int(position[0].item())
         query, past = self.convolution.scan(self.to_query(x), part("query", state))
         first, steps = self.segment - offset, x.shape[1]
@@ -111,15 +115,15 @@ class MemoryAsContext(nn.Module):
         sizes = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
         outs, insides = [], []
         for piece in zip(x.split(sizes, 1), query.split(sizes, 1), present.split(sizes, 1), strict=True):
-            out, state, inside = self._read_then_learn("scan", *piece, state, *look)
+            out, state, inside = self._read_then_learn("scan", *piece, state, look)
             outs.append(out)
             insides.append(inside)
-        seen = {name: torch.cat([one[name] for one in insides], 1) for name in insides[0] or ()}
+        seen = {name: torch.cat([one[name] for one in insides], 1) for name in insides[0]}
         return torch.cat(outs, 1), state | prefixed("query", past), seen
 
     def _read_then_learn(
-        self, form: str, x: Tensor, query: Tensor, present: Tensor, state: State, *look: bool
-    ) -> tuple[Tensor, State, Any]:
+        self, form: Form, x: Tensor, query: Tensor, present: Tensor, state: State, look: bool = False
+    ) -> Mixed:
         """One token, or tokens of one segment: the memory is asked, then attention, and then the memory learns."""
         memory, buffer = part("memory", state), part("attention", state)
         if self.segment > 1:
@@ -128,15 +132,15 @@ class MemoryAsContext(nn.Module):
         out, buffer = getattr(self.attention, form)(rows, buffer)
         buffer.pop("filled", None)
         y = self.norm(x + out)
-        answer, memory, inside = getattr(self.memory, form)(y, present, memory, *look)
+        answer, memory, inside = getattr(self.memory, form)(y, present, memory, look)
         after = state | prefixed("memory", memory) | prefixed("attention", buffer)
         return y.sigmoid() * self.answer_norm(answer.to(x.dtype)), after, inside
 
-    def _grouped(self, x: Tensor, present: Tensor, state: State, *look: bool) -> tuple[Tensor, State, Any]:
+    def _grouped(self, x: Tensor, present: Tensor, state: State, look: bool = False) -> Mixed:
         position = state["memory.position"][:, 0]
         groups = [(position == value).nonzero()[:, 0] for value in position.unique()]
         parts = [
-            self.scan(x[rows], present[rows], {name: value[rows] for name, value in state.items()}, *look)
+            self.scan(x[rows], present[rows], {name: value[rows] for name, value in state.items()}, look)
             for rows in groups
         ]
         back = torch.cat(groups).argsort()
@@ -165,16 +169,16 @@ class _BesideWindow(nn.Module, ABC):
         state = prefixed("memory", memory) | prefixed("attention", self.attention.initial_state(1))
         return {name: value.expand(batch, *value.shape[1:]) for name, value in state.items()}
 
-    def step(self, x: Tensor, present: Tensor, state: State, *look: bool) -> tuple[Tensor, State, Any]:
+    def step(self, x: Tensor, present: Tensor, state: State, look: bool = False) -> Mixed:
         """x: (B, D); present: (B,)."""
-        return self._run("step", x, present, state, *look)
+        return self._run("step", x, present, state, look)
 
-    def scan(self, x: Tensor, present: Tensor, state: State, *look: bool) -> tuple[Tensor, State, Any]:
+    def scan(self, x: Tensor, present: Tensor, state: State, look: bool = False) -> Mixed:
         """x: (B, T, D); present: (B, T)."""
-        return self._run("scan", x, present, state, *look)
+        return self._run("scan", x, present, state, look)
 
     @abstractmethod
-    def _run(self, form: str, x: Tensor, present: Tensor, state: State, *look: bool) -> tuple[Tensor, State, Any]:
+    def _run(self, form: Form, x: Tensor, present: Tensor, state: State, look: bool = False) -> Mixed:
         """The named form of both parts."""
 
 
@@ -185,8 +189,8 @@ class MemoryAsGate(_BesideWindow):
         super().__init__(config, inner)
         self.answer_norm = nn.RMSNorm(config.width)
 
-    def _run(self, form: str, x: Tensor, present: Tensor, state: State, *look: bool) -> tuple[Tensor, State, Any]:
-        answer, memory, inside = getattr(self.memory, form)(x, present, part("memory", state), *look)
+    def _run(self, form: Form, x: Tensor, present: Tensor, state: State, look: bool = False) -> Mixed:
+        answer, memory, inside = getattr(self.memory, form)(x, present, part("memory", state), look)
         out, buffer = getattr(self.attention, form)(x, part("attention", state))
         joined = self.norm(out.to(x.dtype)).sigmoid() * self.answer_norm(answer.to(x.dtype))
         return joined, prefixed("memory", memory) | prefixed("attention", buffer), inside
@@ -195,8 +199,8 @@ class MemoryAsGate(_BesideWindow):
 class MemoryAsLayer(_BesideWindow):
     """MAL: (B, T, D) -> (B, T, D)."""
 
-    def _run(self, form: str, x: Tensor, present: Tensor, state: State, *look: bool) -> tuple[Tensor, State, Any]:
-        answer, memory, inside = getattr(self.memory, form)(x, present, part("memory", state), *look)
+    def _run(self, form: Form, x: Tensor, present: Tensor, state: State, look: bool = False) -> Mixed:
+        answer, memory, inside = getattr(self.memory, form)(x, present, part("memory", state), look)
         out, buffer = getattr(self.attention, form)(self.norm(answer.to(x.dtype)), part("attention", state))
         return out, prefixed("memory", memory) | prefixed("attention", buffer), inside
 
