@@ -42,7 +42,6 @@ from models.contract import Form, Inside, ModelError, State
 from models.memory.backbone import CausalConvolution, Inner, MemoryBackbone, MemoryConfig, MemoryLayer
 from models.memory.titans import LMM
 
-
 Mixed = tuple[Tensor, State, Inside]
 """What a mixer of `blocks` returns."""
 
