@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Literal
+
+from torch import nn
 
 from models.contract import ModelError, Signature, StepModel, TaskKind
 from models.lagged import RidgeConfig, RidgeForecaster, RidgeReader
+from models.memory import MEMORIES
+from models.memory.backbone import MemoryBackbone, MemoryConfig
 from models.naive import NaiveConfig, Prior, SeasonalNaive
 from models.network import Network, NetworkConfig
 from models.recurrent import Bidirectional, Recurrent, RecurrentConfig
@@ -34,23 +39,27 @@ def _ridge(signature: Signature, config: RidgeConfig) -> StepModel:
     return RidgeForecaster(signature, config) if signature.task == "forecast" else RidgeReader(signature, config)
 
 
-def _recurrent(cell: str) -> Callable[..., StepModel]:
-    def build(signature: Signature, network: NetworkConfig, recurrent: RecurrentConfig) -> StepModel:
-        return Network(signature, network, lambda width: Recurrent(width, cell, recurrent))
+def _network(backbone: Callable[..., nn.Module]) -> Callable[..., StepModel]:
+    """A network around backbone(width, config=...), whose config is the entry's second."""
+
+    def build(signature: Signature, network: NetworkConfig, config: Config) -> StepModel:
+        return Network(signature, network, partial(backbone, config=config))
 
     return build
+
+
+def _recurrent(cell: str) -> Callable[..., StepModel]:
+    return _network(partial(Recurrent, cell=cell))
 
 
 def _bidirectional(cell: str) -> Callable[..., StepModel]:
-    def build(signature: Signature, network: NetworkConfig, recurrent: RecurrentConfig) -> StepModel:
-        return Network(signature, network, lambda width: Bidirectional(width, cell, recurrent))
-
-    return build
+    return _network(partial(Bidirectional, cell=cell))
 
 
 ALL: tuple[TaskKind, ...] = ("forecast", "classify", "regress")
 WHOLE: tuple[TaskKind, ...] = ("classify", "regress")
 NETWORK = (NetworkConfig, RecurrentConfig)
+MEMORY = (NetworkConfig, MemoryConfig)
 
 MODELS: dict[str, Entry] = {
     "naive": Entry("last season's value; frequencies", _naive, (NaiveConfig,), ALL, "closed form", covariates=()),
@@ -61,6 +70,9 @@ MODELS: dict[str, Entry] = {
     "birnn": Entry("tanh network, both directions", _bidirectional("rnn"), NETWORK, WHOLE, "gradient", streams=False),
     "bilstm": Entry("LSTM, both directions", _bidirectional("lstm"), NETWORK, WHOLE, "gradient", streams=False),
     "bigru": Entry("GRU, both directions", _bidirectional("gru"), NETWORK, WHOLE, "gradient", streams=False),
+} | {
+    name: Entry(inner.summary, _network(partial(MemoryBackbone, inner=inner)), MEMORY, ALL, "gradient")
+    for name, inner in MEMORIES.items()
 }
 
 

@@ -125,6 +125,7 @@ class Polynomial(nn.Module):
 class Inner:
     """What a named model fixes of its rule; see `core.Rule`."""
 
+    summary: str = ""
     depth: int = 2
     expansion: int = 2
     bias: str = "l2"
@@ -138,9 +139,8 @@ class Inner:
     degree: int = 1  # of the polynomial features; 1 is the key itself
 
     def rule(self, config: MemoryConfig) -> Rule:
-        own = {
-            field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("forgets", "degree")
-        }
+        of_layer = ("summary", "forgets", "degree")
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in of_layer}
         return Rule(**own, chunk=config.chunk, radius=config.radius)
 
 

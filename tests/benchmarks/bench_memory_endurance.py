@@ -14,24 +14,9 @@ import torch
 from figures import machine, table
 from torch import Tensor
 
-from models.memory.atlas import ATLAS, DEEP_TRANSFORMER, OMEGA, SWLA
+from models.memory import MEMORIES
 from models.memory.backbone import Inner, MemoryBackbone, MemoryConfig
-from models.memory.miras import MEMORA, MONETA, YAAD
-from models.memory.titans import DELTANET, GATED_DELTANET, LMM, TTT_LINEAR
 
-NAMED = {
-    "titans-lmm": LMM,
-    "deltanet": DELTANET,
-    "gated-deltanet": GATED_DELTANET,
-    "ttt-linear": TTT_LINEAR,
-    "omega": OMEGA,
-    "atlas": ATLAS,
-    "deep-transformer": DEEP_TRANSFORMER,
-    "swla": SWLA,
-    "moneta": MONETA,
-    "yaad": YAAD,
-    "memora": MEMORA,
-}
 KINDS = ("constant", "periodic", "random", "spikes", "zero", "huge", "gaps")
 WIDTH = 3  # of what enters
 PIECE = 10_000  # steps at a time
@@ -85,14 +70,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1_000_000)
     parser.add_argument("--chunk", type=int, default=64)
     parser.add_argument("--width", type=int, default=8)
-    parser.add_argument("--model", choices=NAMED, action="append", help="all of them unless given")
+    parser.add_argument("--model", choices=MEMORIES, action="append", help="all of them unless given")
     chosen = parser.parse_args()
     print(machine())
     torch.set_num_threads(1)
     config = MemoryConfig(width=chosen.width, heads=2, blocks=1, feed_forward=0, chunk=chosen.chunk)
     rows = []
-    for name in chosen.model or NAMED:
-        largest, loudest, finite, seconds = endure(NAMED[name], config, chosen.steps)
+    for name in chosen.model or MEMORIES:
+        largest, loudest, finite, seconds = endure(MEMORIES[name], config, chosen.steps)
         for index, kind in enumerate(KINDS):
             rows.append(
                 [

@@ -1,4 +1,4 @@
-"""What the tests of the memories share: random tokens, the named memories, and how close two runs are.
+"""What the tests of the memories share: random tokens and how close two runs are.
 
 Shapes: B series, P heads, T tokens, F features of a key, V width of values.
 """
@@ -8,24 +8,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from models.contract import State
-from models.memory.atlas import ATLAS, DEEP_TRANSFORMER, OMEGA, SWLA
 from models.memory.core import Rule, Tokens, initial_state
-from models.memory.miras import MEMORA, MONETA, YAAD
-from models.memory.titans import DELTANET, GATED_DELTANET, LMM, TTT_LINEAR
 
-NAMED = {
-    "titans-lmm": LMM,
-    "deltanet": DELTANET,
-    "gated-deltanet": GATED_DELTANET,
-    "ttt-linear": TTT_LINEAR,
-    "omega": OMEGA,
-    "atlas": ATLAS,
-    "deep-transformer": DEEP_TRANSFORMER,
-    "swla": SWLA,
-    "moneta": MONETA,
-    "yaad": YAAD,
-    "memora": MEMORA,
-}
 BATCH, HEADS = 2, 2
 
 

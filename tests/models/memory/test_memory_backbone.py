@@ -2,15 +2,16 @@
 
 import pytest
 import torch
-from memory_cases import NAMED, distance, states_apart
+from memory_cases import distance, states_apart
 
 from models.blocks import part, prefixed
 from models.contract import take
+from models.memory import MEMORIES
 from models.memory.backbone import MemoryBackbone, MemoryConfig
 
 CHUNKS = (1, 4, 16, 64)
 WIDTH = 3
-CASES = [(name, chunk) for name in NAMED for chunk in CHUNKS]
+CASES = [(name, chunk) for name in MEMORIES for chunk in CHUNKS]
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +20,7 @@ def _seed():
 
 
 def build(name: str, chunk: int) -> MemoryBackbone:
-    net = MemoryBackbone(WIDTH, MemoryConfig(width=8, heads=2, blocks=2, chunk=chunk), NAMED[name]).double().eval()
+    net = MemoryBackbone(WIDTH, MemoryConfig(width=8, heads=2, blocks=2, chunk=chunk), MEMORIES[name]).double().eval()
     with torch.no_grad():  # gates that depend on the input more than those of a new network
         for layer in net.layers:
             layer.to_gates.weight.mul_(10)
@@ -57,7 +58,7 @@ def test_every_parameter_learns(name, chunk):
     e.requires_grad_()
     out, _ = net.scan(e, net.initial_state(3), present)
     (out * torch.randn_like(out)).sum().backward()
-    inner = NAMED[name]
+    inner = MEMORIES[name]
     heads = 2
     for key, parameter in net.named_parameters():
         assert parameter.grad is not None, key
@@ -75,7 +76,7 @@ def test_every_parameter_learns(name, chunk):
     assert e.grad[:, -1].abs().max() > 0
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", MEMORIES)
 def test_the_gradients_of_a_scan_are_those_of_its_steps(name):
     net = build(name, 4)
     e, present = stream(7)
@@ -91,7 +92,7 @@ def test_the_gradients_of_a_scan_are_those_of_its_steps(name):
         assert distance(a, b) < 1e-8, key
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", MEMORIES)
 def test_no_series_sees_another(name):
     net = build(name, 4)
     e, present = stream(13)
@@ -106,7 +107,7 @@ def test_no_series_sees_another(name):
             assert states_apart(state, take(after, torch.tensor([row]))) < 1e-10
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", MEMORIES)
 def test_no_output_knows_a_later_observation(name):
     net = build(name, 4)
     e, present = stream(13)
@@ -119,7 +120,7 @@ def test_no_output_knows_a_later_observation(name):
             assert not torch.equal(changed[:, at], whole[:, at])
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", MEMORIES)
 def test_the_past_is_in_the_state(name):
     net = build(name, 4)
     e, present = stream(13)
@@ -135,7 +136,7 @@ def test_a_part_of_a_state_is_what_its_prefix_made():
     assert part("block1", prefixed("block1", state) | prefixed("block10", state)) == state
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", MEMORIES)
 def test_what_is_not_present_passes_the_memory_by_and_goes_through_the_convolution(name):
     net = build(name, 4)
     e, there = stream(3)[0], torch.ones(3, 3, dtype=torch.float64)

@@ -7,10 +7,11 @@ import math
 
 import pytest
 import torch
-from memory_cases import NAMED, distance, random_memory, random_tokens, start, states_apart
+from memory_cases import distance, random_memory, random_tokens, start, states_apart
 from torch import Tensor
 
 from models.contract import ModelError, concat
+from models.memory import MEMORIES
 from models.memory.backbone import CausalConvolution, MemoryBackbone, MemoryConfig
 from models.memory.chunks import chunked
 from models.memory.core import LOG_FLOOR, Rule, sequential
@@ -26,7 +27,7 @@ def _seed():
 
 def backbone(name: str, width: int = 3, **fields: object) -> MemoryBackbone:
     config = MemoryConfig(**({"width": 8, "heads": 2, "blocks": 1, "feed_forward": 0} | fields))  # type: ignore[arg-type]
-    return MemoryBackbone(width, config, NAMED[name]).eval()
+    return MemoryBackbone(width, config, MEMORIES[name]).eval()
 
 
 # --- gates at their ends --------------------------------------------------------------------------------------
@@ -141,7 +142,7 @@ def hard_streams(steps: int, width: int) -> tuple[list[str], Tensor, Tensor]:
     return list(kinds), torch.stack(list(kinds.values())), present
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", MEMORIES)
 def test_twenty_thousand_hard_steps_stay_finite_and_bounded(name):
     net = backbone(name, chunk=64)
     kinds, e, present = hard_streams(LONG, 3)
@@ -162,7 +163,7 @@ def test_twenty_thousand_hard_steps_stay_finite_and_bounded(name):
 def test_raw_values_of_1e15_keep_the_memory_itself_finite(name):
     """The recurrence alone, with nothing before it that bounds its values."""
     for chunk in (1, 16):
-        rule = NAMED[name].rule(MemoryConfig(chunk=chunk))
+        rule = MEMORIES[name].rule(MemoryConfig(chunk=chunk))
         tokens = random_tokens(rule, 200, dtype=torch.float32)
         spikes = torch.where(torch.rand_like(tokens.value) < 0.05, 1e15 * tokens.value, tokens.value)
         state = start(rule, random_memory(rule, dtype=torch.float32))
@@ -175,7 +176,7 @@ def test_raw_values_of_1e15_keep_the_memory_itself_finite(name):
 
 
 @pytest.mark.parametrize("form", ["step", "scan"])
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", MEMORIES)
 def test_nan_where_nothing_is_present_leaves_no_trace_in_a_network(name, form):
     net = backbone(name, chunk=4)
     e, present = torch.randn(2, 12, 3), torch.ones(2, 12)
@@ -212,7 +213,7 @@ HALF = pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
 
 @HALF
 @pytest.mark.parametrize("form", ["step", "scan"])
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", MEMORIES)
 def test_under_autocast_the_recurrence_is_the_one_in_single_precision_to_the_last_bit(name, form, half):
     """The state of a layer is float32's, bit for bit; what it gives is rounded: to 0.02 where values are near 1."""
     layer = backbone(name, chunk=16).layers[0]
@@ -228,7 +229,7 @@ def test_under_autocast_the_recurrence_is_the_one_in_single_precision_to_the_las
 
 
 @HALF
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", MEMORIES)
 def test_a_network_under_autocast_is_finite_and_near_the_one_in_single_precision(name, half):
     """Outputs have a mean square of 1; with one block they differ by less than 0.05.
 
@@ -299,7 +300,7 @@ def test_the_state_of_another_configuration_is_refused_and_what_differs_named(ot
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", MEMORIES)
 def test_less_than_a_chunk_and_less_than_the_convolution_is_exact(name, steps):
     net = backbone(name, kernel=4, chunk=64).double()
     e = torch.randn(2, 9, 3, dtype=torch.float64)
