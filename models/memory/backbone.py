@@ -35,7 +35,7 @@ class MemoryConfig:
     feed_forward: int = 2  # width of the feed-forward layer in D; 0 leaves it out
     dropout: float = 0.0
     chunk: int = 16  # b: tokens that share an anchor; 1 is the token-by-token rule
-    rate: float = 0.5  # largest inner step size
+    rate: float = 0.5  # largest inner step of a whole chunk, see MemoryLayer; above 1 a repeated key may diverge
     radius: float = 100.0  # largest norm of a weight matrix of the memory
 
     def __post_init__(self) -> None:
@@ -44,8 +44,12 @@ class MemoryConfig:
                 raise ModelError(f"{name} is at least 1, not {getattr(self, name)}.")
         if self.width % self.heads:
             raise ModelError(f"heads must divide the width: {self.heads} does not divide {self.width}.")
-        if self.feed_forward < 0 or not 0 <= self.dropout < 1 or self.rate <= 0 or self.radius <= 0:
-            raise ModelError("feed_forward is 0 or more, dropout in [0, 1), rate and radius above 0.")
+        if self.feed_forward < 0 or not 0 <= self.dropout < 1:
+            raise ModelError(
+                f"feed_forward is 0 or more and dropout in [0, 1), not {self.feed_forward} and {self.dropout}."
+            )
+        if not 0 < self.rate < math.inf or not 0 < self.radius < math.inf:
+            raise ModelError(f"rate and radius are finite and above 0, not {self.rate} and {self.radius}.")
 
 
 class CausalConvolution(nn.Module):
@@ -145,7 +149,15 @@ class Inner:
 
 
 class MemoryLayer(nn.Module):
-    """(B, T, D) -> (B, T, D) through P memories."""
+    """(B, T, D) -> (B, T, D) through P memories.
+
+    The b tokens of a chunk take their gradients at the same anchor, each over the c tokens of its window, and the
+    features of a unit key have a squared norm of degree + 1. Where all keys are the same these gradients add up, and a
+    matrix diverges once the sum of their steps exceeds 2 (Titans' stability limit, for a chunk of b). So `rate` is the
+    largest step of them all together, `largest_step` = rate / (b c (degree + 1)) that of one token; with b = c = 1 on
+    plain keys it is rate itself. Muon's step does not depend on its gradient's size: b alone counts. A matrix under the
+    dot bias does not look at its error, cannot diverge and takes the rate as it is.
+    """
 
     def __init__(self, config: MemoryConfig, inner: Inner) -> None:
         super().__init__()
@@ -157,12 +169,22 @@ class MemoryLayer(nn.Module):
         self.features = Polynomial(self.head, inner.degree) if inner.degree > 1 else None
         self.inputs = self.features.features if self.features else self.head
         self.residual = self.rule.depth > 0
+        if self.rule.optimiser == "muon":
+            together = float(self.rule.chunk)
+        elif self.rule.depth == 0 and self.rule.bias == "dot":
+            together = 1.0
+        else:
+            together = float(self.rule.chunk * self.rule.window * (inner.degree + 1 if self.features else 1))
+        self.largest_step = config.rate / together
         # keep, momentum, rate, importance and clip of every head
         self.to_gates = nn.Linear(width, 5 * heads)
         with torch.no_grad():
             self.to_gates.weight.mul_(0.1)
-            share = min(0.1 / config.rate, 0.9)
-            starts = (0.99, 0.9, share, 0.9, 1.0)
+            keep, momentum = 0.99, 0.9
+            step = (
+                0.1 * (1 - momentum) if self.rule.has_momentum else 0.1
+            )  # momentum takes every step 1 / (1 - m) times
+            starts = (keep, momentum, min(step / config.rate, 0.9), 0.9, 1.0)
             bias = [math.log(s / (1 - s)) if s < 1 else 0.5413 for s in starts]  # softplus(0.5413) = 1
             self.to_gates.bias.copy_(torch.tensor(bias).repeat_interleave(heads))
         self.memory = nn.ParameterList(
@@ -236,7 +258,7 @@ class MemoryLayer(nn.Module):
             query=query if self.features is None else self.features.query(query),
             keep=keep if self.inner.forgets else torch.ones_like(keep),
             momentum=momentum,
-            rate=self.config.rate * rate,
+            rate=self.largest_step * rate,
             importance=importance if self.rule.window > 1 else there,
             clip=softplus(gates[:, 4 * heads :]),
             present=there,

@@ -10,13 +10,15 @@ Shapes: B series, T time, C channels, H horizon, Q quantiles, K classes.
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import example as always
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -28,8 +30,15 @@ from forecasting.task import Task
 from models.catalog import MODELS, build, field_defaults
 from models.contract import Batch, Fitted, ModelError, Signature, State, StepModel, Trainable, concat, take
 
-SMALL = {"hidden": 5, "embed": 4, "lags": 5, "norm_window": 6, "prior": 20}
+SMALL = {
+    "hidden": 5, "embed": 4, "lags": 5, "norm_window": 6, "prior": 20,
+    "width": 8, "heads": 2, "blocks": 1, "feed_forward": 1,
+}  # fmt: skip
 VARIANTS: tuple[dict[str, Any], ...] = ({}, {"layers": 2, "skip_lags": 4, "lags": 3})
+# Of a model that learns in chunks. The three tasks share all but the head, so they take turns over these.
+CHUNKS: tuple[dict[str, Any], ...] = (
+    {"chunk": 1}, {"chunk": 4, "skip_lags": 4}, {"chunk": 16, "blocks": 2, "feed_forward": 0}, {"chunk": 64},
+)  # fmt: skip
 SIGNATURES = {
     "forecast": (
         Signature("forecast", channels=2, horizon=6, season=4),
@@ -46,46 +55,74 @@ LEVEL = 1000.0  # of the training data, whose spread is 1: a reader of labels kn
 
 @dataclass(frozen=True)
 class Case:
-    """One model of the catalog, doing one task, in one of the VARIANTS."""
+    """One model of the catalog, doing one task, in one of the variants of its kind."""
 
     name: str
     task: str
     variant: int
 
     def __str__(self) -> str:
-        return f"{self.name}-{self.task}-{self.variant}"
+        return f"{self.name}-{self.task}-" + (f"chunk{self.chunk}" if self.chunk else str(self.variant))
 
     @property
     def signature(self) -> Signature:
-        return SIGNATURES[self.task][self.variant]
+        return SIGNATURES[self.task][self.variant % 2]
 
     @property
     def settings(self) -> dict[str, Any]:
-        chosen = SMALL | VARIANTS[self.variant]
+        chosen = SMALL | variants(self.name)[self.variant]
         return {field: chosen[field] for field in field_defaults(self.name) if field in chosen}
 
     @property
     def tolerance(self) -> float:
         return TIGHT.get(self.name, TOLERANCE)
 
+    @property
+    def chunk(self) -> int:
+        """Steps after which the model does something else than between; 0 where there is no such rhythm."""
+        return self.settings.get("chunk", 0)
+
     def instance(self) -> StepModel:
         return _instance(self)
 
+    def check(self, check: Callable[["Example"], None]) -> None:
+        """Over the examples: ten, or three for a memory and one that is longer than its chunk.
 
-CASES = [
-    Case(name, task, variant)
-    for name, entry in MODELS.items()
-    for task in entry.tasks
-    for variant in range(len(VARIANTS))
-]
+        Some hundred cases go through each property, most of them through the same code.
+        """
+
+        @settings(max_examples=3 if self.chunk else 10)
+        @given(example=examples)
+        @always(example=replace(ORDINARY, steps=max(ORDINARY.steps, self.chunk + 6)))
+        def run(example: Example) -> None:
+            check(example)
+
+        run()
+
+
+def variants(name: str) -> tuple[dict[str, Any], ...]:
+    return CHUNKS if "chunk" in field_defaults(name) else VARIANTS
+
+
+def cases_of(name: str, turn: int) -> list[Case]:
+    tasks = MODELS[name].tasks
+    if variants(name) is CHUNKS:
+        return [Case(name, tasks[(turn + variant) % len(tasks)], variant) for variant in range(len(CHUNKS))]
+    return [Case(name, task, variant) for task in tasks for variant in range(len(VARIANTS))]
+
+
+def exported_case(name: str, turn: int) -> Case:
+    tasks = MODELS[name].tasks
+    task = "forecast" if "forecast" in tasks else tasks[turn % len(tasks)]
+    return Case(name, task, turn % len(variants(name)))
+
+
+CASES = [case for turn, name in enumerate(MODELS) for case in cases_of(name, turn)]
 STREAMING = [case for case in CASES if MODELS[case.name].streams]
-# An export takes more than a second: one for every model, and the other tasks of a closed form and of a network.
-EXPORTED = [
-    Case(
-        name, "forecast" if "forecast" in entry.tasks else entry.tasks[index % len(entry.tasks)], index % len(VARIANTS)
-    )
-    for index, (name, entry) in enumerate(MODELS.items())
-] + [Case("ridge", "classify", 0), Case("gru", "regress", 1)]
+# An export takes seconds: one for every model, and the other tasks of a closed form and of a network. Every memory with
+# every length of a chunk: tests/benchmarks/bench_memory_export.py.
+EXPORTED = [exported_case(name, turn) for turn, name in enumerate(MODELS)]
+EXPORTED += [Case("ridge", "classify", 0), Case("gru", "regress", 1)]
 
 
 def training_batches(signature: Signature, seed: int) -> list[Batch]:
@@ -187,17 +224,12 @@ examples = st.builds(
     gap=st.tuples(st.integers(0, 20), st.sampled_from([0, 3, 20, 40])),
     behind=st.sampled_from([math.nan, math.inf, -math.inf, 1e30, 0.0]),
 )
-# For the mutants and for a first look: gaps of both sorts, a level far above the spread.
-ORDINARY = Example(3, 24, 0.5, 0, "walk", 100.0, 1.0, 0.2, (5, 4), math.nan)
+# For the mutants and for a first look: gaps of both sorts, a level far above the spread, cut inside every chunk.
+ORDINARY = Example(3, 24, 0.55, 0, "walk", 100.0, 1.0, 0.2, (5, 4), math.nan)
 
 
 def over(cases: list[Case]) -> Callable[[Any], Any]:
     return pytest.mark.parametrize("case", cases, ids=str)
-
-
-def few(function: Any) -> Any:
-    """Some forty cases go through each property, most of them through the same code: ten examples each will do."""
-    return settings(max_examples=10)(function)
 
 
 # The properties.
@@ -327,9 +359,11 @@ def check_rows(model: StepModel, example: Example, tolerance: float) -> None:
 def check_values(prediction: Tensor, state: State, signature: Signature, what: str) -> None:
     """Finite, quantiles in order, probabilities that sum to 1."""
     assert prediction.shape[2:] == signature.prediction_shape, f"{what}: {tuple(prediction.shape)}"
-    assert bool(prediction.isfinite().all()), f"{what}: a prediction is not finite"
+    bad = (~prediction.isfinite()).flatten(1).any(1).nonzero()[:, 0].tolist()
+    assert not bad, f"{what}: predictions of the series {bad} are not finite"
     for name, value in state.items():
-        assert bool(value.isfinite().all()), f"{what}: the state {name} is not finite"
+        bad = (~value.isfinite()).flatten(1).any(1).nonzero()[:, 0].tolist()
+        assert not bad, f"{what}: the state {name} of the series {bad} is not finite"
         assert value.shape[0] == prediction.shape[0], f"{what}: the first dimension of {name} is not the series"
     if signature.task == "classify":
         assert bool((prediction >= 0).all()), f"{what}: a probability is negative"
@@ -381,38 +415,28 @@ def _tensors(state: dict[str, Any]) -> State:
 
 
 @over(STREAMING)
-@few
-@given(example=examples)
-def test_a_scan_is_a_scan_in_two_parts_is_so_many_steps(case, example):
-    check_parity(case.instance(), example, case.tolerance)
+def test_a_scan_is_a_scan_in_two_parts_is_so_many_steps(case):
+    case.check(lambda example: check_parity(case.instance(), example, case.tolerance))
 
 
 @over(STREAMING)
-@few
-@given(example=examples)
-def test_the_future_changes_no_prediction(case, example):
-    check_causality(case.instance(), example)
+def test_the_future_changes_no_prediction(case):
+    case.check(lambda example: check_causality(case.instance(), example))
 
 
 @over(CASES)
-@few
-@given(example=examples)
-def test_what_is_missing_has_no_influence(case, example):
-    check_missing(case.instance(), example)
+def test_what_is_missing_has_no_influence(case):
+    case.check(lambda example: check_missing(case.instance(), example))
 
 
 @over(CASES)
-@few
-@given(example=examples)
-def test_series_do_not_see_each_other(case, example):
-    check_rows(case.instance(), example, case.tolerance)
+def test_series_do_not_see_each_other(case):
+    case.check(lambda example: check_rows(case.instance(), example, case.tolerance))
 
 
 @over(CASES)
-@few
-@given(example=examples)
-def test_predictions_are_finite_and_in_order(case, example):
-    check_predictions(case.instance(), *example.tensors(case.signature))
+def test_predictions_are_finite_and_in_order(case):
+    case.check(lambda example: check_predictions(case.instance(), *example.tensors(case.signature)))
 
 
 HUGE = 1e30
@@ -431,10 +455,11 @@ EXTREMES: dict[str, Callable[[tuple[int, ...]], Tensor]] = {
 
 @over(CASES)
 def test_extreme_input_gives_finite_predictions_and_states(case):
-    for extreme, values in EXTREMES.items():
-        x = values((2, 30, case.signature.channels))
-        check_predictions(case.instance(), x, torch.ones_like(x), extreme)
-        check_predictions(case.instance(), x, torch.zeros_like(x), f"{extreme}, masked")
+    """All of them at once, a series each: series do not see each other."""
+    x = torch.cat([values((1, 30, case.signature.channels)) for values in EXTREMES.values()])
+    kinds = f"series: {', '.join(EXTREMES)}"
+    check_predictions(case.instance(), x, torch.ones_like(x), kinds)
+    check_predictions(case.instance(), x, torch.zeros_like(x), f"masked {kinds}")
 
 
 @over(CASES)
@@ -472,26 +497,40 @@ def task_of(signature: Signature) -> Task:
     )
 
 
-@given(example=examples)
-def test_the_graphs_compute_what_the_model_computes(exported, example):
+def test_the_graphs_compute_what_the_model_computes(exported):
     case, loaded = exported
-    check_graph(case.instance(), loaded, example, case.tolerance)
+    case.check(lambda example: check_graph(case.instance(), loaded, example, case.tolerance))
 
 
-@few
-@given(example=examples)
-def test_a_stream_that_was_saved_goes_on_as_if_it_had_not_been(exported, tmp_path_factory, example):
+def test_the_step_graph_is_the_model_over_a_thousand_steps(exported):
+    case, loaded = exported
+    if not loaded.streams:
+        return
+    x, mask = replace(ORDINARY, batch=2, steps=1000, kind="season").tensors(case.signature)
+    with torch.no_grad():
+        expected, _ = case.instance().scan(x, mask, case.instance().initial_state(len(x)))
+    parts, state = [], loaded.initial_state(len(x))
+    for t in range(x.shape[1]):
+        found, state = loaded.run_step(x[:, t], mask[:, t], state)
+        parts.append(torch.from_numpy(found))
+    assert_predictions(torch.stack(parts, 1), expected, case.signature, TOLERANCE, "a thousand steps")
+
+
+def test_a_stream_that_was_saved_goes_on_as_if_it_had_not_been(exported, tmp_path_factory):
     case, loaded = exported
     if not loaded.streams:
         with pytest.raises(ValueError, match="does not stream"):
             loaded.stream(["a"])
         return
+    case.check(lambda example: check_saved(case, loaded, example, tmp_path_factory.mktemp("states") / "state.npz"))
+
+
+def check_saved(case: Case, loaded: LoadedBundle, example: Example, path: Path) -> None:
     x, mask = example.tensors(case.signature)
     values = torch.where(mask > 0, x, torch.full_like(x, math.nan)).numpy()
     stream = loaded.stream([f"series {row}" for row in range(len(x))])
     for t in range(example.split):
         stream.step(values[:, t])
-    path = tmp_path_factory.mktemp("states") / "state.npz"
     stream.save(path)
     resumed = loaded.stream(state=path)
     assert resumed.series == stream.series
@@ -610,7 +649,12 @@ def never(model: StepModel) -> tuple[Tensor, Tensor]:
     return x, torch.zeros_like(x)
 
 
-@pytest.mark.parametrize("case", [case for case in STREAMING if case.task == "forecast"], ids=str)
+# Models that learn in chunks differ in what the checks do not look at: the first of them stands for all.
+CHUNKED = next(case.name for case in STREAMING if case.chunk)
+MUTATED = [case for case in STREAMING if case.task == "forecast" and (not case.chunk or case.name == CHUNKED)]
+
+
+@pytest.mark.parametrize("case", MUTATED, ids=str)
 @pytest.mark.parametrize(("mutant", "check"), MUTANTS, ids=lambda value: getattr(value, "__name__", None))
 def test_a_mutant_is_caught_where_the_model_passes(case, mutant, check):
     check(case.instance())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.contract import ModelError, State, concat
 from models.memory.chunks import chunked
-from models.memory.core import Look, Rule, Tokens, _at, _learn, _map, sequential, step
+from models.memory.core import NORM_EPS, Look, Rule, Tokens, _at, _learn, _map, sequential, step
 
 CHUNKS = (1, 4, 16, 64)
 BIASES = ("l2", "lp", "huber", "kl", "dot")
@@ -236,7 +236,7 @@ def inner_loss(rule: Rule, weights: list[Tensor], key: Tensor, value: Tensor, cl
         z = torch.nn.functional.silu(z @ weight)
     z = z @ weights[-1]
     if rule.depth:
-        z = torch.nn.functional.layer_norm(z, z.shape[-1:], eps=1e-3)
+        z = torch.nn.functional.layer_norm(z, z.shape[-1:], eps=NORM_EPS)
         z = z if residual is None else z + residual
     error = z - value
     if rule.bias == "l2":
@@ -254,7 +254,7 @@ def inner_loss(rule: Rule, weights: list[Tensor], key: Tensor, value: Tensor, cl
 @pytest.mark.parametrize("bias", BIASES)
 @pytest.mark.parametrize("depth", range(5))
 def test_the_written_out_gradient_is_the_gradient_of_the_loss(depth, bias):
-    torch.manual_seed(7)
+    torch.manual_seed(1)
     for power in (1.0, 2.0, 3.0) if bias == "lp" else (3.0,):
         rule = Rule(depth=depth, expansion=2, bias=bias, power=power)
         weights = [part[0].requires_grad_() for part in random_memory(rule)]

@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 from models.memory.backbone import Polynomial
 from models.memory.chunks import chunked
 from models.memory.core import (
+    NORM_EPS,
     Rule,
     Tokens,
     _at,
@@ -72,7 +73,7 @@ class DenseTitans:
         n = len(out)
         centre = np.eye(n) - np.ones((n, n)) / n
         centred = centre @ out
-        deviation = np.sqrt((centred**2).mean() + 1e-3)
+        deviation = np.sqrt((centred**2).mean() + NORM_EPS)
         normed = centred / deviation
         jacobian = centre @ (np.eye(n) - np.outer(normed, normed) / n) / deviation  # symmetric
         return hidden, normed + residual, jacobian
@@ -288,17 +289,16 @@ def test_a_mini_batch_of_ttt_linear_by_hand():
     stream = one(
         key=[[1.0, 0.0], [0.0, 1.0]],
         value=[[1.0, 2.0], [3.0, 1.0]],
-        rate=[0.001, 0.002],
+        rate=[0.1, 0.2],
         key_residual=[[1.0, 0.0], [0.0, 1.0]],
         query_residual=[[0.0, 0.0], [0.0, 0.0]],
     )
     state = initial_state(rule, [torch.zeros(1, 2, 2, dtype=torch.float64)], 1, 2, 2, True)
     answer, after, _ = chunked(rule, stream, state)
-    # From W = 0: answers k, errors 2 (k - v) = (0, -4) and (-6, 0), centred (2, -2) and (-3, 3), over sqrt(0.001).
-    scale = math.sqrt(1000)
-    weights = scale * torch.tensor([[-0.002, 0.002], [0.006, -0.006]]).double()
+    # From W = 0: answers k, errors 2 (k - v) = (0, -4) and (-6, 0), centred (2, -2) and (-3, 3), over sqrt(0 + 1).
+    weights = torch.tensor([[-0.2, 0.2], [0.6, -0.6]]).double()
     torch.testing.assert_close(after["memory0"][0, 0], weights)
-    read = weights[0] / math.sqrt(0.004 + 0.001)  # variance of +-0.002 sqrt(1000) is 0.004
+    read = weights[0] / math.sqrt(0.04 + 1)  # the variance of +-0.2 is 0.04
     torch.testing.assert_close(answer[0, 0, 0], read)
 
 

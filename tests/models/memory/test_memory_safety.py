@@ -271,8 +271,8 @@ def test_training_under_autocast_has_finite_gradients(half):
         ({"blocks": 0}, "blocks is at least 1"),
         ({"kernel": 0}, "kernel is at least 1"),
         ({"dropout": 1.0}, r"dropout in \[0, 1\)"),
-        ({"rate": 0.0}, "rate and radius above 0"),
-        ({"radius": -1.0}, "rate and radius above 0"),
+        ({"rate": 0.0}, "rate and radius are finite and above 0"),
+        ({"radius": -1.0}, "rate and radius are finite and above 0"),
         ({"feed_forward": -1}, "feed_forward is 0 or more"),
     ],
 )
