@@ -279,7 +279,7 @@ def initial_state(
     zeros = accumulators[0].new_zeros
     state: State = {}
     for layer, accumulator in enumerate(accumulators):
-        state[f"memory{layer}"] = accumulator.expand(batch, *accumulator.shape)
+        state[f"memory{layer}"] = accumulator.expand(batch, *accumulator.shape).clone()  # every series its own
         if rule.has_momentum:
             state[f"momentum{layer}"] = zeros(batch, *accumulator.shape)
         if rule.chunk > 1:

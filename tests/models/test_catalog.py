@@ -1,8 +1,12 @@
+import math
+from dataclasses import fields
+
 import pytest
 import torch
 
 from models.catalog import MODELS, build, entry, field_defaults
 from models.contract import Fitted, ModelError, Signature, Trainable
+from models.memory import MEMORIES
 
 
 def signature(task: str) -> Signature:
@@ -47,6 +51,25 @@ def test_a_field_given_is_the_field_used():
     assert model.embed.out_features == 3
 
 
+def test_a_named_memory_is_built_with_its_own_rule():
+    model = build("omega", FORECAST, width=8, heads=2, blocks=1, chunk=5, rate=0.25)
+    rule = model.backbone.layers[0].rule
+    assert (rule.window, rule.optimiser, rule.chunk) == (4, "descent", 5)
+    assert model.initial_state(3)["block0.memory0"].shape == (3, 2, 15, 8)  # 15 monomials of degree 0 to 2
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_every_memory_is_in_the_catalog_for_every_task(name):
+    assert entry(name).tasks == ("forecast", "classify", "regress")
+    assert entry(name).summary == MEMORIES[name].summary
+
+
+def test_the_fields_of_a_model_hide_none_of_one_another():
+    for model in MODELS.values():
+        names = [field.name for config in model.configs for field in fields(config)]
+        assert len(names) == len(set(names))
+
+
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ModelError, match=rf"unknown model 'prophet'; known: {', '.join(MODELS)}\."):
         build("prophet", FORECAST)
@@ -76,6 +99,9 @@ def test_a_task_that_a_model_does_not_do_lists_those_that_do():
         ("gru", {"norm_window": 1}, "norm_window=1"),
         ("gru", {"prior": 0}, "prior=0"),
         ("gru", {"skip_lags": -1}, "skip_lags=-1"),
+        ("titans-lmm", {"chunk": 0}, "chunk is at least 1, not 0"),
+        ("atlas", {"heads": 3}, "3 does not divide 64"),
+        ("yaad", {"rate": math.nan}, "rate and radius are finite"),
         ("gru", {"median_weight": -0.5}, r"median_weight=-0\.5"),
     ],
 )

@@ -172,6 +172,56 @@ def test_raw_values_of_1e15_keep_the_memory_itself_finite(name):
             assert all(part.isfinite().all() for part in after.values())
 
 
+# --- steps that stay stable -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [1, 16, 64])
+@pytest.mark.parametrize("name", MEMORIES)
+def test_a_disturbance_fades_and_does_not_grow_into_chaos(name, chunk):
+    """Whatever the length of a chunk: or rounding would grow as well, and no graph could follow its model."""
+    net = backbone(name, width=4, chunk=chunk).double()
+    steps = 400
+    time = torch.arange(steps)[:, None]
+    e = torch.stack([torch.ones(steps, 4), torch.sin(2 * math.pi * time / 24 + torch.arange(4)), torch.randn(steps, 4)])
+    e = e.double()
+    disturbed = e.clone()
+    disturbed[:, :10] += 1e-9 * torch.randn(3, 10, 4)
+    with torch.no_grad():
+        apart = net.scan(disturbed, net.initial_state(3))[0] - net.scan(e, net.initial_state(3))[0]
+    assert apart.abs().max() < 1e-6
+    assert apart[:, -64:].abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("chunk", [1, 16, 64])
+@pytest.mark.parametrize("name", ["deltanet", "gated-deltanet"])
+def test_a_repeated_key_diverges_only_above_the_largest_rate(name, chunk):
+    """Gates wide open, one pair again and again: the sum of a chunk's steps is 2 * rate, stable up to 2."""
+
+    def norm(rate: float) -> float:
+        layer = backbone(name, width=8, chunk=chunk, rate=rate, kernel=1).layers[0].double()
+        with torch.no_grad():
+            layer.to_gates.weight.zero_()
+            layer.to_gates.bias.fill_(30.0)  # keeps all, takes the whole step
+            x = torch.randn(1, 1, 8, dtype=torch.float64).expand(1, 20 * chunk, 8)
+            _, state, _ = layer.scan(x, torch.ones(1, 20 * chunk, dtype=torch.float64), layer.initial_state(1))
+        return torch.linalg.matrix_norm(state["memory0"]).max().item()
+
+    torch.manual_seed(3)
+    settled = norm(0.5)
+    for rate, diverges in ((0.99, False), (1.2, True)):
+        torch.manual_seed(3)
+        assert (norm(rate) > 10 * settled) == diverges, rate
+
+
+def test_the_step_of_one_token_on_plain_keys_is_the_rate_itself():
+    steps = {name: backbone(name, chunk=1, rate=0.5).layers[0].largest_step for name in MEMORIES}
+    assert steps["titans-lmm"] == steps["deltanet"] == steps["yaad"] == steps["atlas"] == steps["swla"] == 0.5
+    assert steps["dla"] == 0.5 / 3  # features of degree 2
+    assert steps["omega"] == 0.5 / 12  # and a window of 4
+    assert backbone("omega", chunk=16, rate=0.5).layers[0].largest_step == 0.5 / 12 / 16
+    assert backbone("swla", chunk=16, rate=0.5).layers[0].largest_step == 0.5
+
+
 # --- NaN ------------------------------------------------------------------------------------------------------
 
 
@@ -272,6 +322,8 @@ def test_training_under_autocast_has_finite_gradients(half):
         ({"kernel": 0}, "kernel is at least 1"),
         ({"dropout": 1.0}, r"dropout in \[0, 1\)"),
         ({"rate": 0.0}, "rate and radius are finite and above 0"),
+        ({"rate": math.nan}, "rate and radius are finite and above 0, not nan"),
+        ({"radius": math.inf}, "rate and radius are finite and above 0"),
         ({"radius": -1.0}, "rate and radius are finite and above 0"),
         ({"feed_forward": -1}, "feed_forward is 0 or more"),
     ],
