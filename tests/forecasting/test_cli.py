@@ -591,6 +591,11 @@ OPTIONS = {
     "--set device=tpu": r"device is one of auto, cpu, gpu, not 'tpu'",
     "--set lookback=1000": r"shorter than lookback \+ horizon = 1000 \+ 3: the longest has \d+ steps",
     "--set lags=0": r"ridge needs at least 2 lags",
+    "--model titans-lmm --set chunk=0": r"chunk is at least 1, not 0",
+    "--model titans-lmm --set chunk=2.5": r"chunk takes a value of type int, not '2\.5'",
+    "--model atlas --set heads=5": r"heads must divide the width: 5 does not divide 64",
+    "--model yaad --set rate=nan": r"rate and radius are finite and above 0, not nan",
+    "--model yaad --set hidden=8": r"no model here has a field 'hidden'; known: .*chunk.*heads.*rate",
     "--nope": r"No such option: --nope",
 }
 
