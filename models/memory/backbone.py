@@ -10,9 +10,10 @@ Shapes: B series, T time, D width of the network, P heads, W = D / P width of a 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from itertools import combinations_with_replacement
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,9 @@ from torch.nn.functional import conv1d, normalize, silu, softplus
 from models.blocks import Blocks, PatchEmbedding, full_precision, part, prefixed
 from models.contract import Form, Inside, ModelError, State
 from models.memory.chunks import chunked
-from models.memory.core import Look, Rule, Tokens, anchor_weights, initial_state, read, step
+from models.memory.core import Look, Rule, Tokens, anchor_weights, frozen, initial_state, read, step
+
+MEMORY = ("learns", "frozen", "off")
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,16 @@ class MemoryConfig:
     chunk: int = 16  # b: tokens that share an anchor; 1 is the token-by-token rule
     rate: float = 0.5  # largest inner step of a whole chunk, see MemoryLayer; above 1 a repeated key may diverge
     radius: float = 100.0  # largest norm of a weight matrix of the memory
+    # "learns", or an ablation of the same parameters. "frozen": the memory stays as it starts, whatever comes. "off":
+    # no memory; the convolved value takes the place of its answer, and what is left is a gated causal convolution.
+    memory: str = "learns"
 
     def __post_init__(self) -> None:
         for name in ("width", "heads", "blocks", "kernel", "chunk"):
             if getattr(self, name) < 1:
                 raise ModelError(f"{name} is at least 1, not {getattr(self, name)}.")
+        if self.memory not in MEMORY:
+            raise ModelError(f"memory is one of {', '.join(MEMORY)}, not '{self.memory}'.")
         if self.width % self.heads:
             raise ModelError(f"heads must divide the width: {self.heads} does not divide {self.width}.")
         if self.feed_forward < 0 or not 0 <= self.dropout < 1:
@@ -206,8 +214,10 @@ class MemoryLayer(nn.Module):
         self.to_output = nn.Linear(width, width, bias=False)
 
     def initial_state(self, batch: int) -> State:
-        memory = initial_state(self.rule, list(self.memory), batch, self.inputs, self.head, self.residual)
-        return prefixed("conv", self.convolution.initial_state(batch)) | memory
+        conv = prefixed("conv", self.convolution.initial_state(batch))
+        if self.config.memory == "off":
+            return conv
+        return conv | initial_state(self.rule, list(self.memory), batch, self.inputs, self.head, self.residual)
 
     def step(self, x: Tensor, present: Tensor, state: State, look: bool = False) -> tuple[Tensor, State, Inside]:
         """x: (B, D); present: (B,). The look inside is empty unless asked for."""
@@ -216,7 +226,7 @@ class MemoryLayer(nn.Module):
             mixed, conv = self.convolution.step(self.to_qkv(x), part("conv", state))
             memory = {name: value for name, value in state.items() if not name.startswith("conv.")}
             tokens = self._tokens(x, mixed, present)
-            answer, after, inside = step(self.rule, tokens, memory)
+            answer, after, inside = self._learn(step, tokens, memory)
         return self._output(x, answer), prefixed("conv", conv) | after, self._inside(tokens, inside if look else None)
 
     def scan(self, x: Tensor, present: Tensor, state: State, look: bool = False) -> tuple[Tensor, State, Inside]:
@@ -226,7 +236,7 @@ class MemoryLayer(nn.Module):
             mixed, conv = self.convolution.scan(self.to_qkv(x), part("conv", state))
             memory = {name: value for name, value in state.items() if not name.startswith("conv.")}
             tokens = self._tokens(x, mixed, present)
-            answer, after, inside = chunked(self.rule, tokens, memory, look)
+            answer, after, inside = self._learn(chunked, tokens, memory, (look,))
         return self._output(x, answer), prefixed("conv", conv) | after, self._inside(tokens, inside)
 
     def retrieve(self, x: Tensor, query: Tensor, state: State) -> Tensor:
@@ -242,6 +252,19 @@ class MemoryLayer(nn.Module):
                 rows, asked = rows[:, :, None], asked[:, :, None]
             answer = read(self.rule, anchor_weights(self.rule, state), asked, rows if self.residual else None)
         return self._output(x, answer[:, :, 0] if single else answer)
+
+    def _learn(
+        self, form: Callable[..., Any], tokens: Tokens, state: State, look: tuple[bool, ...] = ()
+    ) -> tuple[Tensor, State, Any]:
+        """What `step` or `chunked` gives, which takes `look`, or the ablation in its place: that leaves the state."""
+        if self.config.memory == "learns":
+            return form(self.rule, tokens, state, *look)
+        if self.config.memory == "frozen":
+            answer, inside = frozen(self.rule, tokens, state)
+        else:  # to have no memory is to answer 0, and so to miss the whole value
+            answer = tokens.value
+            inside = Look(torch.linalg.vector_norm(tokens.value, dim=-1), torch.zeros_like(tokens.keep))
+        return answer, state, inside if all(look) else None
 
     def _tokens(self, x: Tensor, mixed: Tensor, present: Tensor) -> Tokens:
         """x, mixed: (B, [T,] D) and (B, [T,] 3 D) -> tokens (B, P, [T,] ...)."""

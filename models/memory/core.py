@@ -318,6 +318,21 @@ def read(rule: Rule, weights: list[Tensor], query: Tensor, residual: Tensor | No
     return _answer(rule, z, residual)
 
 
+def frozen(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, Look]:
+    """What `step` (tokens without T) and `chunked` answer where every rate is 0 and every keep 1: A never changes."""
+    if tokens.keep.dim() == 2:
+        answer, look = frozen(rule, _map(tokens, lambda part: part[:, :, None]), state)
+        return answer[:, :, 0], Look(*(part[:, :, 0] for part in look))
+    tokens = _effective(tokens)
+    layers = sum(name.startswith("memory") for name in state)
+    accumulators, _ = _border(rule, [state[f"memory{layer}"] for layer in range(layers)], [])
+    weights = [_weights(rule, a) for a in accumulators]
+    missed = read(rule, weights, tokens.key, tokens.key_residual) - tokens.value
+    squares = torch.stack([weight.square().sum((-2, -1)) for weight in weights]).sum(0)
+    look = Look(torch.linalg.vector_norm(missed, dim=-1), squares.sqrt()[..., None].expand_as(tokens.keep))
+    return read(rule, weights, tokens.query, tokens.query_residual), look
+
+
 def step(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, Look]:
     """One token: the definition. Tokens without T; returns the answer (B, P, V), the next state, and a look inside.
 

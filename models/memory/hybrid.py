@@ -75,6 +75,11 @@ class MemoryAsContext(nn.Module):
 
     def __init__(self, config: ContextConfig, inner: Inner) -> None:
         super().__init__()
+        if config.memory != "learns":
+            raise ModelError(
+                f"MAC cannot do with memory={config.memory}: it attends to what its memory has learned, a segment at a "
+                "time. Ablate titans-mag, titans-mal or titans-lmm."
+            )
         self.segment = config.chunk
         self.to_query = nn.Linear(config.width, config.width, bias=False)
         self.convolution = CausalConvolution(config.width, config.kernel)

@@ -15,6 +15,9 @@ from forecasting.runtime import load_bundle
 from forecasting.task import Task
 from models.catalog import build
 from models.contract import Signature, State, StepModel
+from models.memory.backbone import MemoryBackbone, MemoryConfig
+from models.memory.titans import LMM
+from models.network import Network, NetworkConfig
 
 VOLT, AMPERE = Channel("y", "V"), Channel("current", "A")
 FORECAST = Task("forecast", "y", (VOLT, AMPERE), "h", horizon=6, season=24)
@@ -101,6 +104,24 @@ def test_the_scan_graph_does_what_the_model_does_at_any_batch_and_length(forecas
     assert list(state) == list(after)
     for name, value in after.items():
         np.testing.assert_allclose(state[name], value.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("memory", ["learns", "frozen", "off"])
+def test_a_memory_and_its_ablations_step_alike_in_the_graph_through_gaps(memory, tmp_path):
+    torch.manual_seed(0)
+    config = MemoryConfig(width=8, heads=2, blocks=1, chunk=4, memory=memory)
+    model = Network(FORECAST.signature, NetworkConfig(), lambda width: MemoryBackbone(width, config, LMM)).eval()
+    export(model, FORECAST, tmp_path / "b")
+    bundle = load_bundle(tmp_path / "b")
+    x, mask = random_input(3, 40)
+    state = bundle.initial_state(3)
+    with torch.no_grad():
+        expected, after = model.scan(torch.from_numpy(x), torch.from_numpy(mask), model.initial_state(3))
+    for t in range(40):
+        found, state = bundle.run_step(x[:, t], mask[:, t], state)
+        np.testing.assert_allclose(found, expected[:, t].numpy(), rtol=1e-4, atol=1e-4)
+    for name, value in after.items():
+        np.testing.assert_allclose(state[name], value.detach().numpy(), rtol=1e-3, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize(("rows", "length"), [(1, 1), (2, 33), (5, 7), (1, 400)])

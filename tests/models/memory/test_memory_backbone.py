@@ -5,7 +5,7 @@ import torch
 from memory_cases import distance, states_apart
 
 from models.blocks import part, prefixed
-from models.contract import take
+from models.contract import ModelError, take
 from models.memory import MEMORIES
 from models.memory.backbone import MemoryBackbone, MemoryConfig
 
@@ -19,8 +19,9 @@ def _seed():
     torch.manual_seed(0)
 
 
-def build(name: str, chunk: int) -> MemoryBackbone:
-    net = MemoryBackbone(WIDTH, MemoryConfig(width=8, heads=2, blocks=2, chunk=chunk), MEMORIES[name]).double().eval()
+def build(name: str, chunk: int, memory: str = "learns") -> MemoryBackbone:
+    config = MemoryConfig(width=8, heads=2, blocks=2, chunk=chunk, memory=memory)
+    net = MemoryBackbone(WIDTH, config, MEMORIES[name]).double().eval()
     with torch.no_grad():  # gates that depend on the input more than those of a new network
         for layer in net.layers:
             layer.to_gates.weight.mul_(10)
@@ -150,3 +151,85 @@ def test_what_is_not_present_passes_the_memory_by_and_goes_through_the_convoluti
     for key in (key for key in state if ".conv." in key and key.startswith("block0")):
         assert torch.equal(absent[key], present[key])
         assert not torch.equal(absent[key], state[key])
+
+
+# --- ablations ------------------------------------------------------------------------------------------------
+
+
+def ablated(net: MemoryBackbone, name: str, chunk: int, memory: str) -> MemoryBackbone:
+    """Another network with the parameters of this one."""
+    other = build(name, chunk, memory)
+    other.load_state_dict(net.state_dict())
+    return other
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+@pytest.mark.parametrize("name", MEMORIES)
+def test_a_frozen_memory_is_one_that_keeps_everything_at_a_rate_of_0(name, chunk):
+    net = build(name, chunk)
+    with torch.no_grad():
+        for layer in net.layers:
+            layer.to_gates.weight.zero_()
+            keep, _, rate, *_ = layer.to_gates.bias.view(5, 2)
+            keep.fill_(100.0)
+            rate.fill_(-1000.0)
+        still = ablated(net, name, chunk, "frozen")
+        e, present = stream(9)
+        expected, _ = net.scan(e, net.initial_state(3), present)
+        found, _ = still.scan(e, still.initial_state(3), present)
+        assert distance(found, expected) < 1e-10
+        x, there = torch.randn(3, 8, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+        _, _, look = net.layers[0].step(x, there, net.layers[0].initial_state(3))
+        _, _, inside = still.layers[0].step(x, there, still.layers[0].initial_state(3))
+        for a, b in zip(inside, look, strict=True):
+            assert distance(a, b) < 1e-10
+
+
+@pytest.mark.parametrize("memory", ["frozen", "off"])
+@pytest.mark.parametrize("name", MEMORIES)
+def test_an_ablated_memory_keeps_its_state_in_every_form_and_moves_its_convolution(name, memory):
+    net = build(name, 4, memory)
+    e, present = stream(9)
+    start = net.initial_state(3)
+    with torch.no_grad():
+        whole, after = net.scan(e, start, present)
+        first, state = net.scan(e[:, :4], start, present[:, :4])
+        outs = [first]
+        for t in range(4, 9):
+            out, state = net.step(e[:, t], state, present[:, t])
+            outs.append(out[:, None])
+    assert distance(torch.cat(outs, 1), whole) < 1e-10
+    assert states_apart(state, after) < 1e-10
+    for key, value in after.items():
+        assert torch.equal(value, start[key]) == (".conv." not in key), key
+    assert any(".memory" in key for key in after) == (memory == "frozen")
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_weights_pass_between_a_memory_and_its_ablations(name):
+    nets = {"learns": build(name, 4)}
+    e, present = stream(9)
+    nets |= {memory: ablated(nets["learns"], name, 4, memory) for memory in ("frozen", "off")}
+    nets["back"] = ablated(nets["off"], name, 4, "learns")
+    with torch.no_grad():
+        outs = {key: net.scan(e, net.initial_state(3), present)[0] for key, net in nets.items()}
+    assert torch.equal(outs["back"], outs["learns"])
+    for a, b in (("learns", "frozen"), ("learns", "off"), ("frozen", "off")):
+        assert (outs[a] - outs[b]).abs().max() > 1e-3, (a, b)
+
+
+def test_without_a_memory_only_the_convolution_sees_the_past():
+    net = build("titans-lmm", 4, "off")
+    e, present = stream(12)
+    other = e.clone()
+    other[:, 0] += 1
+    with torch.no_grad():
+        changed = net.scan(other, net.initial_state(3), present)[0] - net.scan(e, net.initial_state(3), present)[0]
+    reach = 2 * (net.config.kernel - 1)  # of two blocks
+    assert changed[:, : reach + 1].abs().amax((0, 2)).min() > 0
+    assert changed[:, reach + 1 :].abs().max() == 0
+
+
+def test_an_unknown_ablation_is_refused():
+    with pytest.raises(ModelError, match="memory is one of learns, frozen, off, not 'forgets'"):
+        MemoryConfig(memory="forgets")
