@@ -254,8 +254,11 @@ def _effective(tokens: Tokens) -> Tokens:
         return tokens
     rows = there[..., None]
     key, residual = torch.where(rows, tokens.key, 0.0), tokens.key_residual
+    importance = tokens.importance
     if residual is not None:
         residual = key if residual is tokens.key else torch.where(rows, residual, 0.0)
+    if importance is not tokens.present:  # which is 0 there already
+        importance = torch.where(there, importance, 0.0)
     return tokens._replace(
         key=key,
         value=torch.where(rows, tokens.value, 0.0),
@@ -263,7 +266,7 @@ def _effective(tokens: Tokens) -> Tokens:
         keep=torch.where(there, tokens.keep, 1.0),
         momentum=torch.where(there, tokens.momentum, 1.0),
         rate=torch.where(there, tokens.rate, 0.0),
-        importance=torch.where(there, tokens.importance, 0.0),
+        importance=importance,
         clip=torch.where(there, tokens.clip, 1.0),
     )
 
