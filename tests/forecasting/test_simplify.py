@@ -4,6 +4,7 @@ import warnings
 from collections import Counter
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -28,8 +29,7 @@ def standardise(x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
     return centred * inverse, inverse + 1
 
 
-def graphs(function, x: Tensor):
-    """The function as torch exports it and simplified: node types, and what onnxruntime computes."""
+def exported(function, x: Tensor) -> torch.onnx.ONNXProgram:
     dynamic = ({0: torch.export.Dim.AUTO},)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's remarks on its own internals
@@ -37,6 +37,12 @@ def graphs(function, x: Tensor):
             Function(function).eval(), (x,), dynamo=True, dynamic_shapes=dynamic, opset_version=20, verbose=False
         )
     assert program is not None
+    return program
+
+
+def graphs(function, x: Tensor):
+    """The function as torch exports it and simplified: node types, and what onnxruntime computes."""
+    program = exported(function, x)
     found = []
     for change in (lambda model: model, simplified):
         program.model = change(program.model)
@@ -81,3 +87,19 @@ def test_what_only_looks_like_a_pattern_stays(function):
     assert "Where" in after or "ReduceMean" in after
     for a, b in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_onnxruntime_makes_one_node_of_rows_over_their_root_mean_square_whatever_gain_follows(tmp_path):
+    gain = torch.rand(5, 8, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0))
+    program = exported(lambda x: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * gain, x)
+    program.model = simplified(program.model)
+    proto = program.model_proto
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3  # it warns that the file is for this machine
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {proto.graph.input[0].name: x.numpy()})
+    np.testing.assert_allclose(found, (x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * gain).numpy(), rtol=1e-5)
+    types = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert types == ["SimplifiedLayerNormalization", "Mul"]
