@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 from torch import nn
 
+from models.attention import AttentionBackbone, AttentionConfig, PatchBackbone, PatchConfig
 from models.contract import ModelError, Signature, StepModel, TaskKind
 from models.lagged import RidgeConfig, RidgeForecaster, RidgeReader
 from models.memory import MEMORIES
 from models.memory.backbone import MemoryBackbone, MemoryConfig
+from models.memory.hybrid import ContextConfig, MacBackbone, MagBackbone, MalBackbone, WindowConfig
 from models.naive import NaiveConfig, Prior, SeasonalNaive
 from models.network import Network, NetworkConfig
 from models.recurrent import Bidirectional, Recurrent, RecurrentConfig
@@ -60,6 +62,13 @@ ALL: tuple[TaskKind, ...] = ("forecast", "classify", "regress")
 WHOLE: tuple[TaskKind, ...] = ("classify", "regress")
 NETWORK = (NetworkConfig, RecurrentConfig)
 MEMORY = (NetworkConfig, MemoryConfig)
+ATTENTIVE: dict[str, tuple[str, Callable[..., nn.Module], type[Config]]] = {
+    "titans-mac": ("Titans: the memory as context of segment attention", MacBackbone, ContextConfig),
+    "titans-mag": ("Titans: the memory gates sliding-window attention", MagBackbone, WindowConfig),
+    "titans-mal": ("Titans: attention over what the memory answers", MalBackbone, WindowConfig),
+    "attention": ("transformer over a sliding window", AttentionBackbone, AttentionConfig),
+    "patch-transformer": ("causal transformer over patches (PatchTST-like)", PatchBackbone, PatchConfig),
+}
 
 MODELS: dict[str, Entry] = {
     "naive": Entry("last season's value; frequencies", _naive, (NaiveConfig,), ALL, "closed form", covariates=()),
@@ -70,9 +79,14 @@ MODELS: dict[str, Entry] = {
     "birnn": Entry("tanh network, both directions", _bidirectional("rnn"), NETWORK, WHOLE, "gradient", streams=False),
     "bilstm": Entry("LSTM, both directions", _bidirectional("lstm"), NETWORK, WHOLE, "gradient", streams=False),
     "bigru": Entry("GRU, both directions", _bidirectional("gru"), NETWORK, WHOLE, "gradient", streams=False),
-} | {
+}
+MODELS |= {
     name: Entry(inner.summary, _network(partial(MemoryBackbone, inner=inner)), MEMORY, ALL, "gradient")
     for name, inner in MEMORIES.items()
+}
+MODELS |= {
+    name: Entry(summary, _network(backbone), (NetworkConfig, config), ALL, "gradient")
+    for name, (summary, backbone, config) in ATTENTIVE.items()
 }
 
 

@@ -33,6 +33,7 @@ from models.contract import Batch, Fitted, ModelError, Signature, State, StepMod
 SMALL = {
     "hidden": 5, "embed": 4, "lags": 5, "norm_window": 6, "prior": 20,
     "width": 8, "heads": 2, "blocks": 1, "feed_forward": 1,
+    "window": 5, "patch": 3, "patches": 3, "persistent": 2,
 }  # fmt: skip
 VARIANTS: tuple[dict[str, Any], ...] = ({}, {"layers": 2, "skip_lags": 4, "lags": 3})
 # Of a model that learns in chunks. The three tasks share all but the head, so they take turns over these.
