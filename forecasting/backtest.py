@@ -97,10 +97,14 @@ def one_pass(model: StepModel, spans: Sequence[Span], positions: Sequence[np.nda
             piece = max(1, VALUES_AT_ONCE // (size * len(members))) if model.streams else length
             for begin in range(0, length, piece):
                 part = x[:, begin : begin + piece]
-                values, state = model.scan(part, part.isfinite().to(part.dtype), state)
-                for row, index in enumerate(members):
-                    inside = positions[index][(positions[index] >= begin) & (positions[index] < begin + piece)]
-                    kept[row].append(values[row, torch.from_numpy(inside - begin)].cpu().numpy())
+                inside = [at[(at >= begin) & (at < begin + piece)] for at in (positions[index] for index in members)]
+                known = part.isfinite().to(part.dtype)
+                if begin + piece < length and not any(map(len, inside)):  # the past: only the state is wanted
+                    _, state = model.last(part, known, state)
+                    continue
+                values, state = model.scan(part, known, state)
+                for row, at in enumerate(inside):
+                    kept[row].append(values[row, torch.from_numpy(at - begin)].cpu().numpy())
             for row, index in enumerate(members):
                 rows[index] = Rows(spans[index], positions[index], np.concatenate(kept[row]))
     return [row for row in rows if row is not None]
@@ -120,14 +124,14 @@ def rewindowed(
     if lookback is None:
         for position in positions:
             window = x[None, : position + 1]
-            prediction, _ = model.scan(window, window.isfinite().to(x.dtype), model.initial_state(1))
-            values.append(prediction[0, -1:].cpu().numpy())
+            prediction, _ = model.last(window, window.isfinite().to(x.dtype), model.initial_state(1))
+            values.append(prediction.cpu().numpy())
     else:
         windows = x.unfold(0, lookback, 1).transpose(1, 2)  # (n, lookback, C), the n-th ends at n + lookback - 1
         for first in range(0, len(positions), batch):
             window = windows[torch.from_numpy(positions[first : first + batch] - lookback + 1)]
-            prediction, _ = model.scan(window, window.isfinite().to(x.dtype), model.initial_state(len(window)))
-            values.append(prediction[:, -1].cpu().numpy())
+            prediction, _ = model.last(window, window.isfinite().to(x.dtype), model.initial_state(len(window)))
+            values.append(prediction.cpu().numpy())
     return Rows(span, positions, np.concatenate(values))
 
 

@@ -46,6 +46,10 @@ class TrainingConfig:
     lookback: int = 0  # length of a training window, in steps; 0 chooses: 96, or less where series are shorter
     stride: int = 0  # steps from one training window to the next; 0 chooses: an eighth of the lookback
     context: int = 0  # steps at the start of a window that are not supervised; 0 supervises every position
+    every: int = 1  # of the other positions so many-th only is supervised, counted back from the window's end
+    mirror: float = (
+        0.0  # share of a forecast's training windows turned upside down, so that no drift is learned by heart
+    )
     max_epochs: int = 40
     patience: int = 8  # epochs without a better validation loss before stopping
     batch_size: int = 32  # windows
@@ -60,7 +64,7 @@ class TrainingConfig:
     threads: int = 0  # of the CPU; 0 chooses: 1 for a small network, which more would only slow down, else every core
 
     def __post_init__(self) -> None:
-        for name in ("max_epochs", "patience", "batch_size"):
+        for name in ("max_epochs", "patience", "batch_size", "every"):
             if getattr(self, name) < 1:
                 raise TaskError(f"{name} is at least 1, not {getattr(self, name)}.")
         not_negative = (
@@ -69,6 +73,8 @@ class TrainingConfig:
         for name in not_negative:
             if not 0 <= getattr(self, name) < math.inf:
                 raise TaskError(f"{name} is 0 or more, not {getattr(self, name)}.")
+        if not 0 <= self.mirror <= 1:
+            raise TaskError(f"mirror is a share from 0 to 1, not {self.mirror}.")
         if not 0 < self.learning_rate < math.inf:
             raise TaskError(f"learning_rate is above 0, not {self.learning_rate}.")
         for name, known in (
@@ -142,6 +148,16 @@ class GradientNoise(pl.Callback):
                 parameter.grad.add_(noise.to(parameter.grad), alpha=sigma)
 
 
+def mirrored(batch: Batch, chosen: Tensor) -> Batch:
+    """The batch with the `chosen` (B,) windows upside down: values, targets and the mean of what came before."""
+    sign = 1 - 2 * chosen.to(batch.x)
+    before = batch.before
+    if before is not None:
+        before = before * torch.stack([torch.ones_like(sign), sign, torch.ones_like(sign)], 1)
+    sign = sign[:, None, None]
+    return batch._replace(x=batch.x * sign, target=batch.target * sign, before=before)
+
+
 class Learner(pl.LightningModule):
     """A trainable model under Lightning: its own loss, AdamW, a cosine to a hundredth of the learning rate."""
 
@@ -159,6 +175,8 @@ class Learner(pl.LightningModule):
         # Dropout then depends on the step alone, not on what was drawn before a kill (Lightning does not call
         # on_train_epoch_start in a resumed run). Below zero, so as not to repeat the bits of the gradient noise.
         torch.manual_seed(-1 - self.seed * 1_000_003 - self.global_step)
+        if self.config.mirror and self.model.signature.task == "forecast":
+            batch = mirrored(batch, torch.rand(len(batch.x)) < self.config.mirror)
         loss = cast(Trainable, self.model).loss(batch)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.x))
         return loss
@@ -273,15 +291,16 @@ def _descend(
     lookback, seed = run["lookback"], run["seed"]
     batches = window_loader(
         parts.train, task, length=lookback, stride=run["stride"], context=config.context,
-        batch_size=config.batch_size, shuffle=True, seed=seed,
+        batch_size=config.batch_size, every=config.every, shuffle=True, seed=seed,
     )  # fmt: skip
-    # Every validation position once, after as much context as a training window has.
+    # Every validation position once, or so many-th, after as much context as a training window has.
     checks = window_loader(
         parts.validation or parts.train, task, length=2 * lookback - 1, stride=lookback, context=lookback - 1,
-        batch_size=config.batch_size,
+        batch_size=config.batch_size, every=config.every,
     )  # fmt: skip
     with torch.no_grad():
-        cast(Trainable, model).prepare(_every_position_once(parts.train, task, lookback))
+        lags = max(lookback, run.get("skip_lags", 0))
+        cast(Trainable, model).prepare(_every_position_once(parts.train, task, lags))
     best = _Checkpoints(home, "best", monitor="val_loss", enable_version_counter=False)
     last = _Checkpoints(home, "last", enable_version_counter=False)  # of every epoch; after `best`, which it describes
     callbacks: list[pl.Callback] = [_Patience("val_loss", patience=config.patience), best, last]

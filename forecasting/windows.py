@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from data.frame import Dataset as SeriesDataset
 from data.panel import Series
 from forecasting.task import Task, TaskError
-from models.contract import Batch
+from models.contract import LARGEST, Batch
 
 
 @dataclass(frozen=True)
@@ -210,6 +210,18 @@ def spread(span: Span) -> float:
     return scale if scale > 0 and np.isfinite(scale) else 1.0
 
 
+def _before(span: Span) -> torch.Tensor:
+    """(N, 3): per position how many values of channel 0 came before it, their mean and their standard deviation."""
+    values = span.series.values[:, 0].astype(np.float64)
+    seen = np.isfinite(values) & (np.abs(values) <= LARGEST)
+    centre = values[seen].mean() if seen.any() else 0.0  # about which squares keep their digits
+    centred = np.where(seen, values - centre, 0.0)
+    count, total, squares = (np.cumsum(part) - part for part in (seen.astype(float), centred, centred**2))
+    mean = total / np.maximum(count, 1)
+    deviation = np.sqrt(np.maximum(squares / np.maximum(count, 1) - mean**2, 0))
+    return torch.from_numpy(np.stack([count, np.where(count > 0, mean + centre, 0.0), deviation], 1)).float()
+
+
 @dataclass(frozen=True)
 class Window:
     """Positions [begin, end) of a span's series, of which those from `supervised` on have a target that counts."""
@@ -218,14 +230,16 @@ class Window:
     begin: int
     end: int
     supervised: int
+    every: int = 1  # of those positions so many-th only, counted back from the window's end
 
 
-def plan_windows(spans: Sequence[Span], length: int, stride: int, context: int) -> list[Window]:
+def plan_windows(spans: Sequence[Span], length: int, stride: int, context: int, every: int = 1) -> list[Window]:
     """Windows of `length` steps that supervise every position of the spans' targets: at least once, where the stride
     is not above `length` - `context`, and exactly once where it is that.
 
     A window starts `stride` after the one before; its first `context` positions are not supervised, except where the
-    series itself begins. A span shorter than a window gives one shorter window.
+    series itself begins. A span shorter than a window gives one shorter window. With `every` above 1 only so many-th
+    position is supervised: neighbours have nearly the same target, and a long horizon at each is dear.
     """
     windows = []
     for index, span in enumerate(spans):
@@ -235,7 +249,8 @@ def plan_windows(spans: Sequence[Span], length: int, stride: int, context: int) 
             # The last window is moved back to the span's end; what the one before it supervised is not so again.
             start = min(planned, last)
             fresh = planned if planned + context < span.end else start
-            windows.append(Window(index, start, min(start + length, span.end), fresh + context if start else 0))
+            supervised = fresh + context if start else 0
+            windows.append(Window(index, start, min(start + length, span.end), supervised, every))
     return windows
 
 
@@ -247,6 +262,7 @@ class WindowDataset(Dataset[Batch]):
         self.task = task
         self.windows = list(windows)
         self._scales = [spread(span) if task.kind == "forecast" else 1.0 for span in spans]
+        self._before = [_before(span) for span in spans]
         self._values = [torch.from_numpy(np.ascontiguousarray(span.series.values, np.float32)) for span in spans]
         self._targets = [self._target(span) for span in spans]
 
@@ -258,7 +274,8 @@ class WindowDataset(Dataset[Batch]):
         x = torch.stack([self._values[w.span][w.begin : w.end] for w in chosen])
         target = torch.stack([self._window_target(w) for w in chosen])
         scale = torch.tensor([self._scales[w.span] for w in chosen])
-        return Batch(x, x.isfinite().float(), target, scale)
+        before = torch.stack([self._before[w.span][w.begin] for w in chosen])
+        return Batch(x, x.isfinite().float(), target, scale, before)
 
     def _target(self, span: Span) -> torch.Tensor:
         """Per position of the series; (N, H) forecasts, (N,) else. Unknown outside the span."""
@@ -282,12 +299,13 @@ class WindowDataset(Dataset[Batch]):
 
     def _window_target(self, window: Window) -> torch.Tensor:
         target = self._targets[window.span][window.begin : window.end]
-        skipped = window.supervised - window.begin
-        if skipped <= 0:
+        skipped = max(window.supervised - window.begin, 0)
+        if not skipped and window.every == 1:
             return target
-        target = target.clone()
-        target[:skipped] = -1 if target.dtype == torch.int64 else torch.nan
-        return target
+        unsupervised = torch.ones(len(target), dtype=torch.bool)
+        unsupervised[skipped:] = (torch.arange(len(target), 0, -1) - 1)[skipped:] % window.every != 0
+        unknown = -1 if target.dtype == torch.int64 else torch.nan
+        return target.masked_fill(unsupervised.view(-1, *[1] * (target.dim() - 1)), unknown)
 
 
 class LengthBatches(Sampler[list[int]]):
@@ -327,10 +345,11 @@ def window_loader(
     stride: int,
     context: int,
     batch_size: int,
+    every: int = 1,
     shuffle: bool = False,
     seed: int = 0,
 ) -> DataLoader[Batch]:
     """The windows of the spans as batches; iterated again, an unshuffled one gives the same batches again."""
-    dataset = WindowDataset(spans, task, plan_windows(spans, length, stride, context))
+    dataset = WindowDataset(spans, task, plan_windows(spans, length, stride, context, every))
     sampler = LengthBatches(dataset.windows, batch_size, shuffle=shuffle, seed=seed)
     return DataLoader(dataset, sampler=sampler, batch_size=None)

@@ -71,12 +71,15 @@ class Batch(NamedTuple):
     target: forecast (B, T, H), the next H values of channel 0 at every position; regress (B, T); both float, NaN where
         unknown. classify (B, T), class index, -1 where unknown.
     scale: (B,) standard deviation of the target in the training part of the window's series; 1 for classes and numbers.
+    before: (B, 3) how many values of channel 0 the series has before the window, their mean and their standard
+        deviation: what a stream's running statistics would be there; None where nobody asks for it.
     """
 
     x: Tensor
     mask: Tensor
     target: Tensor
     scale: Tensor
+    before: Tensor | None = None
 
 
 class StepModel(nn.Module, ABC):
@@ -135,6 +138,11 @@ class StepModel(nn.Module, ABC):
             prediction, state = self.step(x[:, t], mask[:, t], state)
             predictions.append(prediction)
         return torch.stack(predictions, 1), state
+
+    def last(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        """`scan` for those who want the prediction after the last observation alone: (B, *prediction_shape)."""
+        predictions, after = self.scan(x, mask, state)
+        return predictions[:, -1], after
 
     @property
     def has_look(self) -> bool:

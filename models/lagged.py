@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from models.contract import Batch, Fitted, ModelError, Signature, State, StepModel, observed
-from models.observation import LagBuffer, linear_recurrence
+from models.contract import Batch, Fitted, Form, ModelError, Signature, State, StepModel, observed
+from models.errors import ErrorMemory
+from models.observation import LagBuffer, RunningNormaliser, linear_recurrence
 
 ROWS_SORTED = 20_000
 
@@ -25,12 +27,25 @@ ROWS_SORTED = 20_000
 class RidgeConfig:
     lags: int = 96  # L
     penalty: float = 1e-5  # times the mean square of the features
+    # Observations of the running mean that lags and forecast are relative to; 1 is the last value. Forecasts only.
+    level_window: int = 1
+    error_rate: float = 0.0  # at which a stream learns its own errors; 0 leaves it out; needs a level_window
+    error_span: float = 4000.0  # steps after which 1 / e is left of what was learned
+    error_keys: int = 64  # D: principal components of the forecast that a key is made of
 
     def __post_init__(self) -> None:
-        if self.lags < 2 or not 0 <= self.penalty < math.inf:
+        if self.lags < 2 or not 0 <= self.penalty < math.inf or self.level_window < 1:
             raise ModelError(
-                f"ridge needs at least 2 lags and a penalty of 0 or more, got {self.lags}, {self.penalty}."
+                "ridge needs at least 2 lags, a penalty of 0 or more and a level_window of at least 1, "
+                f"got {self.lags}, {self.penalty}, {self.level_window}."
             )
+        if not 0 <= self.error_rate < math.inf or not 1 <= self.error_span < math.inf or self.error_keys < 1:
+            raise ModelError(
+                "error_rate is 0 or more, error_span and error_keys are at least 1, "
+                f"got {self.error_rate}, {self.error_span}, {self.error_keys}."
+            )
+        if self.error_rate and self.level_window < 2:
+            raise ModelError("error_rate needs a level_window of 2 or more: errors are told in spreads around a level.")
 
 
 def solve_ridge(gram: Tensor, cross: Tensor, penalty: float) -> Tensor:
@@ -46,12 +61,14 @@ class _NormalEquations:
     def __init__(self) -> None:
         self.gram: Tensor | None = None
         self.cross: Tensor | None = None
+        self.rows = 0
 
     def add(self, features: Tensor, targets: Tensor) -> None:
         if not len(features):
             return
         features, targets = features.double(), targets.double()
         gram, cross = features.T @ features, features.T @ targets
+        self.rows += len(features)
         self.gram = gram if self.gram is None else self.gram + gram
         self.cross = cross if self.cross is None else self.cross + cross
 
@@ -61,6 +78,28 @@ class _NormalEquations:
             raise ModelError("ridge found nothing to learn from: no training window has a known target.")
         return solve_ridge(self.gram, self.cross, penalty).float()
 
+    def components(self, weight: Tensor, count: int) -> Tensor:
+        """(F, count) features -> the principal components of X weight, each of mean square 1; 0 where there is none."""
+        assert self.gram is not None
+        weight = weight.double()
+        values, vectors = torch.linalg.eigh(weight.T @ self.gram @ weight / self.rows)
+        values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
+        there = values > 1e-9 * values[0]
+        sizes = torch.where(there, values, 1.0).sqrt()
+        found = weight @ (vectors / sizes) * there
+        return torch.nn.functional.pad(found, (0, count - found.shape[1])).float()
+
+
+class Lags(NamedTuple):
+    """What a ridge forecast is made from."""
+
+    values: Tensor  # (..., L) the last ones, oldest first
+    offset: Tensor  # (..., 1) the last less the level
+    correction: Tensor | None  # (..., H) what the memory of errors adds
+
+    def at(self, index: Any) -> Lags:
+        return Lags._make(None if part is None else part[index] for part in self)
+
 
 def thinned_quantiles(rows: Tensor, levels: tuple[float, ...]) -> Tensor:
     """(n, outputs) -> (outputs, Q) quantiles, of rows thinned evenly to what a sort can bear."""
@@ -69,7 +108,14 @@ def thinned_quantiles(rows: Tensor, levels: tuple[float, ...]) -> Tensor:
 
 
 class RidgeForecaster(StepModel, Fitted):
-    """One linear map from the last L values to the next H, both relative to the last value.
+    """One linear map from the last L values to the next H, both relative to the series' level.
+
+    The level is the last value or, with a `level_window`, the running mean of the stream: what the lags cannot know,
+    and where a forecast far ahead returns to. It is fitted with the level as it was known at each time: the mean of the
+    whole training part knows the future, and a map fitted with that trusts in the return too much.
+
+    With an `error_rate` every stream has a linear memory of what its forecasts got wrong (`models.errors`), which
+    starts empty and at every observation learns from the forecast made H steps ago.
 
     Training rows are weighted by 1 / scale^2 of their series, so that series of any size share the map; it has no
     intercept, so it is equivariant to each series' level and scale. Quantiles are the training residuals', in units of
@@ -84,35 +130,80 @@ class RidgeForecaster(StepModel, Fitted):
         super().__init__(signature)
         self.config = config
         self.window = 10.0 * config.lags
-        self.buffer = LagBuffer(1, config.lags)
+        self.errors: ErrorMemory | None = None
+        if config.error_rate:
+            sizes = (config.lags, signature.horizon, config.error_keys)
+            self.errors = ErrorMemory(*sizes, config.error_rate, config.error_span)
+        # A memory of errors also needs the values that came after the lags of the forecast made H steps ago.
+        self.buffer = LagBuffer(1, config.lags + (signature.horizon if self.errors is not None else 0))
+        self.level = RunningNormaliser(1, config.level_window, name="level") if config.level_window > 1 else None
         self.register_buffer("weight", torch.zeros(config.lags, signature.horizon))
         self.register_buffer("spread", torch.zeros(signature.horizon, len(signature.quantiles)))
 
     def initial_state(self, batch: int) -> State:
         statistics = {"ridge.count": self.zeros(batch, 1), "ridge.square": self.zeros(batch, 1)}
-        return self.buffer.initial_state(batch) | statistics
+        return self.initial_lags(batch) | statistics
+
+    def initial_lags(self, batch: int) -> State:
+        """The part of the state that `read_lags` needs."""
+        state = self.buffer.initial_state(batch)
+        for part in (self.level, self.errors):
+            if part is not None:
+                state |= part.initial_state(batch)
+        return state
+
+    def known_level(self, batch: Batch) -> State:
+        """What the state of a training window starts with: the level as a stream would know it there."""
+        if self.level is None:
+            return {}
+        if batch.before is None:
+            raise ModelError("a ridge with a level_window learns from batches that know what came before.")
+        count, mean, spread = batch.before[:, :, None].unbind(1)
+        return self.level.known(count, mean, spread.square())
+
+    def read_lags(self, form: Form, x: Tensor, mask: Tensor, state: State, learn: bool = True) -> tuple[Lags, State]:
+        """What a forecast is made from, by the named form ('step' or 'scan') of every part; x, mask: (..., C).
+
+        With `learn` False the memory of errors stays as it is and says nothing, for windows too short to teach it.
+        """
+        buffered, after = getattr(self.buffer, form)(x[..., :1], mask[..., :1], state)
+        window = buffered.squeeze(-1)
+        values = window[..., -self.config.lags :]
+        if self.level is None:
+            return Lags(values, torch.zeros_like(values[..., -1:]), None), after
+        seen, statistics = getattr(self.level, form)(x[..., :1], mask[..., :1], state)
+        after, offset = after | statistics, seen.level * seen.scale
+        if self.errors is None or not learn:
+            return Lags(values, offset, None), after
+        relative = (window - window[..., -1:] + offset) / seen.scale
+        correction, learned = getattr(self.errors, form)(relative, seen.present, self.weight, state)
+        return Lags(values, offset, seen.scale * correction), after | learned
 
     def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
         present = observed(x[:, :1], mask[:, :1]).to(x.dtype)
         before = state["lags.started"]
-        window, after = self.buffer.step(x[:, :1], mask[:, :1], state)
-        values = window.squeeze(-1)
+        lags, after = self.read_lags("step", x, mask, state)
+        values = lags.values
         present = present * before  # the first value has no difference
         difference = (values[:, -1:] - state["lags.values"][:, -1]) * before
         count = (state["ridge.count"] + present).clamp(max=self.window)
         rate = present / count.clamp(min=1.0)
         square = state["ridge.square"] + rate * (difference * difference - state["ridge.square"])
-        return self._predict(values, square), after | {"ridge.count": count, "ridge.square": square}
+        return self._predict(lags, square), after | {"ridge.count": count, "ridge.square": square}
 
     def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
-        values, square, after = self._look(x, mask, state)
-        return self._predict(values, square), after
+        lags, square, after = self._scan(x, mask, state)
+        return self._predict(lags, square), after
 
-    def _look(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
-        """At every t the last values (B, T, L) and the running mean square of the differences (B, T, 1)."""
+    def last(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        lags, square, after = self._scan(x, mask, state)
+        return self._predict(lags.at((slice(None), -1)), square[:, -1]), after
+
+    def _scan(self, x: Tensor, mask: Tensor, state: State, learn: bool = True) -> tuple[Lags, Tensor, State]:
+        """At every t what a forecast is made from, and the mean square of the differences (B, T, 1)."""
         seen = observed(x[..., :1], mask[..., :1]).to(x.dtype)
-        window, after = self.buffer.scan(x[..., :1], mask[..., :1], state)
-        values = window.squeeze(-1)
+        lags, after = self.read_lags("scan", x, mask, state, learn)
+        values = lags.values
         started = torch.cat([state["lags.started"][:, None], seen], 1).cummax(1).values[:, :-1]
         present = seen * started
         last = torch.cat([state["lags.values"][:, -1:], values[..., -1:]], 1)  # (B, 1 + T, 1)
@@ -120,22 +211,29 @@ class RidgeForecaster(StepModel, Fitted):
         count = torch.cat([state["ridge.count"][:, None], present], 1).cumsum(1)[:, 1:].clamp(max=self.window)
         rate = present / count.clamp(min=1.0)
         square = linear_recurrence(1 - rate, rate * difference * difference, state["ridge.square"])
-        return values, square, after | {"ridge.count": count[:, -1], "ridge.square": square[:, -1]}
+        return lags, square, after | {"ridge.count": count[:, -1], "ridge.square": square[:, -1]}
 
-    def deviation(self, values: Tensor) -> Tensor:
-        """(..., L) the last values, oldest first -> (..., H) how far the next ones lie from the last."""
-        return (values - values[..., -1:]) @ self.weight
+    def deviation(self, lags: Lags) -> Tensor:
+        """(..., H): how far the next values lie from the last."""
+        ahead = (lags.values - lags.values[..., -1:] + lags.offset) @ self.weight - lags.offset
+        return ahead if lags.correction is None else ahead + lags.correction
 
-    def _predict(self, values: Tensor, square: Tensor) -> Tensor:
-        """values: (..., L); square: (..., 1)."""
-        mean = values[..., -1:] + self.deviation(values)
+    def _predict(self, lags: Lags, square: Tensor) -> Tensor:
+        """square: (..., 1)."""
+        mean = lags.values[..., -1:] + self.deviation(lags)
         return mean[..., None] + square.sqrt()[..., None] * self.spread
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        equations = _NormalEquations()
+        equations, units = _NormalEquations(), []
         for features, target, _, scale in self._examples(batches):
             equations.add(features / scale, target / scale)
+            units.append(scale)
         self.weight.copy_(equations.solve(self.config.penalty))
+        if self.level is not None:
+            zero = torch.zeros(1)
+            self.level.calibrate(zero, zero + 1, 1e-4 * torch.cat(units).mean(0))
+        if self.errors is not None:
+            self.errors.to_key.copy_(equations.components(self.weight, self.config.error_keys))
         residuals = []
         for features, target, running, _ in self._examples(batches):
             residuals.append(((target - features @ self.weight) / running.clamp(min=1e-30))[running[:, 0] > 0])
@@ -149,15 +247,16 @@ class RidgeForecaster(StepModel, Fitted):
         self.spread.copy_(spread - middle)
 
     def _examples(self, batches: Iterable[Batch]) -> Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Per batch: features (n, L) and targets (n, H) relative to the last value, running and series scale (n, 1)."""
+        """Per batch: features (n, L) and targets (n, H) relative to the level, running and series scale (n, 1)."""
         for batch in batches:
-            values, square, _ = self._look(batch.x, batch.mask, self.initial_state(batch.x.shape[0]))
-            last = values[..., -1:]
-            target = batch.target - last
+            start = self.initial_state(batch.x.shape[0]) | self.known_level(batch)
+            lags, square, _ = self._scan(batch.x, batch.mask, start, learn=False)
+            values, level = lags.values, lags.values[..., -1:] - lags.offset
+            target = batch.target - level
             keep = target.isfinite().all(-1) & observed(batch.x[..., 0], batch.mask[..., 0])
             keep[:, : min(self.config.lags, keep.shape[1]) - 1] = False
             scale = batch.scale[:, None, None].expand(*keep.shape, 1)
-            yield (values - last)[keep], target[keep], square.sqrt()[keep], scale[keep]
+            yield (values - level)[keep], target[keep], square.sqrt()[keep], scale[keep]
 
 
 def _trapezoid(levels: Tensor) -> Tensor:

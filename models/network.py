@@ -15,15 +15,15 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softplus
 
 from models.contract import Batch, Form, Inside, ModelError, Signature, State, StepModel, Trainable, observed
-from models.lagged import RidgeConfig, RidgeForecaster
-from models.observation import RunningNormaliser, Seen
+from models.lagged import Lags, RidgeConfig, RidgeForecaster
+from models.observation import RunningNormaliser
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,12 @@ class NetworkConfig:
     norm_window: int = 96  # observations over which the running statistics of a forecast reach
     prior: int = 100_000  # observations that the training statistics weigh against a classified or regressed stream's
     skip_lags: int = 0  # L of the ridge that stands beside the backbone; 0 leaves it out; forecasts only
+    skip_level_window: int = 1  # of that ridge: observations of the running mean that it is relative to
+    skip_penalty: float = 1e-5  # of that ridge, as the three that follow; see `RidgeConfig`
+    skip_error_rate: float = 0.0
+    skip_error_span: float = 4000.0
+    skip_error_keys: int = 64
+    quantile_weight: float = 1.0  # weight of the pinball loss of all quantiles
     median_weight: float = 0.0  # weight of the squared error of the middle quantile, beside the pinball loss
 
     def __post_init__(self) -> None:
@@ -40,18 +46,18 @@ class NetworkConfig:
             or self.norm_window < 2
             or self.prior < 1
             or self.skip_lags < 0
-            or not self.median_weight >= 0
+            or not (self.median_weight >= 0 and self.quantile_weight >= 0)
+            or self.median_weight + self.quantile_weight == 0
         ):
             raise ModelError(
-                "embed and prior are at least 1, norm_window at least 2, skip_lags and median_weight 0 or more; got "
+                "embed and prior are at least 1, norm_window at least 2, skip_lags, quantile_weight and median_weight "
+                "0 or more and not both weights 0; got "
                 + ", ".join(f"{name}={value}" for name, value in vars(self).items())
             )
 
 
 class Backbone(Protocol):
     """A sequence mixer; a `StepModel` without input and output of its own.
-
-    One with a memory to look into has `look(form, e, state, present) -> out, state, inside` too.
 
     e: (B, E) or (B, T, E); present: (B,) or (B, T), 0 where nothing was observed, for those that shall not learn then.
     """
@@ -104,6 +110,20 @@ class Quantiles(nn.Module):
         return torch.where(self.is_middle, raw, softplus(raw)) @ self.sums
 
 
+class Views(NamedTuple):
+    """What the head and the skip say something from, each (..., its width); the numbers are channel 0's."""
+
+    features: Tensor  # of the backbone
+    value: Tensor
+    scale: Tensor
+    observations: Tensor
+    lags: Lags | None  # of the skip
+
+    def at(self, index: Any) -> Views:
+        features, value, scale, observations = (part[index] for part in self[:4])
+        return Views(features, value, scale, observations, None if self.lags is None else self.lags.at(index))
+
+
 class Network(StepModel, Trainable):
     """One backbone between a streaming normaliser and the head that the task asks for."""
 
@@ -136,24 +156,32 @@ class Network(StepModel, Trainable):
             self.head = nn.Linear(features, signature.classes)
         else:
             self.head = Quantiles(features, signature.horizon if forecasts else 1, signature.quantiles)
-        ridge = RidgeConfig(lags=config.skip_lags) if forecasts and config.skip_lags else None
-        self.skip = RidgeForecaster(signature, ridge) if ridge else None
+        self.skip: RidgeForecaster | None = None
+        if forecasts and config.skip_lags:
+            own = {
+                name.removeprefix("skip_"): value for name, value in vars(config).items() if name.startswith("skip_")
+            }
+            self.skip = RidgeForecaster(signature, RidgeConfig(**own))
         self.register_buffer("target_mean", torch.zeros(()))
         self.register_buffer("target_std", torch.ones(()))
 
     def initial_state(self, batch: int) -> State:
         state = self.normaliser.initial_state(batch)
         if self.skip is not None:
-            state |= self.skip.buffer.initial_state(batch)
+            state |= self.skip.initial_lags(batch)
         return state | self.backbone.initial_state(batch)  # type: ignore[operator]
 
     def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
         if not self.streams:
             return self.backbone.step(x, state)  # type: ignore[operator]
-        return self._run("step", x, mask, state)[:2]
+        return self._run("step", x, mask, state)
 
     def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
-        return self._run("scan", x, mask, state)[:2]
+        return self._run("scan", x, mask, state)
+
+    def last(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        views, after, _ = self._views("scan", x, mask, state)
+        return self._predict(views.at((slice(None), -1))), after
 
     @property
     def has_look(self) -> bool:
@@ -163,39 +191,49 @@ class Network(StepModel, Trainable):
         """What the named form returns, and what the backbone's memory did; see `MemoryBackbone.look` for the names."""
         if not self.has_look:
             return super().look(form, x, mask, state)
-        return self._run(form, x, mask, state, look=True)
+        views, after, inside = self._views(form, x, mask, state, look=True)
+        return self._predict(views), after, inside
 
-    def _run(
-        self, form: Form, x: Tensor, mask: Tensor, state: State, look: bool = False
-    ) -> tuple[Tensor, State, Inside]:
-        raw, seen, after, inside = self._raw(form, x, mask, state, look)
+    def _run(self, form: Form, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        views, after, _ = self._views(form, x, mask, state)
+        return self._predict(views), after
+
+    def _predict(self, views: Views) -> Tensor:
+        raw = self._raw(views)
         if self.signature.task == "classify":
-            return raw.softmax(-1), after, inside
+            return raw.softmax(-1)
         if self.signature.task == "regress":
-            return self.target_mean + self.target_std * raw.squeeze(-2), after, inside
-        anchor, scale = seen.value[..., :1, None], seen.scale[..., :1, None]
-        return anchor + scale * raw, after, inside
+            return self.target_mean + self.target_std * raw.squeeze(-2)
+        return views.value[..., None] + views.scale[..., None] * raw
 
-    def _raw(
-        self, form: Form, x: Tensor, mask: Tensor, state: State, look: bool = False
-    ) -> tuple[Tensor, Seen, State, Inside]:
-        """The head's output in normalised units, by the named form of every part; the look inside if asked for."""
+    def _views(
+        self, form: Form, x: Tensor, mask: Tensor, state: State, *, look: bool = False, learn: bool = True
+    ) -> tuple[Views, State, Inside]:
+        """What the head says something from, by the named form of every part; the next state; the look if asked for.
+
+        `learn`: see `RidgeForecaster.read_lags`.
+        """
         seen, after = getattr(self.normaliser, form)(x, mask, state)
         e = self.embed(torch.cat([seen.level, seen.change, seen.present], -1))
+        lags = None
         if self.skip is not None:
-            window, lags = getattr(self.skip.buffer, form)(x[..., :1], mask[..., :1], state)
-            after = after | lags
-        present = seen.present.amax(-1)
-        inside: Inside = {}
+            lags, skipped = self.skip.read_lags(form, x, mask, state, learn)
+            after = after | skipped
+        present, inside = seen.present.amax(-1), Inside()
         if look:
             out, hidden, inside = self.backbone.look(form, e, state, present)  # type: ignore[operator]
         else:
             out, hidden = getattr(self.backbone, form)(e, state, present)
-        raw = self.head(out)
-        if self.skip is not None:
-            ridge = self.skip.deviation(window.squeeze(-1)) / seen.scale[..., :1]  # (..., H)
+        target = (seen.value[..., :1], seen.scale[..., :1], seen.observations[..., :1])
+        return Views(out, *target, lags), after | hidden, inside
+
+    def _raw(self, views: Views) -> Tensor:
+        """The head's output in normalised units."""
+        raw = self.head(views.features)
+        if self.skip is not None and views.lags is not None:
+            ridge = self.skip.deviation(views.lags) / views.scale  # (..., H)
             raw = raw + ridge[..., None]
-        return raw, seen, after | hidden, inside
+        return raw
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Set the constants of the graph: each channel's statistics, its smallest scale, the target's units."""
@@ -235,26 +273,32 @@ class Network(StepModel, Trainable):
 
         Cross-entropy for classes; pinball at the signature's levels for the rest, divided by the series' scale.
         """
-        raw, seen, _, _ = self._raw("scan", batch.x, batch.mask, self.initial_state(batch.x.shape[0]))
+        state = self.initial_state(batch.x.shape[0])
+        if self.skip is not None:
+            state = state | self.skip.known_level(batch)
+        # The network learns what the fitted map leaves over; a window holds too little for a memory of errors.
+        views, _, _ = self._views("scan", batch.x, batch.mask, state, learn=False)
+        known = batch.target >= 0 if self.signature.task == "classify" else batch.target.isfinite()
+        if self.signature.task == "forecast":
+            # Before a series' first value there is nothing to forecast from.
+            known = known & (views.observations > 0)
+        # The head speaks where somebody listens: of a long horizon at every position it would be the dearest part.
+        supervised = known.flatten(2).any(-1) if known.dim() > 2 else known
+        if not bool(supervised.any()):
+            return 0.0 * views.features.sum()
+        scale = batch.scale[:, None].expand_as(supervised)[supervised]
+        views, known, target = views.at(supervised), known[supervised], batch.target[supervised]
+        raw = self._raw(views)
         if self.signature.task == "classify":
-            if not bool((batch.target >= 0).any()):
-                return 0.0 * raw.sum()
-            return cross_entropy(raw.flatten(0, 1), batch.target.flatten(), ignore_index=-1)
+            return cross_entropy(raw, target)
         if self.signature.task == "regress":
-            target = (batch.target - self.target_mean) / self.target_std
-            known = target.isfinite()
-            error = (torch.where(known, target, torch.zeros_like(target))[..., None] - raw.squeeze(-2))[known]
+            error = ((target - self.target_mean) / self.target_std)[:, None] - raw.squeeze(-2)
         else:
             # In the last value's frame, so that a large level does not cost the small differences their digits.
-            target = batch.target - seen.value[..., :1]
-            # Before a series' first value there is nothing to forecast from.
-            known = target.isfinite() & (seen.observations[..., :1] > 0)
-            shown = torch.where(known, target, torch.zeros_like(target))[..., None]
-            error = ((shown - seen.scale[..., :1, None] * raw) / batch.scale[:, None, None, None])[known]
-        if error.numel() == 0:
-            return 0.0 * raw.sum()
+            ahead = torch.where(known, target - views.value, 0.0)
+            error = ((ahead[..., None] - views.scale[..., None] * raw) / scale[:, None, None])[known]
         levels = raw.new_tensor(self.signature.quantiles)
-        loss = torch.maximum(levels * error, (levels - 1) * error).mean()
+        loss = self.config.quantile_weight * torch.maximum(levels * error, (levels - 1) * error).mean()
         if self.config.median_weight:
             loss = loss + self.config.median_weight * error[:, len(levels) // 2].square().mean()
         return loss

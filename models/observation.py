@@ -65,8 +65,9 @@ class RunningNormaliser(nn.Module):
     prior_mean: Tensor
     prior_var: Tensor
 
-    def __init__(self, channels: int, window: int, prior: int = 0) -> None:
+    def __init__(self, channels: int, window: int, prior: int = 0, name: str = "norm") -> None:
         super().__init__()
+        self.name = name  # of its part of the state
         self.window = float(window)
         self.prior = float(min(prior, window))
         self.register_buffer("floor", torch.full((channels,), 1e-6))
@@ -83,49 +84,55 @@ class RunningNormaliser(nn.Module):
         channels = self.floor.shape[0]
         count = self.floor.new_full((batch, channels), self.prior)
         known = count.clamp(max=1.0)
+        return self._named(count, known * self.prior_mean, torch.zeros_like(count), known * self.prior_var)
+
+    def _named(self, count: Tensor, last: Tensor, offset: Tensor, var: Tensor) -> State:
         return {
-            "norm.count": count,
-            "norm.last": known * self.prior_mean,
-            "norm.offset": torch.zeros_like(count),
-            "norm.var": known * self.prior_var,
+            f"{self.name}.count": count,
+            f"{self.name}.last": last,
+            f"{self.name}.offset": offset,
+            f"{self.name}.var": var,
         }
+
+    def _parts(self, state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return tuple(state[f"{self.name}.{part}"] for part in ("count", "last", "offset", "var"))  # type: ignore[return-value]
+
+    def known(self, count: Tensor, mean: Tensor, var: Tensor) -> State:
+        """The state of series of which `count` values have been seen, at their mean; each (B, C)."""
+        return self._named(count.clamp(max=self.window), mean, torch.zeros_like(mean), var)
 
     def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Seen, State]:
         """x, mask: (B, C)."""
         seen = observed(x, mask)
         present = seen.to(x.dtype)
-        before, last = state["norm.count"], state["norm.last"]
+        before, last, deviation, spread = self._parts(state)
         value = torch.where(seen, x, last)
         change = (value - last) * before.clamp(max=1.0)
         count = (before + present).clamp(max=self.window)
         rate = present / count.clamp(min=1.0)
-        surprise = change + state["norm.offset"]
+        surprise = change + deviation
         offset = surprise - rate * surprise
-        var = state["norm.var"] + rate * (surprise * offset - state["norm.var"])
+        var = spread + rate * (surprise * offset - spread)
         scale = torch.sqrt(var + self.floor * self.floor)
         view = Seen(value, offset / scale, change / scale, present, scale, count)
-        return view, {"norm.count": count, "norm.last": value, "norm.offset": offset, "norm.var": var}
+        return view, self._named(count, value, offset, var)
 
     def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Seen, State]:
         """x, mask: (B, T, C)."""
         seen = observed(x, mask)
         present = seen.to(x.dtype)
-        value = fill_forward(x, seen, state["norm.last"])
-        before = torch.cat([state["norm.count"][:, None], present], 1).cumsum(1)[:, :-1].clamp(max=self.window)
-        change = torch.diff(value, dim=1, prepend=state["norm.last"][:, None]) * before.clamp(max=1.0)
+        counted, last, deviation, spread = self._parts(state)
+        value = fill_forward(x, seen, last)
+        before = torch.cat([counted[:, None], present], 1).cumsum(1)[:, :-1].clamp(max=self.window)
+        change = torch.diff(value, dim=1, prepend=last[:, None]) * before.clamp(max=1.0)
         count = (before + present).clamp(max=self.window)
         rate = present / count.clamp(min=1.0)
-        offset = linear_recurrence(1 - rate, (1 - rate) * change, state["norm.offset"])
-        surprise = change + torch.cat([state["norm.offset"][:, None], offset[:, :-1]], 1)
-        var = linear_recurrence(1 - rate, rate * surprise * offset, state["norm.var"])
+        offset = linear_recurrence(1 - rate, (1 - rate) * change, deviation)
+        surprise = change + torch.cat([deviation[:, None], offset[:, :-1]], 1)
+        var = linear_recurrence(1 - rate, rate * surprise * offset, spread)
         scale = torch.sqrt(var + self.floor * self.floor)
         view = Seen(value, offset / scale, change / scale, present, scale, count)
-        return view, {
-            "norm.count": count[:, -1],
-            "norm.last": value[:, -1],
-            "norm.offset": offset[:, -1],
-            "norm.var": var[:, -1],
-        }
+        return view, self._named(count[:, -1], value[:, -1], offset[:, -1], var[:, -1])
 
 
 class LagBuffer(nn.Module):

@@ -13,7 +13,7 @@ from data.frame import Channel, Dataset, Splits
 from data.panel import Series, to_panel
 from forecasting.task import Task, TaskError
 from forecasting.training import fit_model
-from forecasting.windows import LengthBatches, Parts, Span, Window, plan_windows, split, window_loader
+from forecasting.windows import LengthBatches, Parts, Span, Window, WindowDataset, plan_windows, split, window_loader
 from models.catalog import build
 
 VALUE = Channel("y", "1")
@@ -306,6 +306,18 @@ def test_a_plan_worked_out_by_hand():
     ]  # fmt: skip
 
 
+@given(planned(), st.integers(1, 5), st.integers(2, 7))
+def test_with_every_the_positions_that_count_are_so_far_apart_back_from_the_end(case, horizon, every):
+    span, length, context = case
+    plans = {n: plan_windows([span], length, 3, context, n) for n in (1, every)}
+    dense, sparse = (WindowDataset([span], forecast_task(horizon), plan) for plan in plans.values())
+    for index in range(len(dense)):
+        all_of, some_of = dense[[index]].target[0], sparse[[index]].target[0]
+        kept = torch.arange(len(all_of)).flip(0) % every == 0
+        torch.testing.assert_close(some_of[kept], all_of[kept], equal_nan=True)
+        assert some_of[~kept].isnan().all()
+
+
 @given(planned(), st.integers(1, 5))
 def test_a_target_is_what_comes_next_and_unknown_outside_the_span(case, horizon):
     span, length, context = case
@@ -404,3 +416,14 @@ def test_unshuffled_batches_can_be_iterated_again():
     first, second = list(loader), list(loader)
     assert all(torch.equal(a, b) for left, right in zip(first, second, strict=True) for a, b in
                zip((left.x, left.mask), (right.x, right.mask), strict=True))  # fmt: skip
+
+
+def test_a_window_knows_the_statistics_of_what_came_before_it_and_of_nothing_after():
+    values = 1e4 + np.random.default_rng(0).normal(size=(40, 1))
+    values[[3, 17]] = np.nan
+    loader = window_loader([span_of(40, values=values)], forecast_task(2), length=8, stride=4, context=0, batch_size=1)
+    for batch, begin in zip(loader, range(0, 36, 4), strict=True):
+        known = values[:begin][np.isfinite(values[:begin])]
+        expected = [len(known), known.mean(), known.std()] if begin else [0, 0, 0]
+        assert batch.before is not None
+        np.testing.assert_allclose(batch.before[0].numpy(), expected, rtol=1e-5)

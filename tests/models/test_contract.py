@@ -35,7 +35,11 @@ SMALL = {
     "width": 8, "heads": 2, "blocks": 1, "feed_forward": 1,
     "window": 5, "patch": 3, "patches": 3, "persistent": 2,
 }  # fmt: skip
-VARIANTS: tuple[dict[str, Any], ...] = ({}, {"layers": 2, "skip_lags": 4, "lags": 3})
+RIDGE = {"lags": 4, "level_window": 20, "error_rate": 0.3, "error_span": 30.0, "error_keys": 3}
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {},
+    {"layers": 2} | RIDGE | {f"skip_{name}": value for name, value in RIDGE.items()},
+)
 # Of a model that learns in chunks. The three tasks share all but the head, so they take turns over these.
 CHUNKS: tuple[dict[str, Any], ...] = (
     {"chunk": 1}, {"chunk": 4, "skip_lags": 4}, {"chunk": 16, "blocks": 2, "feed_forward": 0}, {"chunk": 64},
@@ -143,7 +147,7 @@ def training_batches(signature: Signature, seed: int) -> list[Batch]:
             number = torch.from_numpy(slope[..., 0]).expand(rows, steps)
             target = number.float() if signature.task == "regress" else (number > 0).long()
         seen = x[:, :steps]
-        batches.append(Batch(seen, seen.isfinite().float(), target, torch.ones(rows)))
+        batches.append(Batch(seen, seen.isfinite().float(), target, torch.ones(rows), torch.zeros(rows, 3)))
     return batches
 
 

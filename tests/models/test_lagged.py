@@ -12,7 +12,7 @@ from sklearn.linear_model import Ridge
 
 from models.catalog import build
 from models.contract import Batch, ModelError, Signature
-from models.lagged import RidgeForecaster, RidgeReader
+from models.lagged import Lags, RidgeForecaster, RidgeReader
 
 LAGS, HORIZON = 6, 3
 FORECAST = Signature("forecast", channels=1, horizon=HORIZON)
@@ -80,7 +80,7 @@ def test_the_forecast_of_a_known_process_is_recovered():
     train, test = batch_of(with_momentum(1, rows=20, steps=400)), batch_of(with_momentum(2, rows=5, steps=200))
     model = fitted([train])
     window = model.buffer.scan(test.x, test.mask, model.initial_state(5))[0].squeeze(-1)
-    mean = (window[..., -1:] + model.deviation(window))[:, 10:]
+    mean = (window[..., -1:] + model.deviation(Lags(window, torch.zeros(1), None)))[:, 10:]
     last, difference = test.x[:, 10:], test.x[:, 10:] - test.x[:, 9:-1]
     ahead = torch.tensor([sum(MOMENTUM**k for k in range(1, h + 1)) for h in range(1, HORIZON + 1)])
     error = (mean - (last + difference * ahead)).square().mean().sqrt()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.catalog import build
 from models.contract import DECILES, Batch, ModelError, Signature
+from models.lagged import Lags
 from models.network import Network, NetworkConfig, Quantiles
 from models.recurrent import Bidirectional, RecurrentConfig
 
@@ -124,9 +125,36 @@ def test_at_the_start_a_network_repeats_its_ridge():
     ridge = build("ridge", Signature("forecast", channels=1, horizon=HORIZON), lags=5)
     ridge.fit([batch])
     window = ridge.buffer.scan(batch.x[..., :1], batch.mask[..., :1], ridge.initial_state(4))[0].squeeze(-1)
-    expected = (window[..., -1:] + ridge.deviation(window))[:, 10:]
+    expected = (window[..., -1:] + ridge.deviation(Lags(window, torch.zeros(1), None)))[:, 10:]
     torch.testing.assert_close(median, expected, rtol=1e-5, atol=1e-5)
     assert (median - batch.target[:, 10:]).abs().max() < 0.1, "the wave should go on"
+
+
+def test_the_weights_of_the_loss_are_of_the_pinball_loss_and_of_the_squared_error_of_the_middle():
+    losses = {}
+    for weights in ((1.0, 0.0), (0.0, 1.0), (0.5, 2.0)):
+        torch.manual_seed(0)
+        model = build("gru", FORECAST, quantile_weight=weights[0], median_weight=weights[1], **SMALL)
+        batch = batch_for(FORECAST)
+        losses[weights] = float(model.loss(batch).detach())
+    known = batch.target.isfinite()
+    middle = (predict(model, batch)[..., 4] - batch.target) / batch.scale[:, None, None]
+    seen = (batch.mask[..., :1] > 0.5).cummax(1).values
+    np.testing.assert_allclose(losses[0.0, 1.0], float(middle[known & seen].square().mean().detach()), rtol=1e-5)
+    np.testing.assert_allclose(losses[0.5, 2.0], 0.5 * losses[1.0, 0.0] + 2 * losses[0.0, 1.0], rtol=1e-5)
+    with pytest.raises(ModelError, match="not both weights 0"):
+        NetworkConfig(quantile_weight=0.0)
+
+
+@pytest.mark.parametrize("signature", [FORECAST, CLASSIFY])
+def test_the_last_prediction_alone_is_the_scans(signature):
+    model = build("gru", signature, skip_lags=5, **SMALL)
+    batch = batch_for(signature)
+    state = model.initial_state(len(batch.x))
+    every, after = model.scan(batch.x, batch.mask, state)
+    last, left = model.last(batch.x, batch.mask, state)
+    torch.testing.assert_close(last, every[:, -1])
+    torch.testing.assert_close(left, after)
 
 
 def test_a_bidirectional_backbone_cannot_forecast():

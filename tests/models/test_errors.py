@@ -1,0 +1,117 @@
+"""The memory of errors against its equations in numpy, and against streams whose errors repeat.
+
+Shapes: B series, T time, L lags, D width of a key, H horizon.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from models.catalog import build
+from models.contract import Batch, ModelError, Signature
+from models.errors import LARGEST, ErrorMemory
+
+LAGS, HORIZON, KEYS = 4, 3, 2
+SIZE = LAGS + HORIZON
+
+
+def memory(rate: float = 0.1, span: float = 50.0) -> ErrorMemory:
+    torch.manual_seed(0)
+    made = ErrorMemory(LAGS, HORIZON, KEYS, rate, span).double()
+    made.to_key.copy_(torch.randn(LAGS, KEYS))
+    return made
+
+
+def run(made: ErrorMemory, windows: torch.Tensor, present: torch.Tensor, weight: torch.Tensor):
+    return made.scan(windows, present, weight, made.initial_state(len(windows)))
+
+
+def test_it_is_the_implicit_delta_rule_with_forgetting_written_out():
+    made, weight = memory(), torch.randn(LAGS, HORIZON, dtype=torch.float64)
+    series = torch.randn(1, 200, dtype=torch.float64)
+    windows = series.unfold(1, SIZE, 1)  # (1, T, L + H)
+    steps = windows.shape[1]
+    answers, _ = run(made, windows, torch.ones(1, steps, 1, dtype=torch.float64), weight)
+    learned, keep = np.zeros((KEYS, HORIZON)), math.exp(-1 / 50)
+    to_key = made.to_key.numpy()
+    for t in range(steps):
+        window = windows[0, t].numpy()
+        key, error = window[:LAGS] @ to_key, window[-HORIZON:] - window[:LAGS] @ weight.numpy()
+        weighed = max(0.0, 1 - 10 * (1 - min(t + 1, SIZE) / SIZE))  # the stream fills the window first
+        rate = weighed * 0.1 / (1 + 0.1 * key @ key)
+        learned = keep * learned + rate * np.outer(key, error - key @ learned)
+        expected = (window[-LAGS:] @ to_key) @ learned
+        np.testing.assert_allclose(answers[0, t].numpy(), expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("cut", [1, 63, 64, 100])
+def test_a_scan_cut_in_two_and_single_steps_give_the_same(cut):
+    made, weight = memory(), torch.randn(LAGS, HORIZON, dtype=torch.float64)
+    windows = torch.randn(2, 150, SIZE, dtype=torch.float64)
+    present = (torch.rand(2, 150, 1, dtype=torch.float64) > 0.02).double()
+    whole, end = run(made, windows, present, weight)
+    first, state = run(made, windows[:, :cut], present[:, :cut], weight)
+    second, state = made.scan(windows[:, cut:], present[:, cut:], weight, state)
+    torch.testing.assert_close(torch.cat([first, second], 1), whole, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(state, end, rtol=1e-9, atol=1e-9)
+    state = made.initial_state(2)
+    for t in range(150):
+        answer, state = made.step(windows[:, t], present[:, t], weight, state)
+        torch.testing.assert_close(answer, whole[:, t], rtol=1e-9, atol=1e-9)
+    assert end["errors.memory"].abs().max() > 0.01
+
+
+def test_a_missing_observation_leaves_the_memory_and_a_window_of_imputed_values_teaches_nothing():
+    made, weight = memory(), torch.zeros(LAGS, HORIZON, dtype=torch.float64)
+    windows = torch.randn(1, 40, SIZE, dtype=torch.float64)
+    present = torch.ones(1, 40, 1, dtype=torch.float64)
+    _, before = run(made, windows[:, :30], present[:, :30], weight)
+    assert before["errors.memory"].abs().max() > 0
+    gap = torch.zeros(1, 1, 1, dtype=torch.float64)
+    _, after = made.scan(windows[:, 30:31], gap, weight, before)
+    assert torch.equal(after["errors.memory"], before["errors.memory"])
+    _, later = made.scan(windows[:, 31:32], gap + 1, weight, after)  # observed, behind a window with a gap
+    torch.testing.assert_close(later["errors.memory"], math.exp(-1 / 50) * before["errors.memory"])
+
+
+def test_a_spike_teaches_no_more_than_the_largest_lesson():
+    made, weight = memory(rate=1e6), torch.zeros(LAGS, HORIZON, dtype=torch.float64)
+    windows = torch.full((1, 100, SIZE), 1e15, dtype=torch.float64)
+    windows[:, ::2] *= -1
+    answers, state = run(made, windows, torch.ones(1, 100, 1, dtype=torch.float64), weight)
+    assert answers.abs().max() <= 2 * LARGEST
+    assert state["errors.memory"].isfinite().all()
+
+
+def sines(period: float, rows: int = 4, steps: int = 400) -> torch.Tensor:
+    t = torch.arange(steps) + 3.0 * torch.arange(rows)[:, None]
+    return 5 + torch.sin(2 * math.pi * t / period)
+
+
+def batch_of(values: torch.Tensor, level: bool = True) -> Batch:
+    x = values[:, :-HORIZON, None]
+    target = values[:, 1:].unfold(1, HORIZON, 1)
+    rows = len(values)
+    return Batch(x, torch.ones_like(x), target, torch.ones(rows), torch.zeros(rows, 3) if level else None)
+
+
+def test_a_ridge_learns_the_errors_of_a_stream_that_moves_otherwise_than_its_training():
+    signature = Signature("forecast", channels=1, horizon=HORIZON, quantiles=(0.5,))
+    stream = batch_of(sines(period=9, steps=1000))
+    found = {}
+    for rate in (0.0, 0.3):
+        model = build("ridge", signature, lags=8, level_window=100, error_rate=rate, error_span=1e4, error_keys=8)
+        model.fit([batch_of(sines(period=12))])
+        values, _ = model.scan(stream.x, stream.mask, model.initial_state(4))
+        found[rate] = (values[..., 0] - stream.target)[:, -200:].square().mean()
+    assert found[0.3] < 0.2 * found[0.0]
+
+
+def test_a_level_wants_to_be_known_and_errors_want_a_level():
+    signature = Signature("forecast", channels=1, horizon=HORIZON)
+    with pytest.raises(ModelError, match="know what came before"):
+        build("ridge", signature, lags=8, level_window=100).fit([batch_of(sines(9), level=False)])
+    with pytest.raises(ModelError, match="needs a level_window"):
+        build("ridge", signature, lags=8, error_rate=0.1)
