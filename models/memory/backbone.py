@@ -61,11 +61,13 @@ class MemoryConfig:
 
 
 class CausalConvolution(nn.Module):
-    """Each channel over its last K values; the first K - 1 before a stream are 0."""
+    """Each channel over its last K values; the first K - 1 before a stream are 0. With K = 1 it is not there."""
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
         self.kernel = kernel
+        if kernel == 1:
+            return
         weight = torch.zeros(channels, kernel)
         weight[:, -1] = 1.0  # at the start the present value passes as it is
         self.weight = nn.Parameter(weight + 0.1 * torch.randn(channels, kernel) / math.sqrt(kernel))
@@ -78,14 +80,14 @@ class CausalConvolution(nn.Module):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """x: (B, channels)."""
         if self.kernel == 1:
-            return x * self.weight[:, 0], {}
+            return x, {}
         window = torch.cat([state["past"], x[:, None]], 1)
         return (window * self.weight.T).sum(1), {"past": window[:, 1:]}
 
     def scan(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """x: (B, T, channels)."""
         if self.kernel == 1:
-            return x * self.weight[:, 0], {}
+            return x, {}
         window = torch.cat([state["past"], x], 1)
         out = conv1d(window.transpose(1, 2), self.weight[:, None], groups=self.weight.shape[0]).transpose(1, 2)
         return out, {"past": window[:, -(self.kernel - 1) :]}
