@@ -1,0 +1,502 @@
+"""What the memories hold, and for how long: five tasks that only a memory can answer, beside GRU, LSTM and attention.
+
+`associative recall`  pairs of key and value, then every key; with length the number of pairs grows (a quarter of it).
+`needle`              four pairs lost in a stream of other values; with length only the distance grows.
+`selective copy`      eight items scattered over blanks, then all in order.
+`serial recall`       a list, a pause, all in order: accuracy against its length, the pause, and the place in the list.
+`recurring regimes`   a numeric series of patterns that return: error of the next value at each return.
+
+Every model is token embedding, backbone, linear classifier (for the series: linear, backbone, linear), trained by the
+same loop on the same trials with as many tokens. Baselines have the memories' number of parameters within 10 %; for
+associative recall a second table gives all the same number of state floats instead, all tensors of the state counted
+(convolutions, momenta and anchors too), and a third varies the state. The weights are frozen at test; only the state
+learns. Associative recall is learned by curriculum: every length in turn until 99 % are right or the tokens are used
+up; a length below 90 % ends it, and longer ones are then read by the same weights.
+
+Options: --quick, --tasks recall,needle,copy,serial,regimes, --models gru,deltanet,..., --seeds 3, --tokens 3e6.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import torch
+from figures import machine, table
+from recall_data import (
+    CHANCE,
+    UNASKED,
+    VOCABULARY,
+    AssociativeRecall,
+    Needle,
+    Recurring,
+    Regimes,
+    SelectiveCopy,
+    SerialRecall,
+    Trials,
+)
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+from models.attention import AttentionBackbone, AttentionConfig
+from models.memory.atlas import ATLAS, OMEGA
+from models.memory.backbone import Inner, MemoryBackbone, MemoryConfig
+from models.memory.miras import MEMORA, MONETA, YAAD
+from models.memory.titans import DELTANET, GATED_DELTANET, LMM, TTT_LINEAR
+from models.recurrent import Recurrent, RecurrentConfig
+
+MEMORIES = {
+    "deltanet": DELTANET,
+    "gated-deltanet": GATED_DELTANET,
+    "ttt-linear": TTT_LINEAR,
+    "titans-lmm": LMM,
+    "yaad": YAAD,
+    "moneta": MONETA,
+    "memora": MEMORA,
+    "omega": OMEGA,
+    "atlas": ATLAS,
+}
+Task = Callable[[int, int, torch.Generator], Trials]  # (length, trials, random)
+BASELINES = ("gru", "lstm", "attention")
+PEER = "titans-lmm"  # whose number of parameters all others are given
+WIDTH = 24  # of the peer
+DEEP = 2  # blocks where recall takes two steps
+STATE = 400  # floats of the state where all have the same: a matrix of 16 x 16 and its convolution
+KNOWN = 4  # steps after which a pattern can be told from the others
+EMBED = 32
+BATCH = 32
+HELD = 0.9  # accuracy from which a length counts as held
+LEARNED = 0.99  # running accuracy at which a length is done
+RATE = 5e-3
+ATTENTION_HEADS = 2
+POLYNOMIAL_HEAD = 8  # width of a head whose keys are expanded: 45 features
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a model is built."""
+
+    width: int  # D of a memory or of attention, hidden units of a recurrent network
+    blocks: int = 1
+    chunk: int = 16  # of a memory
+    window: int = 32  # of attention
+
+
+def heads_of(inner: Inner, width: int) -> int:
+    """A matrix is one head, as wide as can be; an MLP two; polynomial features grow with the square of the width."""
+    if inner.degree > 1:
+        return max(1, round(width / POLYNOMIAL_HEAD))
+    return 1 if inner.depth <= 1 else 2
+
+
+def backbone(name: str, size: Size) -> nn.Module:
+    if name in MEMORIES:
+        inner = MEMORIES[name]
+        memory = MemoryConfig(
+            width=size.width,
+            heads=heads_of(inner, size.width),
+            blocks=size.blocks,
+            feed_forward=0,
+            chunk=size.chunk,
+        )
+        return MemoryBackbone(EMBED, memory, inner)
+    if name == "attention":
+        attention = AttentionConfig(
+            width=size.width, heads=ATTENTION_HEADS, blocks=max(size.blocks, 2), feed_forward=0, window=size.window
+        )
+        return AttentionBackbone(EMBED, attention)
+    return Recurrent(EMBED, name, RecurrentConfig(hidden=size.width))
+
+
+class Probe(nn.Module):
+    """A backbone between what a task gives and what it asks."""
+
+    def __init__(self, name: str, size: Size, numeric: bool = False) -> None:
+        super().__init__()
+        self.enter = nn.Linear(1, EMBED) if numeric else nn.Embedding(VOCABULARY, EMBED)
+        self.backbone = backbone(name, size)
+        self.leave = nn.Linear(int(self.backbone.features), 1 if numeric else VOCABULARY)
+
+    def forward(self, given: Tensor) -> Tensor:
+        """(B, T) tokens, or (B, T, 1) values, give (B, T, classes or 1)."""
+        state = self.backbone.initial_state(len(given))
+        return self.leave(self.backbone.scan(self.enter(given), state)[0])
+
+    def parameter_count(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def state_floats(self) -> int:
+        """Of one series, every tensor counted."""
+        return sum(value.numel() for value in self.backbone.initial_state(1).values())
+
+
+def _sizes(name: str, measure: str, blocks: int, chunk: int) -> Iterator[Size]:
+    """Every size that can be built, from the smallest up. The state of attention grows with its window."""
+    for width in range(2, 4096):
+        if name == "attention" and measure == "state_floats":
+            yield Size(16, blocks, window=width)
+        elif name in MEMORIES and width % heads_of(MEMORIES[name], width) == 0:
+            yield Size(width, blocks, chunk)
+        elif name not in MEMORIES and (name != "attention" or width % ATTENTION_HEADS == 0):
+            yield Size(width, blocks)
+
+
+@cache
+def sized(
+    name: str, goal: int, measure: Literal["parameter_count", "state_floats"], *, blocks: int = 1, chunk: int = 16
+) -> Size:
+    """The size whose `measure` comes nearest to the goal."""
+    best, least = Size(0), math.inf
+    for size in _sizes(name, measure, blocks, chunk):
+        with torch.device("meta"):
+            found = getattr(Probe(name, size), measure)()
+        if abs(found - goal) < least:
+            best, least = size, abs(found - goal)
+        elif found > goal:
+            break
+    return best
+
+
+def equal_parameters(name: str, blocks: int = 1) -> Size:
+    """As many parameters as the peer; recurrent networks keep one layer, which learns these tasks best."""
+    goal = Probe(PEER, Size(WIDTH, blocks)).parameter_count()
+    return sized(name, goal, "parameter_count", blocks=blocks)
+
+
+# --- training and measuring ------------------------------------------------------------------------------------
+
+
+def optimise(
+    net: nn.Module, loss_of: Callable[[float], Tensor], steps: int, done: Callable[[], bool] = lambda: False
+) -> None:
+    """AdamW with a short warm-up and a fall to a tenth; `loss_of(progress)` draws a batch; stops early when `done`."""
+    optimiser = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=0.01)
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = RATE * min(1.0, (step + 1) / 50) * (1 - 0.9 * step / steps)
+        optimiser.zero_grad()
+        loss_of(step / steps).backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimiser.step()
+        if done():
+            return
+
+
+def asked(net: nn.Module, trials: Trials) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, targets and items where something is asked; the rest is no part of any loss or score."""
+    there = trials.targets != UNASKED
+    return net(trials.tokens)[there], trials.targets[there], trials.item[there]
+
+
+@torch.no_grad()
+def accuracies(net: nn.Module, task: Task, length: int) -> list[float]:
+    """Share of right answers to every item, in the order in which they came; the same fresh trials for every model."""
+    trials = 256 if length <= 512 else 64
+    logits, targets, item = asked(net, task(length, trials, torch.Generator().manual_seed(length)))
+    right = (logits.argmax(-1) == targets).double()
+    return (torch.bincount(item, right) / torch.bincount(item)).tolist()
+
+
+def accuracy(net: nn.Module, task: Task, length: int) -> float:
+    return statistics.fmean(accuracies(net, task, length))
+
+
+def climb(net: nn.Module, lengths: Sequence[int], tokens: float, seed: int) -> dict[int, float]:
+    """Accuracy of associative recall at every length, learned one after the other."""
+    task, random = AssociativeRecall(), torch.Generator().manual_seed(1000 + seed)
+    for length in lengths:
+        running = 0.0
+
+        def loss_of(_: float, length: int = length) -> Tensor:
+            nonlocal running
+            logits, targets, _ = asked(net, task(length, BATCH, random))
+            running += 0.05 * ((logits.argmax(-1) == targets).float().mean().item() - running)
+            return cross_entropy(logits, targets)
+
+        optimise(net, loss_of, max(1, int(tokens / BATCH / length)), lambda: running > LEARNED)  # noqa: B023
+        if accuracy(net, task, length) < HELD:
+            break
+    return {length: accuracy(net, task, length) for length in lengths}
+
+
+def grow(net: nn.Module, draw: Callable[[int, torch.Generator], Tensor], lengths: Sequence[int], steps: int, seed: int):
+    """Train on the shortest length first, then on one drawn from ever more of them; `draw` gives a batch's loss."""
+    random = torch.Generator().manual_seed(1000 + seed)
+
+    def loss_of(progress: float) -> Tensor:
+        known = min(len(lengths), 1 + int(2 * progress * len(lengths)))
+        return draw(lengths[int(torch.randint(known, (), generator=random))], random)
+
+    optimise(net, loss_of, steps)
+
+
+def held(accuracy_at: dict[int, float]) -> int:
+    """The longest length up to which every one is held; 0 if none is."""
+    longest = 0
+    for length in sorted(accuracy_at):
+        if accuracy_at[length] < HELD:
+            break
+        longest = length
+    return longest
+
+
+# --- tables ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is trained and measured."""
+
+    models: tuple[str, ...]
+    seeds: int
+    tokens: float  # of every length of associative recall
+    steps: int  # of every other task
+
+    def each(self, run: Callable[[int], list[float]]) -> tuple[list[float], float]:
+        """Medians over seeds of what `run(seed)` gives, and the median seconds of a run."""
+        runs, spent = [], []
+        for seed in range(self.seeds):
+            began = time.perf_counter()
+            torch.manual_seed(seed)
+            runs.append(run(seed))
+            spent.append(time.perf_counter() - began)
+        return [statistics.median(values) for values in zip(*runs, strict=True)], statistics.median(spent)
+
+
+def shape(name: str, size: Size, numeric: bool = False) -> list[str]:
+    net = Probe(name, size, numeric)
+    return [name, str(size.width), str(net.parameter_count()), str(net.state_floats())]
+
+
+SHAPE = ["model", "width", "parameters", "state"]
+
+
+def say(row: list[str]) -> list[str]:
+    """Print a row as soon as it is known; the table comes when all are."""
+    print("   ", *row, flush=True)
+    return row
+
+
+def percent(values: Iterable[float]) -> list[str]:
+    return [f"{100 * value:.0f}" for value in values]
+
+
+def recall_row(name: str, size: Size, lengths: Sequence[int], effort: Effort) -> tuple[list[str], dict[int, float]]:
+    def run(seed: int) -> list[float]:
+        return list(climb(Probe(name, size), lengths, effort.tokens, seed).values())
+
+    found, seconds = effort.each(run)
+    at = dict(zip(lengths, found, strict=True))
+    return say([*shape(name, size), *percent(found), str(held(at)), f"{seconds:.0f}"]), at
+
+
+def equal_state(name: str) -> Size:
+    """STATE floats. A matrix memory takes token by token, which needs no anchor; an MLP would train too slowly so."""
+    matrix = name in MEMORIES and MEMORIES[name].depth <= 1
+    return sized(name, STATE, "state_floats", chunk=1 if matrix else 16)
+
+
+def verdict(found: dict[str, dict[int, float]], lengths: Sequence[int]) -> str:
+    """What the accuracies at equal state say of the target."""
+    memories = {name: held(at) for name, at in found.items() if name in MEMORIES}
+    if "gru" not in found or not memories:
+        return "no verdict: it takes gru and a memory"
+    best = max(memories, key=lambda name: memories[name])
+    reach = held(found["gru"])
+    if reach == lengths[-1]:
+        return f"no verdict: gru holds every length up to {reach}; {best} holds {memories[best]}"
+    falls = next(length for length in lengths if length > reach)
+    ratio = memories[best] / falls
+    return (
+        f"gru falls below {HELD:.0%} at {falls} tokens, {best} holds {memories[best]}: {ratio:.1f} times, "
+        f"target 4 {'reached' if ratio >= 4 else 'MISSED'}"
+    )
+
+
+def recall(effort: Effort) -> None:
+    lengths = (4, 8, 16, 32, 64, 128)
+    head = [*SHAPE, *map(str, lengths), "holds", "seconds"]
+    note = f"% right against length, chance {CHANCE:.0%}; 'holds': longest with all up to it at {HELD:.0%} or more"
+    print(f"\nAssociative recall, a quarter as many pairs as tokens, equal parameters: {note}")
+    table(head, [recall_row(name, equal_parameters(name), lengths, effort)[0] for name in effort.models])
+    print(f"\nThe same with {STATE} floats of state: {note}")
+    rows, found = [], {}
+    for name in effort.models:
+        row, found[name] = recall_row(name, equal_state(name), lengths, effort)
+        rows.append(row)
+    table(head, rows)
+    print("verdict:", verdict(found, lengths))
+    print(f"\nThe same against state size: {note}")
+    sizes = [(n, Size(w)) for n in ("gru", "lstm") for w in (16, 64, 256)]
+    sizes += [("attention", Size(16, window=w)) for w in (8, 32, 128)]
+    sizes += [(n, Size(w)) for n in ("deltanet", "titans-lmm", "yaad") for w in (8, 16, 32)]
+    table(head, [recall_row(n, size, lengths, effort)[0] for n, size in sizes if n in effort.models])
+
+
+def trained(name: str, task: Task, lengths: Sequence[int], effort: Effort, seed: int) -> Probe:
+    net = Probe(name, equal_parameters(name, DEEP))
+
+    def draw(length: int, random: torch.Generator) -> Tensor:
+        logits, targets, _ = asked(net, task(length, BATCH, random))
+        return cross_entropy(logits, targets)
+
+    grow(net, draw, lengths, effort.steps, seed)
+    return net
+
+
+def against_length(task: Task, title: str, train: Sequence[int], test: Sequence[int], effort: Effort) -> None:
+    print(f"\n{title}: % right against length, chance {CHANCE:.0%}; trained on lengths up to {train[-1]}")
+    rows = []
+    for name in effort.models:
+        found, seconds = effort.each(
+            lambda seed, name=name: [
+                accuracy(net, task, length) for net in [trained(name, task, train, effort, seed)] for length in test
+            ]
+        )
+        rows.append(say([*shape(name, equal_parameters(name, DEEP)), *percent(found), f"{seconds:.0f}"]))
+    table([*SHAPE, *map(str, test), "seconds"], rows)
+
+
+def needle(effort: Effort) -> None:
+    against_length(
+        Needle(), "Needle: 4 pairs in a stream of other values", (16, 32, 64, 128), (32, 128, 512, 2048), effort
+    )
+
+
+def copy(effort: Effort) -> None:
+    against_length(
+        SelectiveCopy(), "Selective copy: 8 items among blanks", (16, 32, 64, 128), (32, 128, 512, 2048), effort
+    )
+
+
+def serial(effort: Effort) -> None:
+    lists, pauses, most = (2, 4, 8, 12, 16, 24), (4, 16, 64, 256), SerialRecall.most
+    rows, curves = [], []
+    for name in effort.models:
+
+        def run(seed: int, name: str = name) -> list[float]:
+            net = trained(name, SerialRecall(), (2 * most + 1 + SerialRecall.pause,), effort, seed)
+            by_load = [accuracy(net, SerialRecall(items=n), 2 * n + 5) for n in lists]
+            by_pause = [accuracy(net, SerialRecall(items=8, pause=pause), 17 + pause) for pause in pauses]
+            return by_load + by_pause + accuracies(net, SerialRecall(items=most), 2 * most + 5)
+
+        found, seconds = effort.each(run)
+        first = len(lists) + len(pauses)
+        rows.append(say([*shape(name, equal_parameters(name, DEEP)), *percent(found[:first]), f"{seconds:.0f}"]))
+        curves.append([name, *percent(found[first:])])
+    print(
+        f"\nSerial recall: % right against the list (pause 4) and the pause (8 items), chance {CHANCE:.0%}; trained on"
+    )
+    print(f"lists of 2 to {most} with a pause of {SerialRecall.pause}")
+    table([*SHAPE, *[f"{n} items" for n in lists], *[f"pause {n}" for n in pauses], "seconds"], rows)
+    print(f"\nPrimacy and recency: % right against the place in a list of {most}")
+    table(["model", *map(str, range(1, most + 1))], curves)
+
+
+def forecast_loss(net: nn.Module, series: Recurring) -> Tensor:
+    return mse_loss(net(series.values[:, :-1, None])[..., 0], series.values[:, 1:])
+
+
+def by_return(error: Tensor, series: Recurring, returns: Sequence[int]) -> list[float]:
+    """Mean squared error of the next value at each return of its pattern, from KNOWN steps into it on."""
+    return [error[(series.phase >= KNOWN) & (series.occurrence == n)].mean().item() for n in returns]
+
+
+@torch.no_grad()
+def returns_of(predict: Callable[[Tensor], Tensor], task: Regimes, returns: Sequence[int]) -> list[float]:
+    """`predict`: (B, T) values give (B, T) of the next ones; fresh series, the same for every model."""
+    length = task.patterns * task.duration * (max(returns) + 1) - 1
+    series = task(length, 256, torch.Generator().manual_seed(task.patterns))
+    return by_return((predict(series.values[:, :-1]) - series.values[:, 1:]).square(), series, returns)
+
+
+def regimes(effort: Effort) -> None:
+    returns, loads, trained_on = (0, 1, 2, 5), (2, 8), Regimes()
+    train = tuple(n * trained_on.patterns * trained_on.duration for n in (2, 3))
+
+    def row(predict: Callable[[Tensor], Tensor]) -> list[float]:
+        more = [returns_of(predict, Regimes(patterns=n), (0, 1)) for n in loads]
+        return [*returns_of(predict, trained_on, returns), *more[0], *more[1]]
+
+    def run(seed: int, name: str) -> list[float]:
+        net = Probe(name, equal_parameters(name, DEEP), numeric=True)
+
+        def draw(length: int, random: torch.Generator) -> Tensor:
+            return forecast_loss(net, trained_on(length, BATCH // 2, random))
+
+        grow(net, draw, train, effort.steps, seed)
+        return row(lambda values: net(values[..., None])[..., 0])
+
+    def cells(values: list[float]) -> list[str]:
+        return [*(f"{value:.3f}" for value in values), f"{values[0] / values[1]:.1f}"]
+
+    rows = [
+        say(["last value", "", "", "", *cells(row(lambda values: values)), ""]),
+        say(["best without memory", "", "", "", *cells(row(lambda values: trained_on.persistence * values)), ""]),
+    ]
+    for name in effort.models:
+        found, seconds = effort.each(lambda seed, name=name: run(seed, name))
+        size = equal_parameters(name, DEEP)
+        rows.append(say([*shape(name, size, numeric=True), *cells(found), f"{seconds:.0f}"]))
+    print(
+        f"\nRecurring regimes: mean squared error of the next value (variance 1, noise {trained_on.noise**2:.4f}), from"
+    )
+    print(
+        f"step {KNOWN} of a pattern on, the first time it comes, the second and so on; trained on {trained_on.patterns}"
+    )
+    head = [*(f"time {n + 1}" for n in returns), *(f"{n} patterns, time {k}" for n in loads for k in (1, 2))]
+    table([*SHAPE, *head, "time 1 / 2", "seconds"], rows)
+
+
+TASKS: dict[str, Callable[[Effort], None]] = {
+    "recall": recall,
+    "needle": needle,
+    "copy": copy,
+    "serial": serial,
+    "regimes": regimes,
+}
+
+
+def chosen_from(known: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(text.split(","))
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
+        return names
+
+    return parse
+
+
+def main() -> None:
+    models = (*BASELINES, *MEMORIES)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the training, on one seed: figures too low")
+    parser.add_argument("--tasks", type=chosen_from(TASKS), default=tuple(TASKS))
+    parser.add_argument("--models", type=chosen_from(models), default=models)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--tokens", type=float, default=3e6, help="of every length of associative recall")
+    parser.add_argument("--steps", type=int, default=1000, help="of training, of every other task")
+    given = parser.parse_args()
+    share = 0.1 if given.quick else 1.0
+    effort = Effort(given.models, 1 if given.quick else given.seeds, share * given.tokens, int(share * given.steps))
+    torch.set_num_threads(1)
+    print(machine())
+    print(
+        f"{effort.seeds} seeds (medians), {effort.tokens:.1e} tokens at most for every length of associative recall, "
+        f"{effort.steps} steps of {BATCH} trials for every other task"
+    )
+    began = time.perf_counter()
+    for name in given.tasks:
+        TASKS[name](effort)
+    print(f"\n{(time.perf_counter() - began) / 60:.0f} minutes")
+
+
+if __name__ == "__main__":
+    main()
