@@ -73,7 +73,6 @@ EMBED = 32
 BATCH = 32
 HELD = 0.9  # accuracy from which a length counts as held
 LEARNED = 0.99  # running accuracy at which a length is done
-RATE = 5e-3
 ATTENTION_HEADS = 2
 POLYNOMIAL_HEAD = 8  # width of a head whose keys are expanded: 45 features
 
@@ -172,14 +171,39 @@ def equal_parameters(name: str, blocks: int = 1) -> Size:
 # --- training and measuring ------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How much is trained and measured."""
+
+    models: tuple[str, ...]
+    seeds: int
+    tokens: float  # of every length of associative recall
+    steps: int  # of every other task
+    rate: float  # of AdamW at its highest
+
+    def each(self, run: Callable[[int], list[float]]) -> tuple[list[float], float]:
+        """Medians over seeds of what `run(seed)` gives, and the median seconds of a run."""
+        runs, spent = [], []
+        for seed in range(self.seeds):
+            began = time.perf_counter()
+            torch.manual_seed(seed)
+            runs.append(run(seed))
+            spent.append(time.perf_counter() - began)
+        return [statistics.median(values) for values in zip(*runs, strict=True)], statistics.median(spent)
+
+
 def optimise(
-    net: nn.Module, loss_of: Callable[[float], Tensor], steps: int, done: Callable[[], bool] = lambda: False
+    net: nn.Module,
+    loss_of: Callable[[float], Tensor],
+    rate: float,
+    steps: int,
+    done: Callable[[], bool] = lambda: False,
 ) -> None:
     """AdamW with a short warm-up and a fall to a tenth; `loss_of(progress)` draws a batch; stops early when `done`."""
-    optimiser = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=0.01)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=0.01)
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = RATE * min(1.0, (step + 1) / 50) * (1 - 0.9 * step / steps)
+            group["lr"] = rate * min(1.0, (step + 1) / 50) * (1 - 0.9 * step / steps)
         optimiser.zero_grad()
         loss_of(step / steps).backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -207,7 +231,7 @@ def accuracy(net: nn.Module, task: Task, length: int) -> float:
     return statistics.fmean(accuracies(net, task, length))
 
 
-def climb(net: nn.Module, lengths: Sequence[int], tokens: float, seed: int) -> dict[int, float]:
+def climb(net: nn.Module, lengths: Sequence[int], effort: Effort, seed: int) -> dict[int, float]:
     """Accuracy of associative recall at every length, learned one after the other."""
     task, random = AssociativeRecall(), torch.Generator().manual_seed(1000 + seed)
     for length in lengths:
@@ -219,21 +243,23 @@ def climb(net: nn.Module, lengths: Sequence[int], tokens: float, seed: int) -> d
             running += 0.05 * ((logits.argmax(-1) == targets).float().mean().item() - running)
             return cross_entropy(logits, targets)
 
-        optimise(net, loss_of, max(1, int(tokens / BATCH / length)), lambda: running > LEARNED)  # noqa: B023
+        optimise(net, loss_of, effort.rate, max(1, int(effort.tokens / BATCH / length)), lambda: running > LEARNED)  # noqa: B023
         if accuracy(net, task, length) < HELD:
             break
     return {length: accuracy(net, task, length) for length in lengths}
 
 
-def grow(net: nn.Module, draw: Callable[[int, torch.Generator], Tensor], lengths: Sequence[int], steps: int, seed: int):
-    """Train on the shortest length first, then on one drawn from ever more of them; `draw` gives a batch's loss."""
+def grow(
+    net: nn.Module, draw: Callable[[int, torch.Generator], Tensor], levels: Sequence[int], effort: Effort, seed: int
+):
+    """Train on the first of `levels`, then on one drawn from ever more of them; `draw` gives a batch's loss."""
     random = torch.Generator().manual_seed(1000 + seed)
 
     def loss_of(progress: float) -> Tensor:
-        known = min(len(lengths), 1 + int(2 * progress * len(lengths)))
-        return draw(lengths[int(torch.randint(known, (), generator=random))], random)
+        known = min(len(levels), 1 + int(2 * progress * len(levels)))
+        return draw(levels[int(torch.randint(known, (), generator=random))], random)
 
-    optimise(net, loss_of, steps)
+    optimise(net, loss_of, effort.rate, effort.steps)
 
 
 def held(accuracy_at: dict[int, float]) -> int:
@@ -247,26 +273,6 @@ def held(accuracy_at: dict[int, float]) -> int:
 
 
 # --- tables ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much is trained and measured."""
-
-    models: tuple[str, ...]
-    seeds: int
-    tokens: float  # of every length of associative recall
-    steps: int  # of every other task
-
-    def each(self, run: Callable[[int], list[float]]) -> tuple[list[float], float]:
-        """Medians over seeds of what `run(seed)` gives, and the median seconds of a run."""
-        runs, spent = [], []
-        for seed in range(self.seeds):
-            began = time.perf_counter()
-            torch.manual_seed(seed)
-            runs.append(run(seed))
-            spent.append(time.perf_counter() - began)
-        return [statistics.median(values) for values in zip(*runs, strict=True)], statistics.median(spent)
 
 
 def shape(name: str, size: Size, numeric: bool = False) -> list[str]:
@@ -289,7 +295,7 @@ def percent(values: Iterable[float]) -> list[str]:
 
 def recall_row(name: str, size: Size, lengths: Sequence[int], effort: Effort) -> tuple[list[str], dict[int, float]]:
     def run(seed: int) -> list[float]:
-        return list(climb(Probe(name, size), lengths, effort.tokens, seed).values())
+        return list(climb(Probe(name, size), lengths, effort, seed).values())
 
     found, seconds = effort.each(run)
     at = dict(zip(lengths, found, strict=True))
@@ -319,24 +325,36 @@ def verdict(found: dict[str, dict[int, float]], lengths: Sequence[int]) -> str:
     )
 
 
-def recall(effort: Effort) -> None:
-    lengths = (4, 8, 16, 32, 64, 128)
-    head = [*SHAPE, *map(str, lengths), "holds", "seconds"]
-    note = f"% right against length, chance {CHANCE:.0%}; 'holds': longest with all up to it at {HELD:.0%} or more"
-    print(f"\nAssociative recall, a quarter as many pairs as tokens, equal parameters: {note}")
-    table(head, [recall_row(name, equal_parameters(name), lengths, effort)[0] for name in effort.models])
-    print(f"\nThe same with {STATE} floats of state: {note}")
+LENGTHS = (4, 8, 16, 32, 64, 128)
+
+
+def recall_table(title: str, sizes: Iterable[tuple[str, Size]], effort: Effort) -> dict[str, dict[int, float]]:
+    print(f"\nAssociative recall, {title}: % right against length, a quarter of it pairs, chance {CHANCE:.0%};")
+    print(f"'holds' is the longest length that, as all shorter ones, has {HELD:.0%} or more")
     rows, found = [], {}
-    for name in effort.models:
-        row, found[name] = recall_row(name, equal_state(name), lengths, effort)
-        rows.append(row)
-    table(head, rows)
-    print("verdict:", verdict(found, lengths))
-    print(f"\nThe same against state size: {note}")
-    sizes = [(n, Size(w)) for n in ("gru", "lstm") for w in (16, 64, 256)]
-    sizes += [("attention", Size(16, window=w)) for w in (8, 32, 128)]
-    sizes += [(n, Size(w)) for n in ("deltanet", "titans-lmm", "yaad") for w in (8, 16, 32)]
-    table(head, [recall_row(n, size, lengths, effort)[0] for n, size in sizes if n in effort.models])
+    for name, size in sizes:
+        if name in effort.models:
+            row, found[name] = recall_row(name, size, LENGTHS, effort)
+            rows.append(row)
+    table([*SHAPE, *map(str, LENGTHS), "holds", "seconds"], rows)
+    return found
+
+
+def recall(effort: Effort) -> None:
+    recall_table("equal parameters", [(name, equal_parameters(name)) for name in effort.models], effort)
+
+
+def recall_state(effort: Effort) -> None:
+    sizes = [(name, equal_state(name)) for name in effort.models]
+    found = recall_table(f"{STATE} floats of state each", sizes, effort)
+    print("verdict:", verdict(found, LENGTHS))
+
+
+def recall_sizes(effort: Effort) -> None:
+    sizes = [(name, Size(width)) for name in ("gru", "lstm") for width in (16, 64, 256)]
+    sizes += [("attention", Size(16, window=window)) for window in (8, 32, 128)]
+    sizes += [(name, Size(width)) for name in ("deltanet", "titans-lmm", "yaad") for width in (8, 16, 32)]
+    recall_table("against the size of the state", sizes, effort)
 
 
 def trained(name: str, task: Task, lengths: Sequence[int], effort: Effort, seed: int) -> Probe:
@@ -346,7 +364,7 @@ def trained(name: str, task: Task, lengths: Sequence[int], effort: Effort, seed:
         logits, targets, _ = asked(net, task(length, BATCH, random))
         return cross_entropy(logits, targets)
 
-    grow(net, draw, lengths, effort.steps, seed)
+    grow(net, draw, lengths, effort, seed)
     return net
 
 
@@ -417,20 +435,20 @@ def returns_of(predict: Callable[[Tensor], Tensor], task: Regimes, returns: Sequ
 
 
 def regimes(effort: Effort) -> None:
-    returns, loads, trained_on = (0, 1, 2, 5), (2, 8), Regimes()
-    train = tuple(n * trained_on.patterns * trained_on.duration for n in (2, 3))
+    returns, loads, usual = (0, 1, 2, 5), (2, 8), Regimes()
+    train, length = (1, 2, usual.patterns), 3 * usual.patterns * usual.duration
 
     def row(predict: Callable[[Tensor], Tensor]) -> list[float]:
-        more = [returns_of(predict, Regimes(patterns=n), (0, 1)) for n in loads]
-        return [*returns_of(predict, trained_on, returns), *more[0], *more[1]]
+        more = [returns_of(predict, Regimes(n), (0, 1)) for n in loads]
+        return [*returns_of(predict, usual, returns), *more[0], *more[1]]
 
     def run(seed: int, name: str) -> list[float]:
         net = Probe(name, equal_parameters(name, DEEP), numeric=True)
 
-        def draw(length: int, random: torch.Generator) -> Tensor:
-            return forecast_loss(net, trained_on(length, BATCH // 2, random))
+        def draw(patterns: int, random: torch.Generator) -> Tensor:
+            return forecast_loss(net, Regimes(patterns)(length, BATCH, random))
 
-        grow(net, draw, train, effort.steps, seed)
+        grow(net, draw, train, effort, seed)
         return row(lambda values: net(values[..., None])[..., 0])
 
     def cells(values: list[float]) -> list[str]:
@@ -438,24 +456,22 @@ def regimes(effort: Effort) -> None:
 
     rows = [
         say(["last value", "", "", "", *cells(row(lambda values: values)), ""]),
-        say(["best without memory", "", "", "", *cells(row(lambda values: trained_on.persistence * values)), ""]),
+        say(["best without memory", "", "", "", *cells(row(lambda values: usual.persistence * values)), ""]),
     ]
     for name in effort.models:
         found, seconds = effort.each(lambda seed, name=name: run(seed, name))
         size = equal_parameters(name, DEEP)
         rows.append(say([*shape(name, size, numeric=True), *cells(found), f"{seconds:.0f}"]))
-    print(
-        f"\nRecurring regimes: mean squared error of the next value (variance 1, noise {trained_on.noise**2:.4f}), from"
-    )
-    print(
-        f"step {KNOWN} of a pattern on, the first time it comes, the second and so on; trained on {trained_on.patterns}"
-    )
+    print(f"\nRecurring regimes: mean squared error of the next value (variance 1, noise {usual.noise**2:.4f}), from")
+    print(f"step {KNOWN} of a pattern on, the first time it comes, the second and so on; trained on {usual.patterns}")
     head = [*(f"time {n + 1}" for n in returns), *(f"{n} patterns, time {k}" for n in loads for k in (1, 2))]
     table([*SHAPE, *head, "time 1 / 2", "seconds"], rows)
 
 
 TASKS: dict[str, Callable[[Effort], None]] = {
     "recall": recall,
+    "recall-state": recall_state,
+    "recall-sizes": recall_sizes,
     "needle": needle,
     "copy": copy,
     "serial": serial,
@@ -482,10 +498,13 @@ def main() -> None:
     parser.add_argument("--models", type=chosen_from(models), default=models)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--tokens", type=float, default=3e6, help="of every length of associative recall")
+    parser.add_argument("--rate", type=float, default=5e-3, help="of AdamW at its highest, the same for every model")
     parser.add_argument("--steps", type=int, default=1000, help="of training, of every other task")
     given = parser.parse_args()
     share = 0.1 if given.quick else 1.0
-    effort = Effort(given.models, 1 if given.quick else given.seeds, share * given.tokens, int(share * given.steps))
+    effort = Effort(
+        given.models, 1 if given.quick else given.seeds, share * given.tokens, int(share * given.steps), given.rate
+    )
     torch.set_num_threads(1)
     print(machine())
     print(

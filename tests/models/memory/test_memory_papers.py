@@ -1,7 +1,7 @@
 """What the papers say of their memories: hand numbers, closed forms, limits and capacities.
 
-PAPERS: Titans (arXiv 2501.00663), ATLAS (2505.23735), Miras (2504.13173). Toy 1.8-i, learned forgetting on associative
-recall, needs a training run: it is in the memory tasks of the benchmarks; what it says of depth is here.
+PAPERS: Titans (arXiv 2501.00663), ATLAS (2505.23735), Miras (2504.13173). Toy 1.8-i, which needs a training run, is in
+test_memory_tasks_toy.py.
 """
 
 import math
