@@ -140,7 +140,7 @@ def nearest(values, reach=4):
 
 
 def test_patterns_return_noisy_in_another_order_and_one_that_remembers_them_forecasts_them_the_second_time():
-    task = Regimes(patterns=4, duration=16)
+    task = Regimes(patterns=4, duration=16, persistence=0.7)
     series = task(127, 200, torch.Generator().manual_seed(0))
     assert series.values.shape == (200, 128)
     assert abs(series.values.std().item() - 1) < 0.05

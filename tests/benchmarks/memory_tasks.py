@@ -13,7 +13,8 @@ associative recall a second table gives all the same number of state floats inst
 learns. Associative recall is learned by curriculum: every length in turn until 99 % are right or the tokens are used
 up; a length below 90 % ends it, and longer ones are then read by the same weights.
 
-Options: --quick, --tasks recall,needle,copy,serial,regimes, --models gru,deltanet,..., --seeds 3, --tokens 3e6.
+Options: --quick, --tasks recall,recall-state,recall-sizes,needle,copy,serial,regimes, --models gru,deltanet,...,
+--seeds 3, --tokens 3e6, --steps 1000, --rate 5e-3.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ PEER = "titans-lmm"  # whose number of parameters all others are given
 WIDTH = 24  # of the peer
 DEEP = 2  # blocks where recall takes two steps
 STATE = 400  # floats of the state where all have the same: a matrix of 16 x 16 and its convolution
-KNOWN = 4  # steps after which a pattern can be told from the others
+KNOWN = 3  # steps after which a pattern can be told from the others
+ROUNDS = 8  # of all patterns in a series to train on
 EMBED = 32
 BATCH = 32
 HELD = 0.9  # accuracy from which a length counts as held
@@ -148,13 +150,19 @@ def _sizes(name: str, measure: str, blocks: int, chunk: int) -> Iterator[Size]:
 
 @cache
 def sized(
-    name: str, goal: int, measure: Literal["parameter_count", "state_floats"], *, blocks: int = 1, chunk: int = 16
+    name: str,
+    goal: int,
+    measure: Literal["parameter_count", "state_floats"],
+    *,
+    blocks: int = 1,
+    chunk: int = 16,
+    numeric: bool = False,
 ) -> Size:
     """The size whose `measure` comes nearest to the goal."""
     best, least = Size(0), math.inf
     for size in _sizes(name, measure, blocks, chunk):
         with torch.device("meta"):
-            found = getattr(Probe(name, size), measure)()
+            found = getattr(Probe(name, size, numeric), measure)()
         if abs(found - goal) < least:
             best, least = size, abs(found - goal)
         elif found > goal:
@@ -162,10 +170,10 @@ def sized(
     return best
 
 
-def equal_parameters(name: str, blocks: int = 1) -> Size:
-    """As many parameters as the peer; recurrent networks keep one layer, which learns these tasks best."""
-    goal = Probe(PEER, Size(WIDTH, blocks)).parameter_count()
-    return sized(name, goal, "parameter_count", blocks=blocks)
+def equal_parameters(name: str, blocks: int = 1, numeric: bool = False) -> Size:
+    """As many parameters as the peer has; recurrent networks keep one layer."""
+    goal = Probe(PEER, Size(WIDTH, blocks), numeric).parameter_count()
+    return sized(name, goal, "parameter_count", blocks=blocks, numeric=numeric)
 
 
 # --- training and measuring ------------------------------------------------------------------------------------
@@ -251,7 +259,7 @@ def climb(net: nn.Module, lengths: Sequence[int], effort: Effort, seed: int) -> 
 
 def grow(
     net: nn.Module, draw: Callable[[int, torch.Generator], Tensor], levels: Sequence[int], effort: Effort, seed: int
-):
+) -> None:
     """Train on the first of `levels`, then on one drawn from ever more of them; `draw` gives a batch's loss."""
     random = torch.Generator().manual_seed(1000 + seed)
 
@@ -430,20 +438,20 @@ def by_return(error: Tensor, series: Recurring, returns: Sequence[int]) -> list[
 def returns_of(predict: Callable[[Tensor], Tensor], task: Regimes, returns: Sequence[int]) -> list[float]:
     """`predict`: (B, T) values give (B, T) of the next ones; fresh series, the same for every model."""
     length = task.patterns * task.duration * (max(returns) + 1) - 1
-    series = task(length, 256, torch.Generator().manual_seed(task.patterns))
+    series = task(length, 1024 // task.patterns, torch.Generator().manual_seed(task.patterns))
     return by_return((predict(series.values[:, :-1]) - series.values[:, 1:]).square(), series, returns)
 
 
 def regimes(effort: Effort) -> None:
-    returns, loads, usual = (0, 1, 2, 5), (2, 8), Regimes()
-    train, length = (1, 2, usual.patterns), 3 * usual.patterns * usual.duration
+    returns, loads, usual = (0, 1, 2, 5), (1, 4), Regimes()
+    train, length = tuple(range(1, usual.patterns + 1)), ROUNDS * usual.patterns * usual.duration
 
     def row(predict: Callable[[Tensor], Tensor]) -> list[float]:
         more = [returns_of(predict, Regimes(n), (0, 1)) for n in loads]
         return [*returns_of(predict, usual, returns), *more[0], *more[1]]
 
     def run(seed: int, name: str) -> list[float]:
-        net = Probe(name, equal_parameters(name, DEEP), numeric=True)
+        net = Probe(name, equal_parameters(name, DEEP, numeric=True), numeric=True)
 
         def draw(patterns: int, random: torch.Generator) -> Tensor:
             return forecast_loss(net, Regimes(patterns)(length, BATCH, random))
@@ -460,10 +468,12 @@ def regimes(effort: Effort) -> None:
     ]
     for name in effort.models:
         found, seconds = effort.each(lambda seed, name=name: run(seed, name))
-        size = equal_parameters(name, DEEP)
+        size = equal_parameters(name, DEEP, numeric=True)
         rows.append(say([*shape(name, size, numeric=True), *cells(found), f"{seconds:.0f}"]))
     print(f"\nRecurring regimes: mean squared error of the next value (variance 1, noise {usual.noise**2:.4f}), from")
-    print(f"step {KNOWN} of a pattern on, the first time it comes, the second and so on; trained on {usual.patterns}")
+    print(
+        f"step {KNOWN} of a pattern on, the first time it comes, the second and so on; trained on 1 to {usual.patterns}"
+    )
     head = [*(f"time {n + 1}" for n in returns), *(f"{n} patterns, time {k}" for n in loads for k in (1, 2))]
     table([*SHAPE, *head, "time 1 / 2", "seconds"], rows)
 

@@ -177,9 +177,9 @@ class Regimes:
     """
 
     name: ClassVar[str] = "recurring regimes"
-    patterns: int = 4
-    duration: int = 16  # steps of a pattern
-    persistence: float = 0.7  # correlation of neighbouring values within a pattern
+    patterns: int = 2
+    duration: int = 8  # steps of a pattern
+    persistence: float = 0.5  # correlation of neighbouring values within a pattern
     noise: float = 0.05  # standard deviation of what is added to every value anew
 
     def __call__(self, length: int, trials: int, random: torch.Generator) -> Recurring:
