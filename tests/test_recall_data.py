@@ -15,6 +15,7 @@ from benchmarks.recall_data import (
     Regimes,
     SelectiveCopy,
     SerialRecall,
+    asked,
 )
 
 PAIRED = (AssociativeRecall(), AssociativeRecall(pairs=3), Needle())
@@ -76,9 +77,20 @@ def test_every_item_of_a_trial_is_asked_once_and_nothing_else_is(task):
     assert torch.equal(there, trials.item >= 0)
     counts = there.sum(1)
     assert (counts == counts[0]).all()
-    for items, asked in zip(trials.item, there, strict=True):
-        assert items[asked].sort().values.tolist() == list(range(counts[0]))
+    for items, due in zip(trials.item, there, strict=True):
+        assert items[due].sort().values.tolist() == list(range(counts[0]))
     assert all(is_value(target) for target in trials.targets[there].tolist())
+
+
+@pytest.mark.parametrize("task", TASKS, ids=repr)
+def test_what_is_not_asked_is_no_part_of_the_loss(task):
+    trials = draw(task)
+    logits = torch.randn(*trials.tokens.shape, VOCABULARY, requires_grad=True)
+    chosen, targets, item = asked(logits, trials)
+    assert len(chosen) == len(targets) == len(item) == (trials.item >= 0).sum()
+    torch.nn.functional.cross_entropy(chosen, targets).backward()
+    assert logits.grad is not None
+    assert torch.equal(logits.grad.abs().sum(-1) > 0, trials.item >= 0)
 
 
 @pytest.mark.parametrize("task", TASKS, ids=repr)

@@ -32,7 +32,6 @@ import torch
 from figures import machine, table
 from recall_data import (
     CHANCE,
-    UNASKED,
     VOCABULARY,
     AssociativeRecall,
     Needle,
@@ -41,6 +40,7 @@ from recall_data import (
     SelectiveCopy,
     SerialRecall,
     Trials,
+    asked,
 )
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
@@ -220,18 +220,17 @@ def optimise(
             return
 
 
-def asked(net: nn.Module, trials: Trials) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, targets and items where something is asked; the rest is no part of any loss or score."""
-    there = trials.targets != UNASKED
-    return net(trials.tokens)[there], trials.targets[there], trials.item[there]
+def score(net: nn.Module, trials: Trials) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss of what is asked; whether each answer is right, and which item it is."""
+    logits, targets, item = asked(net(trials.tokens), trials)
+    return cross_entropy(logits, targets), (logits.argmax(-1) == targets).double(), item
 
 
 @torch.no_grad()
 def accuracies(net: nn.Module, task: Task, length: int) -> list[float]:
     """Share of right answers to every item, in the order in which they came; the same fresh trials for every model."""
     trials = 256 if length <= 512 else 64
-    logits, targets, item = asked(net, task(length, trials, torch.Generator().manual_seed(length)))
-    right = (logits.argmax(-1) == targets).double()
+    _, right, item = score(net, task(length, trials, torch.Generator().manual_seed(length)))
     return (torch.bincount(item, right) / torch.bincount(item)).tolist()
 
 
@@ -247,11 +246,12 @@ def climb(net: nn.Module, lengths: Sequence[int], effort: Effort, seed: int) -> 
 
         def loss_of(_: float, length: int = length) -> Tensor:
             nonlocal running
-            logits, targets, _ = asked(net, task(length, BATCH, random))
-            running += 0.05 * ((logits.argmax(-1) == targets).float().mean().item() - running)
-            return cross_entropy(logits, targets)
+            loss, right, _ = score(net, task(length, BATCH, random))
+            running += 0.05 * (right.mean().item() - running)
+            return loss
 
-        optimise(net, loss_of, effort.rate, max(1, int(effort.tokens / BATCH / length)), lambda: running > LEARNED)  # noqa: B023
+        steps = max(1, int(effort.tokens / BATCH / length))
+        optimise(net, loss_of, effort.rate, steps, lambda: running > LEARNED)  # noqa: B023
         if accuracy(net, task, length) < HELD:
             break
     return {length: accuracy(net, task, length) for length in lengths}
@@ -369,8 +369,7 @@ def trained(name: str, task: Task, lengths: Sequence[int], effort: Effort, seed:
     net = Probe(name, equal_parameters(name, DEEP))
 
     def draw(length: int, random: torch.Generator) -> Tensor:
-        logits, targets, _ = asked(net, task(length, BATCH, random))
-        return cross_entropy(logits, targets)
+        return score(net, task(length, BATCH, random))[0]
 
     grow(net, draw, lengths, effort, seed)
     return net
@@ -451,7 +450,7 @@ def regimes(effort: Effort) -> None:
         return [*returns_of(predict, usual, returns), *more[0], *more[1]]
 
     def run(seed: int, name: str) -> list[float]:
-        net = Probe(name, equal_parameters(name, DEEP, numeric=True), numeric=True)
+        net = Probe(name, equal_parameters(name, numeric=True), numeric=True)
 
         def draw(patterns: int, random: torch.Generator) -> Tensor:
             return forecast_loss(net, Regimes(patterns)(length, BATCH, random))
@@ -468,7 +467,7 @@ def regimes(effort: Effort) -> None:
     ]
     for name in effort.models:
         found, seconds = effort.each(lambda seed, name=name: run(seed, name))
-        size = equal_parameters(name, DEEP, numeric=True)
+        size = equal_parameters(name, numeric=True)
         rows.append(say([*shape(name, size, numeric=True), *cells(found), f"{seconds:.0f}"]))
     print(f"\nRecurring regimes: mean squared error of the next value (variance 1, noise {usual.noise**2:.4f}), from")
     print(

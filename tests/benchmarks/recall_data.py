@@ -32,6 +32,15 @@ class Trials(NamedTuple):
     item: Tensor  # (B, T) long; which pair or item is asked, in the order in which they came; -1 where nothing is
 
 
+def asked(logits: Tensor, trials: Trials) -> tuple[Tensor, Tensor, Tensor]:
+    """(n, VOCABULARY) logits, (n,) targets and items where something is asked: all that a loss or a score may see.
+
+    logits: (B, T, VOCABULARY).
+    """
+    there = trials.targets != UNASKED
+    return logits[there], trials.targets[there], trials.item[there]
+
+
 def _distinct(symbols: slice, trials: int, count: int, random: torch.Generator) -> Tensor:
     """(trials, count) different symbols each."""
     order = torch.rand(trials, symbols.stop - symbols.start, generator=random).argsort(-1)
@@ -86,8 +95,8 @@ class AssociativeRecall:
         trial.tokens.scatter_(1, stored, keys)
         trial.tokens.scatter_(1, stored + 1, values)
         order = torch.rand(trials, pairs, generator=random).argsort(-1)
-        asked = half + _places(length - half, trials, pairs, random)
-        _ask(trial, asked, keys.gather(1, order), values.gather(1, order), order)
+        places = half + _places(length - half, trials, pairs, random)
+        _ask(trial, places, keys.gather(1, order), values.gather(1, order), order)
         return trial
 
 
@@ -107,8 +116,8 @@ class Needle:
         trial.tokens.scatter_(1, stored, keys)
         trial.tokens.scatter_(1, stored + 1, values)
         order = torch.rand(trials, self.pairs, generator=random).argsort(-1)
-        asked = (length - self.pairs + torch.arange(self.pairs)).expand(trials, -1)
-        _ask(trial, asked, keys.gather(1, order), values.gather(1, order), order)
+        places = (length - self.pairs + torch.arange(self.pairs)).expand(trials, -1)
+        _ask(trial, places, keys.gather(1, order), values.gather(1, order), order)
         return trial
 
 
