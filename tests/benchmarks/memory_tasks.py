@@ -314,7 +314,10 @@ def recall_row(name: str, size: Size, lengths: Sequence[int], effort: Effort) ->
 
 
 def equal_state(name: str) -> Size:
-    """STATE floats, as near as widths allow. A matrix memory takes token by token, which needs no anchor; an MLP would train too slowly so."""
+    """STATE floats, as near as widths allow.
+
+    A matrix memory takes token by token, which needs no anchor; an MLP would train too slowly so.
+    """
     matrix = name in MEMORIES and MEMORIES[name].depth <= 1
     return sized(name, STATE, "state_floats", chunk=1 if matrix else 16)
 
