@@ -16,7 +16,7 @@ length below 90 % ends it, and longer ones are then read by the same weights. So
 many tokens at that length, at that learning rate: --tokens and --rate say whether more of them help.
 
 Options: --quick, --tasks recall,recall-state,recall-sizes,needle,copy,serial,regimes, --models gru,deltanet,...,
---seeds 3, --tokens 2e6, --steps 600, --rate 5e-3.
+--seeds 3, --tokens 2e6, --steps 600, --rate 5e-3, --state 400.
 """
 
 from __future__ import annotations
@@ -71,7 +71,6 @@ BASELINES = ("gru", "lstm", "attention")
 PEER = "titans-lmm"  # whose number of parameters all others are given
 WIDTH = 24  # of the peer
 DEEP = 2  # blocks where recall takes two steps
-STATE = 400  # floats of the state where all have the same: a matrix of 16 x 16 and its convolution
 KNOWN = 3  # steps after which a pattern can be told from the others
 ROUNDS = 8  # of all patterns in a series to train on
 EMBED = 32
@@ -191,6 +190,7 @@ class Effort:
     tokens: float  # of every length of associative recall
     steps: int  # of every other task
     rate: float  # of AdamW at its highest
+    state: int  # floats of every state in recall_state
 
     def each(self, run: Callable[[int], list[float]]) -> tuple[list[float], float]:
         """Medians over seeds of what `run(seed)` gives, and the median seconds of a run."""
@@ -313,13 +313,13 @@ def recall_row(name: str, size: Size, lengths: Sequence[int], effort: Effort) ->
     return say([*shape(name, size), *percent(found), str(held(at)), f"{seconds:.0f}"]), at
 
 
-def equal_state(name: str) -> Size:
-    """STATE floats, as near as widths allow.
+def equal_state(name: str, floats: int) -> Size:
+    """As many floats of state, as near as widths allow.
 
     A matrix memory takes token by token, which needs no anchor; an MLP would train too slowly so.
     """
     matrix = name in MEMORIES and MEMORIES[name].depth <= 1
-    return sized(name, STATE, "state_floats", chunk=1 if matrix else 16)
+    return sized(name, floats, "state_floats", chunk=1 if matrix else 16)
 
 
 def verdict(found: dict[str, dict[int, float]], lengths: Sequence[int]) -> str:
@@ -334,7 +334,8 @@ def verdict(found: dict[str, dict[int, float]], lengths: Sequence[int]) -> str:
     falls = next(length for length in lengths if length > reach)
     ratio = memories[best] / falls
     return (
-        f"gru falls below {HELD:.0%} at {falls} tokens, {best} holds {memories[best]}: {ratio:.1f} times, "
+        f"gru falls to {found['gru'][falls]:.1%} at {falls} tokens, {best} holds {memories[best]} "
+        f"with {found[best].get(memories[best], 0):.1%}: {ratio:.1f} times, "
         f"target 4 {'reached' if ratio >= 4 else 'MISSED'}"
     )
 
@@ -359,8 +360,8 @@ def recall(effort: Effort) -> None:
 
 
 def recall_state(effort: Effort) -> None:
-    sizes = [(name, equal_state(name)) for name in effort.models]
-    found = recall_table(f"{STATE} floats of state each", sizes, effort)
+    sizes = [(name, equal_state(name, effort.state)) for name in effort.models]
+    found = recall_table(f"{effort.state} floats of state each", sizes, effort)
     print("verdict:", verdict(found, LENGTHS))
 
 
@@ -516,11 +517,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--tokens", type=float, default=2e6, help="of every length of associative recall")
     parser.add_argument("--rate", type=float, default=5e-3, help="of AdamW at its highest, the same for every model")
+    parser.add_argument("--state", type=int, default=400, help="floats of every state in recall-state: a matrix of 16")
     parser.add_argument("--steps", type=int, default=600, help="of training, of every other task")
     given = parser.parse_args()
     share = 0.1 if given.quick else 1.0
     effort = Effort(
-        given.models, 1 if given.quick else given.seeds, share * given.tokens, int(share * given.steps), given.rate
+        models=given.models,
+        seeds=1 if given.quick else given.seeds,
+        tokens=share * given.tokens,
+        steps=int(share * given.steps),
+        rate=given.rate,
+        state=given.state,
     )
     torch.set_num_threads(1)
     print(machine())
