@@ -13,7 +13,7 @@ from torch.nn.functional import layer_norm, normalize
 
 from models.memory.core import Rule, Tokens, chunked, initial_state
 
-WIDTH, PAIRS, DISTRACTORS, SERIES, STEPS = 8, 16, 200, 8, 30
+WIDTH, PAIRS, DISTRACTORS, SERIES, STEPS = 8, 16, 200, 8, 24
 STORE, DISTRACT, ASK = 0, 1, 2  # kinds of token
 
 
