@@ -29,7 +29,7 @@ from models.memory.core import (
     _learn,
     _map,
     _weights,
-    newton_schulz,
+    muon_step,
 )
 from models.memory.dual import ROWS, Read, Streams, band, coefficients, cut, decays, dual_read
 
@@ -218,7 +218,7 @@ def _descent(rule: Rule, piece: Streams) -> Maker:
 
 
 def _muon(rule: Rule, piece: Streams) -> Maker:
-    """S_t = carried_t S_0 + sum_i into[t,i] g_i, A_t = beta_t A_0 - sum_j changes[t,j] NewtonSchulz(S_j)."""
+    """S_t = carried_t S_0 + sum_i into[t,i] g_i, A_t = beta_t A_0 - sum_j moves[t,j] muon_step(S_j)."""
     beta, keeps = decays(piece.keep)
     carried, into = decays(piece.momentum)
     into = into * piece.present[:, None] @ band(rule.window, piece.rate) * piece.importance[:, None]
@@ -227,7 +227,7 @@ def _muon(rule: Rule, piece: Streams) -> Maker:
     def made(memory: Tensor, momentum: Tensor | None, a: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None]:
         assert momentum is not None
         impulses = carried[..., None, None] * momentum[:, None] + _combined(into, a, u)
-        changes = newton_schulz(impulses)
+        changes = muon_step(impulses)
         moved = (moves @ changes.flatten(2)).unflatten(2, changes.shape[2:])
         return beta[..., None, None] * memory[:, None] - moved, impulses[:, -1]
 

@@ -10,7 +10,7 @@ loss of token i at the *anchor*, the weights at the start of the chunk of b toke
 
     G_t = sum over the window of c tokens ending at t of  importance_i g_i
     S_t = momentum_t S_{t-1} - rate_t G_t         A_t = keep_t A_{t-1} + S_t         y_t = M(q_t; map(A_t))
-    Muon:  S_t = momentum_t S_{t-1} + G_t         A_t = keep_t A_{t-1} - rate_t NewtonSchulz(S_t)
+    Muon:  S_t = momentum_t S_{t-1} + G_t         A_t = keep_t A_{t-1} - rate_t min(1, |S_t|) NewtonSchulz(S_t)
 
 b = 1 is Titans' rule token by token (arXiv 2501.00663, Eq. 12-14), c > 1 the Omega rule (arXiv 2505.23735, Eq. 9). A
 token that is not present changes neither A nor S. At the start of every chunk A and S are scaled back into a ball, so
@@ -244,6 +244,14 @@ def newton_schulz(gradient: Tensor, steps: int = 5) -> Tensor:
     return x.transpose(-1, -2) if tall else x
 
 
+def muon_step(momentum: Tensor) -> Tensor:
+    """min(1, |S|) NewtonSchulz(S). Of an S below 1 Newton-Schulz alone would make a step of 1 as well: a memory that has
+    learned its stream would never rest, and rounding would say where it goes.
+    """
+    norm = (momentum * momentum).sum((-2, -1), keepdim=True).clamp(min=1e-30).sqrt()
+    return newton_schulz(momentum) * norm.clamp(max=1.0)
+
+
 def _effective(tokens: Tokens) -> Tokens:
     """A token that is not present keeps everything, adds nothing and stays out of every window, whatever it holds.
 
@@ -373,7 +381,7 @@ def step(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, Look]
             momenta[layer] = kept + moved if muon else kept - moved
             after[f"momentum{layer}"] = momenta[layer]
         if muon:
-            change = -rate * newton_schulz(momenta[layer])
+            change = -rate * muon_step(momenta[layer])
         elif rule.has_momentum:
             change = tokens.present[..., None, None] * momenta[layer]
         else:

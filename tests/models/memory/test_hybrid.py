@@ -13,6 +13,7 @@ from torch.nn.functional import normalize, silu
 from models.contract import ModelError, State, concat, take
 from models.memory.atlas import ATLAS, OMEGA
 from models.memory.backbone import MemoryBackbone
+from models.memory.core import NORM_EPS
 from models.memory.hybrid import ContextConfig, MacBackbone, MagBackbone, MalBackbone, WindowConfig
 from models.memory.miras import YAAD
 from models.memory.titans import DELTANET, LMM
@@ -166,9 +167,9 @@ def test_a_segment_of_mac_is_what_the_equations_say():
             if t % segment == 0:
                 first, second, rows = state["memory0"][0, 0].clone(), state["memory1"][0, 0].clone(), []
             # h_t = M_start(x_t), through the memory's own norm, gate and projection
-            query = normalize(silu(layer.to_query(x[0, t]) * layer.convolution.weight[:, 0]), dim=-1)
+            query = normalize(silu(layer.to_query(x[0, t])), dim=-1)
             z = silu(query @ first) @ second
-            answer = query + (z - z.mean()) / (z.var(correction=0) + 1e-3).sqrt()
+            answer = query + (z - z.mean()) / (z.var(correction=0) + NORM_EPS).sqrt()
             normed = answer / (answer.square().mean() + 1e-6).sqrt() * memory.gain[0]
             recalled = memory.to_output(normed * memory.to_output_gate(x[0, t]).sigmoid())
             rows.append((recalled, x[0, t]))
