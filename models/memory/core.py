@@ -245,8 +245,10 @@ def newton_schulz(gradient: Tensor, steps: int = 5) -> Tensor:
 
 
 def muon_step(momentum: Tensor) -> Tensor:
-    """min(1, |S|) NewtonSchulz(S). Of an S below 1 Newton-Schulz alone would make a step of 1 as well: a memory that has
-    learned its stream would never rest, and rounding would say where it goes.
+    """min(1, |S|) NewtonSchulz(S).
+
+    Of an S below 1 Newton-Schulz alone would make a step of 1 as well: a memory that has learned its stream would never
+    rest, and rounding would say where it goes.
     """
     norm = (momentum * momentum).sum((-2, -1), keepdim=True).clamp(min=1e-30).sqrt()
     return newton_schulz(momentum) * norm.clamp(max=1.0)

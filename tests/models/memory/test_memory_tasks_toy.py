@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, normalize
 
-from models.memory.core import Rule, Tokens, chunked, initial_state
+from models.memory.chunks import chunked
+from models.memory.core import Rule, Tokens, initial_state
 
 WIDTH, PAIRS, DISTRACTORS, SERIES, STEPS = 8, 16, 200, 8, 24
 STORE, DISTRACT, ASK = 0, 1, 2  # kinds of token
