@@ -14,8 +14,10 @@ Chosen on the training and validation parts alone (last third of training by the
 the level's window and the lags (336; ETTm1 672), the rate and span of the memory of errors, the size of the networks
 and their epochs. One choice was made after a look at the test: a level that the fit took from the whole training part
 won on validation and lost on ETTh1's test (.412 against the floor's .406), because it knows the future; since then the
-fit takes the level as a stream knew it at the time. Needs MNEMO_DATA_DIR. Results are kept as JSON lines in the file of `--results`; what is in it is not
-run again. Medians over the seeds, with half the range.
+fit takes the level as a stream knew it at the time.
+
+Needs MNEMO_DATA_DIR. Results are kept as JSON lines in the file of `--results`; what is in it is not run again. Medians
+over the seeds, with half the range.
 """
 
 from __future__ import annotations
