@@ -46,7 +46,7 @@ check: install
 	@$(BIN)/lint-imports
 
 bench: install
-	@set -e; for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file; done
+	@set -e; for file in tests/benchmarks/bench_*.py tests/benchmarks/memory_tasks.py; do echo "== $$file"; $(BIN)/python $$file; done
 
 clean:
 	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache

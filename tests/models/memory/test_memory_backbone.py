@@ -77,15 +77,15 @@ def test_every_parameter_learns(name, chunk):
     assert e.grad[:, -1].abs().max() > 0
 
 
-@pytest.mark.parametrize("name", MEMORIES)
-def test_the_gradients_of_a_scan_are_those_of_its_steps(name):
-    net = build(name, 4)
-    e, present = stream(7)
-    weights = torch.randn(3, 7, 8, dtype=torch.float64)
+@pytest.mark.parametrize(("name", "chunk"), CASES)
+def test_the_gradients_of_a_scan_are_those_of_its_steps(name, chunk):
+    net, steps = build(name, chunk), max(7, chunk + 3)  # past a border
+    e, present = stream(steps)
+    weights = torch.randn(3, steps, 8, dtype=torch.float64)
     scanned, _ = net.scan(e, net.initial_state(3), present)
     fast = torch.autograd.grad((scanned * weights).sum(), list(net.parameters()))
     state, outs = net.initial_state(3), []
-    for t in range(7):
+    for t in range(steps):
         out, state = net.step(e[:, t], state, present[:, t])
         outs.append(out)
     slow = torch.autograd.grad((torch.stack(outs, 1) * weights).sum(), list(net.parameters()))
