@@ -24,7 +24,15 @@ from forecasting.backtest import compare
 from forecasting.checkpoint import CheckpointError, load, same
 from forecasting.cli import app
 from forecasting.task import Task, TaskError
-from forecasting.training import GradientNoise, Learner, TrainingConfig, choose_lookback, fit_model, parse_settings
+from forecasting.training import (
+    GradientNoise,
+    Learner,
+    TrainingConfig,
+    choose_lookback,
+    fit_model,
+    mirrored,
+    parse_settings,
+)
 from forecasting.windows import Parts, split
 from models.catalog import build
 from models.contract import Batch, ModelError
@@ -533,3 +541,26 @@ def test_the_threads_of_the_process_are_as_before(waves):
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_mirrored_windows_are_upside_down_and_the_others_as_they_were():
+    x, target = torch.randn(3, 5, 1), torch.randn(3, 5, 2)
+    batch = Batch(x, torch.ones_like(x), target, torch.ones(3), torch.tensor([[4.0, 7.0, 2.0]] * 3))
+    turned = mirrored(batch, torch.tensor([True, False, True]))
+    for row, sign in enumerate((-1, 1, -1)):
+        assert torch.equal(turned.x[row], sign * x[row])
+        assert torch.equal(turned.target[row], sign * target[row])
+        assert turned.before is not None
+        assert turned.before[row].tolist() == [4.0, sign * 7.0, 2.0]
+    assert torch.equal(turned.mask, batch.mask)
+
+
+def test_a_training_that_mirrors_every_window_is_one_on_the_series_upside_down():
+    settings = {"hidden": 4, "lookback": 12, "max_epochs": 1, "skip_lags": 6, "skip_level_window": 50}
+    settings |= {"quantile_weight": 0.0, "median_weight": 1.0}
+    turned = {}
+    for sign in (1, -1):
+        task, parts = parts_of(sign * wave())
+        turned[sign] = fit_model("gru", task, parts, settings=settings | {"mirror": float(sign > 0)}).model
+    for name, weight in turned[1].backbone.state_dict().items():
+        torch.testing.assert_close(weight, turned[-1].backbone.state_dict()[name], rtol=1e-4, atol=1e-5)
