@@ -37,12 +37,12 @@ class RidgeConfig:
         if self.lags < 2 or not 0 <= self.penalty < math.inf or self.level_window < 1:
             raise ModelError(
                 "ridge needs at least 2 lags, a penalty of 0 or more and a level_window of at least 1, "
-                f"got {self.lags}, {self.penalty}, {self.level_window}."
+                f"got lags={self.lags}, penalty={self.penalty} and level_window={self.level_window}."
             )
         if not 0 <= self.error_rate < math.inf or not 1 <= self.error_span < math.inf or self.error_keys < 1:
             raise ModelError(
                 "error_rate is 0 or more, error_span and error_keys are at least 1, "
-                f"got {self.error_rate}, {self.error_span}, {self.error_keys}."
+                f"got error_rate={self.error_rate}, error_span={self.error_span} and error_keys={self.error_keys}."
             )
         if self.error_rate and self.level_window < 2:
             raise ModelError("error_rate needs a level_window of 2 or more: errors are told in spreads around a level.")

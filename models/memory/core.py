@@ -260,8 +260,6 @@ def _effective(tokens: Tokens) -> Tokens:
     Replaced rather than multiplied by 0, which would let NaN through; its query is left, for its own answer alone.
     """
     there = tokens.present > 0.5
-    if tokens.present.dim() == 3 and bool(there.all()):  # a step is a graph, and has no branches
-        return tokens
     rows = there[..., None]
     key, residual = torch.where(rows, tokens.key, 0.0), tokens.key_residual
     importance = tokens.importance

@@ -90,8 +90,10 @@ def test_a_task_that_a_model_does_not_do_lists_those_that_do():
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("ridge", {"lags": 1}, "at least 2 lags .*got 1"),
-        ("ridge", {"penalty": -1.0}, "penalty of 0 or more, got .*-1"),
+        ("ridge", {"lags": 1}, "at least 2 lags, .*got lags=1"),
+        ("ridge", {"penalty": -1.0}, r"penalty of 0 or more .*penalty=-1\.0"),
+        ("ridge", {"level_window": 0}, "level_window=0"),
+        ("ridge", {"error_rate": 1e-4}, "error_rate needs a level_window of 2 or more"),
         ("gru", {"hidden": 0}, "hidden=0"),
         ("gru", {"layers": 0}, "layers=0"),
         ("gru", {"dropout": 1.0}, r"dropout=1\.0"),
