@@ -281,11 +281,7 @@ def test_under_autocast_the_recurrence_is_the_one_in_single_precision_to_the_las
 @HALF
 @pytest.mark.parametrize("name", MEMORIES)
 def test_a_network_under_autocast_is_finite_and_near_the_one_in_single_precision(name, half):
-    """Outputs have a mean square of 1; with one block they differ by less than 0.05.
-
-    Further blocks learn from rounded values: while its steps are large, a new memory is chaotic, and makes of 0.01 at
-    its input 0.1 at its output, in any precision.
-    """
+    """Outputs have a mean square of 1; they differ by less than 0.05."""
     net = backbone(name, width=8, feed_forward=2, chunk=4)
     e = torch.randn(2, 70, 8)
     with torch.no_grad():
