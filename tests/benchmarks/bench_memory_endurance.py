@@ -1,7 +1,7 @@
-"""A million steps of every named memory on streams that break memories: is all finite, and how large does it grow?
+"""A million steps of every named memory, alone and beside attention, on streams that break memories.
 
-One series of each kind runs in the same batch, in float32: constant, periodic, random, spikes of 1e15, zero, a scale of
-1e15, and gaps of 950 in 1,000 steps whose values are NaN.
+Is all finite, and how large does it grow? One series of each kind runs in the same batch, in float32: constant,
+periodic, random, spikes of 1e15, zero, a scale of 1e15, and gaps of 950 in 1,000 steps whose values are NaN.
 """
 
 from __future__ import annotations
@@ -9,16 +9,24 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from typing import Any
 
 import torch
 from figures import machine, table
 from torch import Tensor
 
 from models.memory import MEMORIES
-from models.memory.backbone import Inner, MemoryBackbone, MemoryConfig
+from models.memory.backbone import MemoryBackbone, MemoryConfig
+from models.memory.hybrid import ContextConfig, MacBackbone, MagBackbone, MalBackbone, WindowConfig
 
 KINDS = ("constant", "periodic", "random", "spikes", "zero", "huge", "gaps")
 WIDTH = 3  # of what enters
+BESIDE: dict[str, tuple[type[MemoryBackbone], type[MemoryConfig]]] = {
+    "titans-mac": (MacBackbone, ContextConfig),
+    "titans-mag": (MagBackbone, WindowConfig),
+    "titans-mal": (MalBackbone, WindowConfig),
+}
+NAMES = (*MEMORIES, *BESIDE)
 PIECE = 10_000  # steps at a time
 
 
@@ -42,10 +50,18 @@ def piece(begin: int, steps: int) -> tuple[Tensor, Tensor]:
     return torch.stack(e), present
 
 
-def endure(inner: Inner, config: MemoryConfig, steps: int) -> tuple[Tensor, Tensor, Tensor, float]:
+def backbone(name: str, width: int, chunk: int) -> MemoryBackbone:
+    settings: dict[str, Any] = {"width": width, "heads": 2, "blocks": 1, "feed_forward": 0, "chunk": chunk}
+    if name in BESIDE:
+        kind, config = BESIDE[name]
+        return kind(WIDTH, config(**settings))  # type: ignore[call-arg]
+    return MemoryBackbone(WIDTH, MemoryConfig(**settings), MEMORIES[name])
+
+
+def endure(name: str, width: int, chunk: int, steps: int) -> tuple[Tensor, Tensor, Tensor, float]:
     """Per kind: largest norm of the memory where a piece ends, largest output, whether all was finite; and seconds."""
     torch.manual_seed(0)
-    net = MemoryBackbone(WIDTH, config, inner).eval()
+    net = backbone(name, width, chunk).eval()
     state = net.initial_state(len(KINDS))
     largest, loudest = torch.zeros(len(KINDS)), torch.zeros(len(KINDS))
     finite = torch.ones(len(KINDS), dtype=torch.bool)
@@ -70,14 +86,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1_000_000)
     parser.add_argument("--chunk", type=int, default=64)
     parser.add_argument("--width", type=int, default=8)
-    parser.add_argument("--model", choices=MEMORIES, action="append", help="all of them unless given")
+    parser.add_argument("--model", choices=NAMES, action="append", help="all of them unless given")
     chosen = parser.parse_args()
     print(machine())
     torch.set_num_threads(1)
-    config = MemoryConfig(width=chosen.width, heads=2, blocks=1, feed_forward=0, chunk=chosen.chunk)
     rows = []
-    for name in chosen.model or MEMORIES:
-        largest, loudest, finite, seconds = endure(MEMORIES[name], config, chosen.steps)
+    for name in chosen.model or NAMES:
+        largest, loudest, finite, seconds = endure(name, chosen.width, chosen.chunk, chosen.steps)
         for index, kind in enumerate(KINDS):
             rows.append(
                 [

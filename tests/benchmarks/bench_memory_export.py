@@ -1,6 +1,7 @@
-"""Every named memory at every length of a chunk: its step graph against the model over a thousand steps.
+"""Every named memory, alone and beside attention, at every length of a chunk: what leaves as ONNX is what was trained?
 
-The difference is the largest of any prediction, relative to the range of its series' predictions, in float32.
+The step graph runs beside the model over a thousand steps, in float32. The difference is the largest of any
+prediction, relative to the range of its series' predictions.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from models.contract import Batch, Signature
 from models.memory import MEMORIES
 
 SERIES, STEPS = 2, 1000
+NAMES = (*MEMORIES, "titans-mac", "titans-mag", "titans-mal")
 LIMIT = 1e-4
 
 
@@ -53,7 +55,7 @@ def difference(name: str, chunk: int, width: int, folder: Path) -> tuple[float, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=MEMORIES, action="append", help="all of them unless given")
+    parser.add_argument("--model", choices=NAMES, action="append", help="all of them unless given")
     parser.add_argument("--chunk", type=int, action="append", help="1, 4, 16 and 64 unless given")
     parser.add_argument("--width", type=int, default=16)
     chosen = parser.parse_args()
@@ -61,7 +63,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for name in chosen.model or MEMORIES:
+        for name in chosen.model or NAMES:
             for chunk in chosen.chunk or (1, 4, 16, 64):
                 worst, seconds = difference(name, chunk, chosen.width, Path(folder))
                 rows.append([name, str(chunk), f"{worst:.1e}", "yes" if worst <= LIMIT else "NO", f"{seconds:.1f}"])

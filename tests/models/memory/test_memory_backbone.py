@@ -233,3 +233,16 @@ def test_without_a_memory_only_the_convolution_sees_the_past():
 def test_an_unknown_ablation_is_refused():
     with pytest.raises(ModelError, match="memory is one of learns, frozen, off, not 'forgets'"):
         MemoryConfig(memory="forgets")
+
+
+@pytest.mark.parametrize("chunk", [1, 16, 64])
+@pytest.mark.parametrize("name", [name for name, inner in MEMORIES.items() if inner.depth > 1])
+def test_a_new_deep_memory_does_not_die_in_a_long_stream(name, chunk):
+    """All weights at 0 are a point that an MLP never leaves, so it must not forget faster than it learns."""
+    steps = 1500
+    net = MemoryBackbone(WIDTH, MemoryConfig(width=8, heads=2, blocks=1, chunk=chunk), MEMORIES[name]).eval()
+    with torch.no_grad():
+        _, state = net.scan(torch.randn(1, steps, WIDTH), net.initial_state(1), torch.ones(1, steps))
+        weights = [value for key, value in state.items() if ".memory" in key]
+        assert weights
+        assert all(value.norm() > 0.3 for value in weights)
