@@ -22,14 +22,14 @@ from models.memory.core import (
     Look,
     Rule,
     Tokens,
-    _activate,
-    _answer,
-    _border,
-    _effective,
-    _learn,
-    _map,
-    _weights,
+    activate,
+    chunk_border,
+    effective,
+    layer_errors,
+    map_tokens,
+    memory_answer,
     muon_step,
+    weights_of,
 )
 from models.memory.dual import ROWS, Read, Streams, band, coefficients, cut, decays, dual_read
 
@@ -51,7 +51,7 @@ def chunked(rule: Rule, tokens: Tokens, state: State, look: bool = False) -> tup
                 "it comes from a memory with longer chunks; start from initial_state, or set chunk as it was."
             )
     complete = bool((tokens.present > 0.5).all())  # then every token is effective, and passes over them are saved
-    streams = _streams(rule, tokens if complete else _effective(tokens), state)
+    streams = _streams(rule, tokens if complete else effective(tokens), state)
     layers = sum(name.startswith("memory") for name in state)
     memories = [_stacked(rule, state, layer) for layer in range(layers)]
     anchors = [state[f"anchor{layer}"].flatten(0, 1) for layer in range(layers)] if offset else None
@@ -76,7 +76,7 @@ def chunked(rule: Rule, tokens: Tokens, state: State, look: bool = False) -> tup
         return torch.cat([getattr(piece, part) for piece in pieces], 1).unflatten(0, tokens.keep.shape[:2])
 
     inside = Look(joined("surprise"), joined("squares").clamp(min=0).sqrt()) if look else None
-    return _answer(rule, joined("output"), tokens.query_residual), {name: after[name] for name in state}, inside
+    return memory_answer(rule, joined("output"), tokens.query_residual), {name: after[name] for name in state}, inside
 
 
 def _streams(rule: Rule, tokens: Tokens, state: State) -> Streams:
@@ -129,7 +129,7 @@ def _grouped(rule: Rule, tokens: Tokens, state: State, look: bool) -> tuple[Tens
     order, parts = [], []
     for value in position.unique():
         rows = (position == value).nonzero()[:, 0]
-        chosen = _map(tokens, lambda part, rows=rows: part[rows])  # type: ignore[misc]
+        chosen = map_tokens(tokens, lambda part, rows=rows: part[rows])  # type: ignore[misc]
         parts.append(chunked(rule, chosen, {name: tensor[rows] for name, tensor in state.items()}, look))
         order.append(rows)
     back = torch.cat(order).argsort()
@@ -177,20 +177,20 @@ def _unrolled_chunk(rule: Rule, piece: Streams, memories: list[Tensor], anchors:
     halves = [memory.chunk(2, 1) if rule.has_momentum else (memory,) for memory in memories]
     accumulators, momenta = [half[0] for half in halves], [half[1] for half in halves if len(half) > 1]
     if anchors is None:
-        accumulators, momenta = _border(rule, accumulators, momenta)
-        anchors = [_weights(rule, accumulator) for accumulator in accumulators]
+        accumulators, momenta = chunk_border(rule, accumulators, momenta)
+        anchors = [weights_of(rule, accumulator) for accumulator in accumulators]
     residual = piece.residual if piece.residual.shape[1] else None
-    inputs, errors, missed = _learn(rule, anchors, piece.key, piece.value, piece.clip, residual, None)
+    inputs, errors, missed = layer_errors(rule, anchors, piece.key, piece.value, piece.clip, residual, None)
     z, squares, ends = piece.query, torch.zeros_like(piece.keep), []
     made = _muon(rule, piece) if rule.optimiser == "muon" else _descent(rule, piece)
     for layer, (accumulator, a, u) in enumerate(zip(accumulators, inputs, errors, strict=True)):
         every, momentum = made(accumulator, momenta[layer] if momenta else None, a, u)
-        weights = _weights(rule, every)  # (N, m, I, O)
+        weights = weights_of(rule, every)  # (N, m, I, O)
         z = (z[..., None, :] @ weights)[..., 0, :]
         squares = squares + weights.square().sum((-2, -1))
         ends.append(every[:, -1] if momentum is None else torch.cat([every[:, -1], momentum], 1))
         if layer < len(accumulators) - 1:
-            z, _ = _activate(z)
+            z, _ = activate(z)
     surprise = torch.linalg.vector_norm(missed[:, rule.window - 1 :], dim=-1)
     return _End(z, ends, anchors, surprise, squares)
 

@@ -126,14 +126,14 @@ class Look(NamedTuple):
 # --- the memory as a network --------------------------------------------------------------------------------
 
 
-def _normalise(z: Tensor) -> tuple[Tensor, Tensor]:
+def normalise(z: Tensor) -> tuple[Tensor, Tensor]:
     """z with mean 0 and variance 1 over its last dimension, and 1 / its standard deviation."""
     centred = z - z.mean(-1, keepdim=True)
     inverse = torch.rsqrt(centred.square().mean(-1, keepdim=True) + NORM_EPS)
     return centred * inverse, inverse
 
 
-def _answer(rule: Rule, z: Tensor, residual: Tensor | None) -> Tensor:
+def memory_answer(rule: Rule, z: Tensor, residual: Tensor | None) -> Tensor:
     """What the memory says, from its last layer's output."""
     if rule.depth == 0:
         return z
@@ -141,14 +141,14 @@ def _answer(rule: Rule, z: Tensor, residual: Tensor | None) -> Tensor:
     return normed if residual is None else residual + normed
 
 
-def _activate(z: Tensor) -> tuple[Tensor, Tensor]:
+def activate(z: Tensor) -> tuple[Tensor, Tensor]:
     """SiLU and its derivative."""
     gate = sigmoid(z)
     active = z * gate
     return active, gate + active * (1 - gate)
 
 
-def _bias(rule: Rule, answer: Tensor, value: Tensor, clip: Tensor) -> Tensor:
+def bias_gradient(rule: Rule, answer: Tensor, value: Tensor, clip: Tensor) -> Tensor:
     """Gradient of the inner loss with respect to the answer; clip: (..., T)."""
     error = answer - value
     if rule.bias == "l2":
@@ -163,7 +163,7 @@ def _bias(rule: Rule, answer: Tensor, value: Tensor, clip: Tensor) -> Tensor:
     return -value  # dot: the loss is -<M(k), v>
 
 
-def _learn(
+def layer_errors(
     rule: Rule,
     weights: list[Tensor],
     key: Tensor,
@@ -180,18 +180,18 @@ def _learn(
     for layer, weight in enumerate(weights):
         z = inputs[-1] @ weight
         if layer < len(weights) - 1:
-            active, slope = _activate(z)
+            active, slope = activate(z)
             inputs.append(active)
             slopes.append(slope)
     if fade is not None:
         z = z * fade[..., None]
     if rule.depth == 0:
         answer = z
-        error = _bias(rule, answer, value, clip)
+        error = bias_gradient(rule, answer, value, clip)
     else:
-        normed, inverse = _normalise(z)
+        normed, inverse = normalise(z)
         answer = normed if residual is None else residual + normed
-        outer = _bias(rule, answer, value, clip)
+        outer = bias_gradient(rule, answer, value, clip)
         along = (outer * normed).mean(-1, keepdim=True)
         error = (outer - outer.mean(-1, keepdim=True) - normed * along) * inverse
     errors = [error]
@@ -204,7 +204,7 @@ def _learn(
 # --- retention and optimiser --------------------------------------------------------------------------------
 
 
-def _weights(rule: Rule, accumulator: Tensor) -> Tensor:
+def weights_of(rule: Rule, accumulator: Tensor) -> Tensor:
     """map(A): the weights that an accumulator (..., in, out) stands for."""
     if rule.retention == "decay":
         return accumulator
@@ -218,18 +218,18 @@ def _weights(rule: Rule, accumulator: Tensor) -> Tensor:
     return largest * unit.sign() * unit.abs().pow(rule.dual_power - 1) / norm.pow(rule.dual_power - 2)
 
 
-def _ball(tensor: Tensor, radius: float) -> Tensor:
+def into_ball(tensor: Tensor, radius: float) -> Tensor:
     norm = torch.linalg.vector_norm(tensor, dim=(-2, -1), keepdim=True)
     return tensor * (radius / norm.clamp(min=radius))
 
 
-def _border(rule: Rule, accumulators: list[Tensor], momenta: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+def chunk_border(rule: Rule, accumulators: list[Tensor], momenta: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """What happens to A and S where a chunk begins: nothing, unless they left the ball."""
     if rule.retention == "softmax":  # only differences count: make the weights' sum explicit, and no weight zero
         accumulators = [a.log_softmax(-2).clamp(min=LOG_FLOOR) for a in accumulators]
     else:
-        accumulators = [_ball(a, rule.radius) for a in accumulators]
-    return accumulators, [_ball(s, rule.radius) for s in momenta]
+        accumulators = [into_ball(a, rule.radius) for a in accumulators]
+    return accumulators, [into_ball(s, rule.radius) for s in momenta]
 
 
 def newton_schulz(gradient: Tensor, steps: int = 5) -> Tensor:
@@ -254,7 +254,7 @@ def muon_step(momentum: Tensor) -> Tensor:
     return newton_schulz(momentum) * norm.clamp(max=1.0)
 
 
-def _effective(tokens: Tokens) -> Tokens:
+def effective(tokens: Tokens) -> Tokens:
     """A token that is not present keeps everything, adds nothing and stays out of every window, whatever it holds.
 
     Replaced rather than multiplied by 0, which would let NaN through; its query is left, for its own answer alone.
@@ -311,8 +311,8 @@ def initial_state(
 def anchor_weights(rule: Rule, state: State) -> list[Tensor]:
     """The weights at which the next token's gradient is taken: those at the start of the chunk that it lies in."""
     layers = sum(name.startswith("memory") for name in state)
-    accumulators, _ = _border(rule, [state[f"memory{layer}"] for layer in range(layers)], [])
-    weights = [_weights(rule, a) for a in accumulators]
+    accumulators, _ = chunk_border(rule, [state[f"memory{layer}"] for layer in range(layers)], [])
+    weights = [weights_of(rule, a) for a in accumulators]
     if rule.chunk == 1:
         return weights
     begins = state["position"][:, :, None, None] < 0.5
@@ -325,19 +325,19 @@ def read(rule: Rule, weights: list[Tensor], query: Tensor, residual: Tensor | No
     for layer, weight in enumerate(weights):
         z = z @ weight
         if layer < len(weights) - 1:
-            z, _ = _activate(z)
-    return _answer(rule, z, residual)
+            z, _ = activate(z)
+    return memory_answer(rule, z, residual)
 
 
 def frozen(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, Look]:
     """What `step` (tokens without T) and `chunked` answer where every rate is 0 and every keep 1: A never changes."""
     if tokens.keep.dim() == 2:
-        answer, look = frozen(rule, _map(tokens, lambda part: part[:, :, None]), state)
+        answer, look = frozen(rule, map_tokens(tokens, lambda part: part[:, :, None]), state)
         return answer[:, :, 0], Look(*(part[:, :, 0] for part in look))
-    tokens = _effective(tokens)
+    tokens = effective(tokens)
     layers = sum(name.startswith("memory") for name in state)
-    accumulators, _ = _border(rule, [state[f"memory{layer}"] for layer in range(layers)], [])
-    weights = [_weights(rule, a) for a in accumulators]
+    accumulators, _ = chunk_border(rule, [state[f"memory{layer}"] for layer in range(layers)], [])
+    weights = [weights_of(rule, a) for a in accumulators]
     missed = read(rule, weights, tokens.key, tokens.key_residual) - tokens.value
     squares = torch.stack([weight.square().sum((-2, -1)) for weight in weights]).sum(0)
     look = Look(torch.linalg.vector_norm(missed, dim=-1), squares.sqrt()[..., None].expand_as(tokens.keep))
@@ -350,13 +350,13 @@ def step(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, Look]
     Where a single series is stepped, what costs is the number of operations and of passes over the weights: scalars are
     multiplied before matrices, and the rate goes into the gradients' inputs.
     """
-    tokens = _effective(tokens)
+    tokens = effective(tokens)
     layers = sum(name.startswith("memory") for name in state)
     accumulators = [state[f"memory{layer}"] for layer in range(layers)]
     momenta = [state[f"momentum{layer}"] for layer in range(layers)] if rule.has_momentum else []
     begins = state["position"][:, :, None, None] < 0.5 if rule.chunk > 1 else None
     accumulators, calming = _enter(rule, accumulators, momenta, begins)
-    anchors = [_weights(rule, a) for a in accumulators]
+    anchors = [weights_of(rule, a) for a in accumulators]
     after: State = {}
     fade = tokens.keep if rule.decay_first else None
     if begins is not None:
@@ -366,8 +366,8 @@ def step(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, Look]
             after["fade"] = fade
         position = state["position"] + 1
         after["position"] = torch.where(position > rule.chunk - 0.5, 0.0, position)
-    rows = _with_past(rule, _map(tokens, lambda part: part[:, :, None]), state)
-    inputs, errors, missed = _learn(
+    rows = _with_past(rule, map_tokens(tokens, lambda part: part[:, :, None]), state)
+    inputs, errors, missed = layer_errors(
         rule, anchors, rows.key, rows.value, rows.clip, rows.key_residual, None if fade is None else fade[..., None]
     )
     muon = rule.optimiser == "muon"
@@ -387,7 +387,7 @@ def step(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, Look]
         else:
             change = -moved
         accumulators[layer] = keep * accumulators[layer] + change
-        weights.append(_weights(rule, accumulators[layer]))
+        weights.append(weights_of(rule, accumulators[layer]))
         after[f"memory{layer}"] = accumulators[layer]
         if rule.chunk > 1:
             after[f"anchor{layer}"] = anchors[layer]
@@ -415,7 +415,7 @@ def _enter(
     if rule.retention != "softmax":
         each = scales([*accumulators, *momenta])
         return [a * scale for a, scale in zip(accumulators, each, strict=False)], each[len(accumulators) :]
-    bounded, _ = _border(rule, accumulators, [])
+    bounded, _ = chunk_border(rule, accumulators, [])
     if begins is not None:
         bounded = [torch.where(begins, b, a) for b, a in zip(bounded, accumulators, strict=True)]
     return bounded, scales(momenta) if momenta else []
@@ -441,19 +441,19 @@ def _past(rule: Rule, rows: Tokens) -> State:
     return {"past." + name.removeprefix("key_"): getattr(rows, name)[:, :, -kept:] for name in names}
 
 
-def _map(tokens: Tokens, change: Callable[[Tensor], Tensor]) -> Tokens:
+def map_tokens(tokens: Tokens, change: Callable[[Tensor], Tensor]) -> Tokens:
     return Tokens(*(None if part is None else change(part) for part in tokens))  # type: ignore[arg-type]
 
 
-def _at(tokens: Tokens, place: int | slice) -> Tokens:
-    return _map(tokens, lambda part: part[:, :, place])
+def tokens_at(tokens: Tokens, place: int | slice) -> Tokens:
+    return map_tokens(tokens, lambda part: part[:, :, place])
 
 
 def sequential(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, Look]:
     """`step` in a loop: answers (B, P, T, V)."""
     answers, looks = [], []
     for t in range(tokens.key.shape[2]):
-        answer, state, look = step(rule, _at(tokens, t), state)
+        answer, state, look = step(rule, tokens_at(tokens, t), state)
         answers.append(answer)
         looks.append(look)
     return torch.stack(answers, 2), state, Look(*(torch.stack(parts, 2) for parts in zip(*looks, strict=True)))

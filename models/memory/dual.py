@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models.memory.core import LOG_FLOOR, Rule, _ball, _bias, _normalise
+from models.memory.core import LOG_FLOOR, Rule, bias_gradient, into_ball, normalise
 
 
 class Streams(NamedTuple):
@@ -272,7 +272,7 @@ def _bound(rule: Rule, memory: Tensor) -> Tensor:
     parts = memory.unflatten(1, (-1, memory.shape[1] // (1 + rule.has_momentum)))
     if bool((torch.linalg.vector_norm(parts, dim=(2, 3)) <= rule.radius).all()):
         return memory
-    return _ball(parts, rule.radius).flatten(1, 2)
+    return into_ball(parts, rule.radius).flatten(1, 2)
 
 
 def _bound_backward(rule: Rule, memory: Tensor, grad: Tensor) -> Tensor:
@@ -352,9 +352,9 @@ def _forward(rule: Rule, piece: Streams, entered: list[Tensor], anchors: list[Te
     if rule.decay_first:
         fades = fades * c.read[..., 0]
         z, bare = z * fades[..., None], z
-    normed, inverse = _normalise(z) if rule.depth else (z, z[..., :0])
+    normed, inverse = normalise(z) if rule.depth else (z, z[..., :0])
     answer = _plus(normed, piece.residual)
-    outer = _bias(rule, answer, piece.value, piece.clip)
+    outer = bias_gradient(rule, answer, piece.value, piece.clip)
     errors = [through_norm(outer, normed, inverse) if rule.depth else outer]
     back: list[Tensor] = []
     for layer in range(len(keys), 0, -1):
@@ -450,7 +450,7 @@ def _backward(
     d_answer, d_value, d_clip = _bias_backward(rule, answer, piece, d_outer)
     d_z = d_answer
     if rule.depth:
-        outer = _bias(rule, answer, piece.value, piece.clip)
+        outer = bias_gradient(rule, answer, piece.value, piece.clip)
         along = (outer * kept.normed).mean(-1, keepdim=True)
         turned = (d_error * kept.normed).mean(-1, keepdim=True)
         d_normed = torch.addcmul(d_answer, kept.inverse, (d_error * along).addcmul_(outer, turned), value=-1)
@@ -494,7 +494,7 @@ def _bias_backward(rule: Rule, answer: Tensor, piece: Streams, grad: Tensor) -> 
         return 2 * grad, -2 * grad, torch.zeros_like(piece.clip)
     with torch.enable_grad():
         leaves = [part.detach().requires_grad_() for part in (answer, piece.value, piece.clip)]
-        found = torch.autograd.grad(_bias(rule, *leaves), leaves, grad, allow_unused=True)
+        found = torch.autograd.grad(bias_gradient(rule, *leaves), leaves, grad, allow_unused=True)
     first, second, third = (
         torch.zeros_like(leaf) if part is None else part for leaf, part in zip(leaves, found, strict=True)
     )

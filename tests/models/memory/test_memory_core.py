@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.contract import ModelError, State, concat
 from models.memory.chunks import chunked
-from models.memory.core import NORM_EPS, Look, Rule, Tokens, _at, _learn, _map, sequential, step
+from models.memory.core import NORM_EPS, Look, Rule, Tokens, layer_errors, map_tokens, sequential, step, tokens_at
 
 CHUNKS = (1, 4, 16, 64)
 BIASES = ("l2", "lp", "huber", "kl", "dot")
@@ -64,7 +64,7 @@ def by_steps(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, L
     """A stream as a device sees it: one token, then the next."""
     answers, looks = [], []
     for t in range(tokens.key.shape[2]):
-        answer, state, look = step(rule, _at(tokens, t), state)
+        answer, state, look = step(rule, tokens_at(tokens, t), state)
         answers.append(answer)
         looks.append(look)
     return torch.stack(answers, 2), state, Look(*(torch.stack(parts, 2) for parts in zip(*looks, strict=True)))
@@ -85,8 +85,8 @@ def forms_apart(rule: Rule, tokens: Tokens, state: State, cut: int) -> dict[str,
         "norm": distance(look_whole.norm, look.norm),
     }
     if 0 < cut < tokens.key.shape[2]:
-        first, between, _ = chunked(rule, _at(tokens, slice(0, cut)), state)
-        second, after_cut, _ = chunked(rule, _at(tokens, slice(cut, None)), between)
+        first, between, _ = chunked(rule, tokens_at(tokens, slice(0, cut)), state)
+        second, after_cut, _ = chunked(rule, tokens_at(tokens, slice(cut, None)), between)
         apart["cut answers"] = distance(torch.cat([first, second], 2), answer)
         apart["cut state"] = states_apart(after_cut, after)
     return apart
@@ -112,7 +112,7 @@ def test_in_single_precision_the_forms_agree_to_four_digits(rule):
     tokens = random_tokens(rule, 37, gaps=0.2, dtype=torch.float32)
     tokens = tokens._replace(rate=0.3 * tokens.rate)
     memory = random_memory(rule, dtype=torch.float32)
-    exact, _, _ = sequential(rule, _map(tokens, Tensor.double), start(rule, [part.double() for part in memory]))
+    exact, _, _ = sequential(rule, map_tokens(tokens, Tensor.double), start(rule, [part.double() for part in memory]))
     lost = distance(sequential(rule, tokens, start(rule, memory))[0].double(), exact)
     apart = forms_apart(rule, tokens, start(rule, memory), cut=10)
     assert lost < 1e-4
@@ -218,7 +218,7 @@ def test_an_absent_token_leaves_no_trace_whatever_it_holds(rule):
 def test_an_absent_token_changes_neither_memory_nor_momentum(rule):
     torch.manual_seed(6)
     # One token, then a gap within its chunk: at a border a memory may be scaled back into its ball.
-    _, state, _ = step(rule, _at(random_tokens(rule, 1), 0), start(rule, random_memory(rule)))
+    _, state, _ = step(rule, tokens_at(random_tokens(rule, 1), 0), start(rule, random_memory(rule)))
     if rule.chunk == 1 or rule.radius < 1:
         state = {n: 0.1 * part if n.startswith(("memory", "momentum")) else part for n, part in state.items()}
     tokens = random_tokens(rule, 2)
@@ -259,12 +259,12 @@ def test_the_written_out_gradient_is_the_gradient_of_the_loss(depth, bias):
         rule = Rule(depth=depth, expansion=2, bias=bias, power=power)
         weights = [part[0].requires_grad_() for part in random_memory(rule)]
         tokens = random_tokens(rule, 8, batch=1)
-        inputs, errors, missed = _learn(
+        inputs, errors, missed = layer_errors(
             rule, weights, tokens.key, tokens.value, tokens.clip, tokens.key_residual, fade=None
         )
         clipped = 0
         for t in range(8):
-            at = _map(tokens, lambda part, t=t: part[0, 0, t])
+            at = map_tokens(tokens, lambda part, t=t: part[0, 0, t])
             loss = inner_loss(rule, weights, at.key, at.value, at.clip, at.key_residual)
             clipped += int(torch.linalg.vector_norm(missed[0, 0, t]) > at.clip)
             for expected, a, u in zip(torch.autograd.grad(loss, weights), inputs, errors, strict=True):
@@ -280,7 +280,7 @@ def test_gated_delta_takes_its_gradient_at_the_faded_memory():
     faded = (fade * weight).detach().requires_grad_()
     (expected,) = torch.autograd.grad((key @ faded - value).square().sum(), faded)
     one = torch.full((1, 1, 1), fade, dtype=torch.float64)
-    inputs, errors, _ = _learn(rule, [weight], tokens.key, tokens.value, tokens.clip, None, one)
+    inputs, errors, _ = layer_errors(rule, [weight], tokens.key, tokens.value, tokens.clip, None, one)
     assert distance(torch.outer(inputs[0][0, 0, 0], errors[0][0, 0, 0]), expected) < 1e-14
 
 

@@ -20,12 +20,12 @@ from models.memory.core import (
     NORM_EPS,
     Rule,
     Tokens,
-    _at,
-    _bias,
-    _weights,
+    bias_gradient,
     initial_state,
     newton_schulz,
     sequential,
+    tokens_at,
+    weights_of,
 )
 
 DELTA = Rule(depth=0, optimiser="descent", chunk=1)
@@ -174,7 +174,7 @@ def test_without_momentum_titans_is_the_delta_rule_and_not_the_gated_one():
     assert distance(titans, sequential(gated, tokens, start(gated, memory))[0]) > 1e-3
     by_hand = memory[0].expand(2, *memory[0].shape).clone()  # M <- keep M + beta (v - M k) k', beta = 2 theta
     for t in range(15):
-        at = _at(tokens, t)
+        at = tokens_at(tokens, t)
         wrong = at.value - (at.key[..., None, :] @ by_hand)[..., 0, :]
         by_hand = at.keep[..., None, None] * by_hand + 2 * at.rate[..., None, None] * (
             at.key[..., :, None] * wrong[..., None, :]
@@ -223,9 +223,9 @@ def test_forgetting_all_leaves_the_surprise_and_no_momentum_leaves_the_gradient(
         momentum = tokens.momentum.clone()
         momentum[:, :, -1] = 0
         _, after, _ = form(rule, tokens._replace(momentum=momentum), state)
-        _, before, _ = form(rule, _at(tokens, slice(0, 4)), state)
+        _, before, _ = form(rule, tokens_at(tokens, slice(0, 4)), state)
         anchor = before["memory0"] if chunk == 1 else before["anchor0"]
-        last = _at(tokens, 4)
+        last = tokens_at(tokens, 4)
         wrong = (last.key[..., None, :] @ anchor)[..., 0, :] - last.value
         gradient = 2 * last.key[..., :, None] * wrong[..., None, :]
         assert distance(after["momentum0"], -last.rate[..., None, None] * gradient) < 1e-12
@@ -331,7 +331,7 @@ def test_a_window_of_one_is_titans_without_momentum(depth):
         assert distance(form(omega, tokens, start(omega, memory))[0], expected) < 1e-12
     # A window whose earlier tokens count nothing is the same again.
     wide = Rule(depth=depth, optimiser="descent", window=2, chunk=1)
-    one_token = _at(tokens, slice(0, 1))
+    one_token = tokens_at(tokens, slice(0, 1))
     narrow = Rule(depth=depth, optimiser="descent", chunk=1)
     assert (
         distance(
@@ -480,7 +480,8 @@ def test_the_lp_bias_of_power_two_is_the_l2_bias():
     answer, value = torch.randn(2, 5, 3, dtype=torch.float64)
     clip = torch.ones(5, dtype=torch.float64)
     assert torch.equal(
-        _bias(Rule(bias="lp", power=2.0), answer, value, clip), _bias(Rule(bias="l2"), answer, value, clip)
+        bias_gradient(Rule(bias="lp", power=2.0), answer, value, clip),
+        bias_gradient(Rule(bias="l2"), answer, value, clip),
     )
     lp, l2 = (Rule(depth=2, bias=bias, power=2.0, optimiser="descent", chunk=4) for bias in ("lp", "l2"))
     tokens, memory = random_tokens(lp, 11), random_memory(lp)
@@ -489,9 +490,9 @@ def test_the_lp_bias_of_power_two_is_the_l2_bias():
 
 def test_the_lp_bias_by_hand():
     answer, value = torch.tensor([[3.0, -2.0, 0.0]]).double(), torch.zeros(1, 3).double()
-    cubes = _bias(Rule(bias="lp", power=3.0), answer, value, torch.ones(1))
+    cubes = bias_gradient(Rule(bias="lp", power=3.0), answer, value, torch.ones(1))
     torch.testing.assert_close(cubes, torch.tensor([[27.0, -12.0, 0.0]]).double(), rtol=0, atol=1e-5)
-    signs = _bias(Rule(bias="lp", power=1.0), answer, value, torch.ones(1))
+    signs = bias_gradient(Rule(bias="lp", power=1.0), answer, value, torch.ones(1))
     torch.testing.assert_close(signs, torch.tensor([[1.0, -1.0, 0.0]]).double(), rtol=0, atol=1e-5)
 
 
@@ -499,15 +500,17 @@ def test_the_huber_bias_lies_between_l2_and_the_direction_of_the_error():
     huber, l2 = Rule(bias="huber"), Rule(bias="l2")
     answer, value = torch.randn(2, 50, 3, dtype=torch.float64)
     error, wide = answer - value, torch.full((50,), 1e9, dtype=torch.float64)
-    assert torch.equal(_bias(huber, answer, value, wide), _bias(l2, answer, value, wide))
+    assert torch.equal(bias_gradient(huber, answer, value, wide), bias_gradient(l2, answer, value, wide))
     narrow = 0 * wide + 1e-6
-    unit = _bias(huber, answer, value, narrow) / 2e-6
+    unit = bias_gradient(huber, answer, value, narrow) / 2e-6
     assert distance(unit, error / torch.linalg.vector_norm(error, dim=-1, keepdim=True)) < 1e-8
     # Continuous at the threshold, which is the norm and not its square.
     at = torch.linalg.vector_norm(error, dim=-1)
-    below, above = (_bias(huber, answer, value, at * factor) for factor in (1 - 1e-9, 1 + 1e-9))
+    below, above = (bias_gradient(huber, answer, value, at * factor) for factor in (1 - 1e-9, 1 + 1e-9))
     assert distance(below, above) < 1e-8
-    hand = _bias(huber, torch.tensor([[3.0, 4.0]]).double(), torch.zeros(1, 2).double(), torch.tensor([2.0]).double())
+    hand = bias_gradient(
+        huber, torch.tensor([[3.0, 4.0]]).double(), torch.zeros(1, 2).double(), torch.tensor([2.0]).double()
+    )
     torch.testing.assert_close(hand, torch.tensor([[2.4, 3.2]]).double())  # norm 5 clipped to 2, times 2
 
 
@@ -519,7 +522,7 @@ def test_memora_keeps_the_mass_of_every_slice(mass, chunk):
     for t in range(0, 60, 10):
         _, state, _ = chunked(rule, random_tokens(rule, 10)._replace(rate=torch.full((2, HEADS, 10), 2.0)), state)
         for layer in range(2):
-            weights = _weights(rule, state[f"memory{layer}"])
+            weights = weights_of(rule, state[f"memory{layer}"])
             assert (weights >= 0).all(), t
             assert distance(weights.sum(-2), torch.full_like(weights[..., 0, :], mass)) < 1e-6
 
@@ -532,8 +535,8 @@ def test_memora_without_gradient_stays_or_flattens():
     _, faded, _ = chunked(rule, still._replace(keep=0 * tokens.keep + 0.3), state)
     for layer in range(2):
         name = f"memory{layer}"
-        assert distance(_weights(rule, kept[name]), _weights(rule, state[name])) < 1e-12
-        flat = _weights(rule, faded[name])
+        assert distance(weights_of(rule, kept[name]), weights_of(rule, state[name])) < 1e-12
+        flat = weights_of(rule, faded[name])
         assert distance(flat, torch.full_like(flat, 1 / flat.shape[-2])) < 1e-10
 
 
@@ -543,12 +546,12 @@ def test_memora_is_softmax_of_faded_log_weights_less_the_gradient():
     tokens = tokens._replace(importance=torch.ones_like(tokens.importance))
     state, weights = start(rule, memory), memory[0].softmax(-2).expand(2, HEADS, 4, 3)
     for t in range(6):
-        at = _at(tokens, t)
+        at = tokens_at(tokens, t)
         wrong = (at.key[..., None, :] @ weights)[..., 0, :] - at.value
         gradient = 2 * at.key[..., :, None] * wrong[..., None, :]
         weights = (at.keep[..., None, None] * weights.log() - at.rate[..., None, None] * gradient).softmax(-2)
-        _, state, _ = sequential(rule, _at(tokens, slice(t, t + 1)), state)
-        assert distance(_weights(rule, state["memory0"]), weights) < 1e-12
+        _, state, _ = sequential(rule, tokens_at(tokens, slice(t, t + 1)), state)
+        assert distance(weights_of(rule, state["memory0"]), weights) < 1e-12
 
 
 @pytest.mark.parametrize("dual_power", [2.0, 3.0, 4.0])
@@ -556,7 +559,7 @@ def test_the_lq_map_is_the_minimiser_of_its_objective(dual_power):
     """W = argmin 1/2 |W|_q^2 - <A, W> with 1/p + 1/q = 1."""
     q = dual_power / (dual_power - 1)
     accumulator = torch.tensor([[1.0, -2.0, 0.5], [-0.7, 0.3, 1.5]], dtype=torch.float64)
-    weights = _weights(Rule(retention="lq", dual_power=dual_power), accumulator)
+    weights = weights_of(Rule(retention="lq", dual_power=dual_power), accumulator)
     a = accumulator.numpy().ravel()
 
     def objective(w):
@@ -566,12 +569,12 @@ def test_the_lq_map_is_the_minimiser_of_its_objective(dual_power):
 
     best = minimize(objective, a, jac=True, method="BFGS", options={"gtol": 1e-10, "maxiter": 1000})
     assert np.abs(best.x - weights.numpy().ravel()).max() < 1e-6
-    assert distance(_weights(Rule(retention="lq", dual_power=dual_power), 10 * accumulator), 10 * weights) < 1e-12
+    assert distance(weights_of(Rule(retention="lq", dual_power=dual_power), 10 * accumulator), 10 * weights) < 1e-12
 
 
 def test_the_lq_map_of_nothing_is_nothing_and_has_a_gradient():
     empty = torch.zeros(3, 2, requires_grad=True)
-    weights = _weights(Rule(retention="lq"), empty)
+    weights = weights_of(Rule(retention="lq"), empty)
     weights.sum().backward()
     assert weights.abs().max() == 0
     assert empty.grad is not None
