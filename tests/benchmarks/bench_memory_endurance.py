@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import time
 from typing import Any
 
@@ -27,6 +28,7 @@ BESIDE: dict[str, tuple[type[MemoryBackbone], type[MemoryConfig]]] = {
     "titans-mal": (MalBackbone, WindowConfig),
 }
 NAMES = (*MEMORIES, *BESIDE)
+WEIGHTS = re.compile(r"\.memory\d+$")  # of a state
 PIECE = 10_000  # steps at a time
 
 
@@ -75,7 +77,7 @@ def endure(name: str, width: int, chunk: int, steps: int) -> tuple[Tensor, Tenso
             squares = torch.zeros(len(KINDS))
             for name, value in state.items():
                 finite &= value.flatten(1).isfinite().all(-1)
-                if ".memory" in name:
+                if WEIGHTS.search(name):
                     squares += value.flatten(1).square().sum(-1)
             largest = torch.maximum(largest, squares.sqrt())
     return largest, loudest, finite, time.perf_counter() - begin
