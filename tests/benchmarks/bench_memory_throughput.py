@@ -11,7 +11,7 @@ The last table gives what the issue of the memories asks for: how many times the
 time grows with T, and for depth 2 which share of this machine's single-precision matrix-product rate the operations of
 the dual form alone make up (`operations`; forward and a backward of twice as many).
 
-Options: --device cuda, --lengths 256,1024,4096, --threads 1.
+Options: --device cuda, --lengths 256,1024,4096, --threads 1, --memory-gb.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
+import os
+import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from queue import Empty
 
 import torch
 from torch import Tensor, nn
@@ -149,11 +153,31 @@ def measure(kind: str, length: int, device: str, threads: int, repeats: int, lim
     return statistics.median(spent), peak - before
 
 
-def _child(queue: multiprocessing.Queue, *arguments: object) -> None:
+def physical_gb() -> float:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
+def _child(queue: multiprocessing.Queue, memory_gb: float | None, *arguments: object) -> None:
+    """Puts into the queue what `measure` gives, or why it does not; an address space without end would end in swap."""
+    if memory_gb is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (int(memory_gb * 2**30),) * 2)
     try:
         queue.put(measure(*arguments))  # type: ignore[arg-type]
     except Exception as error:
         queue.put(f"{type(error).__name__}: {error}".splitlines()[0][:60])
+
+
+def answer(queue: multiprocessing.Queue, process: BaseProcess) -> tuple[float, float] | str:
+    """What a child says, or how it died."""
+    while True:
+        try:
+            seen = queue.get(timeout=1.0)
+        except Empty:
+            if process.is_alive():
+                continue
+            return f"ended without a result, exit code {process.exitcode}: out of memory?"
+        process.join()
+        return seen
 
 
 def main() -> None:
@@ -162,6 +186,7 @@ def main() -> None:
     options.add_argument("--lengths", default="256,1024,4096")
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--memory-gb", type=float, default=0.7 * physical_gb(), help="of a row on the CPU, at most")
     options.add_argument("--kinds", default="", help="only those whose name holds this text")
     chosen = options.parse_args()
     a = torch.randn(1024, 1024)
@@ -175,6 +200,7 @@ def main() -> None:
           f"{statistics.median(rates):.0f} GFLOP/s on the CPU")  # fmt: skip
     print(f"{'layer':36}{'T':>6}{'tokens/s':>12}{'peak MB':>10}")
     context = multiprocessing.get_context("spawn")
+    limit = chosen.memory_gb if chosen.device == "cpu" else None  # CUDA reserves addresses that it does not use
     lengths = [int(length) for length in chosen.lengths.split(",")]
     found: dict[tuple[str, int], tuple[float, float]] = {}  # tokens/s, peak MB
     for length in lengths:
@@ -183,10 +209,9 @@ def main() -> None:
                 continue
             queue = context.Queue()
             arguments = (kind, length, chosen.device, chosen.threads, chosen.repeats, 20.0)
-            process = context.Process(target=_child, args=(queue, *arguments))
+            process = context.Process(target=_child, args=(queue, limit, *arguments))
             process.start()
-            seen = queue.get()
-            process.join()
+            seen = answer(queue, process)
             if isinstance(seen, str):
                 print(f"{kind:36}{length:6}  {seen}", flush=True)
                 continue
