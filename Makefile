@@ -37,7 +37,7 @@ demo: install
 	@$(BIN)/mnemo demo --out out $(if $(HEADLESS),--headless)
 
 test: install
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: install
 	@$(BIN)/ruff check .
