@@ -18,6 +18,9 @@ from models.memory.hybrid import ContextConfig, MacBackbone, MagBackbone, MalBac
 from models.naive import NaiveConfig, Prior, SeasonalNaive
 from models.network import Network, NetworkConfig
 from models.recurrent import Bidirectional, Recurrent, RecurrentConfig
+from models.simple import Drift, HistoricAverage, WindowAverage
+from models.simple import WindowConfig as AverageConfig
+from models.volatility import Egarch, EgarchConfig, Garch, GarchConfig
 
 Config = Any  # a frozen dataclass of the model
 
@@ -58,6 +61,7 @@ def _bidirectional(cell: str) -> Callable[..., StepModel]:
     return _network(partial(Bidirectional, cell=cell))
 
 
+ONE: tuple[TaskKind, ...] = ("forecast",)
 ALL: tuple[TaskKind, ...] = ("forecast", "classify", "regress")
 WHOLE: tuple[TaskKind, ...] = ("classify", "regress")
 NETWORK = (NetworkConfig, RecurrentConfig)
@@ -79,6 +83,18 @@ MODELS: dict[str, Entry] = {
     "birnn": Entry("tanh network, both directions", _bidirectional("rnn"), NETWORK, WHOLE, "gradient", streams=False),
     "bilstm": Entry("LSTM, both directions", _bidirectional("lstm"), NETWORK, WHOLE, "gradient", streams=False),
     "bigru": Entry("GRU, both directions", _bidirectional("gru"), NETWORK, WHOLE, "gradient", streams=False),
+}
+CLASSICAL: dict[str, tuple[str, Callable[..., StepModel], type[Config]]] = {
+    "drift": ("random walk with drift", Drift, NaiveConfig),
+    "seasonal-drift": ("last season's value and the mean change of a season", partial(Drift, seasonal=True), NaiveConfig),
+    "window-average": ("mean of the last observed values", WindowAverage, AverageConfig),
+    "historic-average": ("mean of all observed values", HistoricAverage, NaiveConfig),
+    "garch": ("random walk whose variance has a memory, for prices", Garch, GarchConfig),
+    "egarch": ("the same, where falls may raise the variance more", Egarch, EgarchConfig),
+}
+MODELS |= {
+    name: Entry(summary, model, (config,), ONE, "closed form", covariates=())
+    for name, (summary, model, config) in CLASSICAL.items()
 }
 MODELS |= {
     name: Entry(inner.summary, _network(partial(MemoryBackbone, inner=inner)), MEMORY, ALL, "gradient")

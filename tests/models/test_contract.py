@@ -324,7 +324,7 @@ def check_missing(model: StepModel, example: Example) -> None:
     """What stands behind the mask has no influence, and NaN and infinities are missing even where the mask is 1."""
     x, mask = example.tensors(model.signature)
     expected, state = model.scan(x, mask, model.initial_state(len(x)))
-    for behind in (math.nan, math.inf, -math.inf, 1e30, -5.0):
+    for behind in (math.nan, math.inf, -math.inf, 1e30, -5.0, 7.0):
         for what, shown in (("behind the mask", mask), ("in front of it", torch.ones_like(mask))):
             if what == "in front of it" and math.isfinite(behind):
                 continue
