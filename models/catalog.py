@@ -18,9 +18,8 @@ from models.memory.hybrid import ContextConfig, MacBackbone, MagBackbone, MalBac
 from models.naive import NaiveConfig, Prior, SeasonalNaive
 from models.network import Network, NetworkConfig
 from models.recurrent import Bidirectional, Recurrent, RecurrentConfig
-from models.simple import Drift, HistoricAverage, WindowAverage
-from models.simple import WindowConfig as AverageConfig
-from models.volatility import Egarch, EgarchConfig, Garch, GarchConfig
+from models.simple import AverageConfig, Drift, HistoricAverage, WindowAverage
+from models.volatility import Egarch, Garch, VolatilityConfig
 
 Config = Any  # a frozen dataclass of the model
 
@@ -86,11 +85,15 @@ MODELS: dict[str, Entry] = {
 }
 CLASSICAL: dict[str, tuple[str, Callable[..., StepModel], type[Config]]] = {
     "drift": ("random walk with drift", Drift, NaiveConfig),
-    "seasonal-drift": ("last season's value and the mean change of a season", partial(Drift, seasonal=True), NaiveConfig),
+    "seasonal-drift": (
+        "last season's value and a season's mean change",
+        partial(Drift, seasonal=True),
+        NaiveConfig,
+    ),
     "window-average": ("mean of the last observed values", WindowAverage, AverageConfig),
     "historic-average": ("mean of all observed values", HistoricAverage, NaiveConfig),
-    "garch": ("random walk whose variance has a memory, for prices", Garch, GarchConfig),
-    "egarch": ("the same, where falls may raise the variance more", Egarch, EgarchConfig),
+    "garch": ("random walk whose variance has a memory, for prices", Garch, VolatilityConfig),
+    "egarch": ("the same, where falls may raise the variance more", Egarch, VolatilityConfig),
 }
 MODELS |= {
     name: Entry(summary, model, (config,), ONE, "closed form", covariates=())

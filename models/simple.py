@@ -58,7 +58,7 @@ class Drift(_Simple):
     phase: Tensor
     ahead: Tensor
 
-    def __init__(self, signature: Signature, config: NaiveConfig = NaiveConfig(), *, seasonal: bool = False) -> None:
+    def __init__(self, signature: Signature, config: NaiveConfig, *, seasonal: bool = False) -> None:
         super().__init__(signature)
         self.lag = signature.season if seasonal else 1
         steps = torch.arange(signature.horizon)
@@ -151,7 +151,7 @@ class Drift(_Simple):
 
 
 @dataclass(frozen=True)
-class WindowConfig:
+class AverageConfig:
     window: int = 10  # W, observed values that are averaged
 
     def __post_init__(self) -> None:
@@ -167,7 +167,7 @@ class WindowAverage(_Simple):
     (1 + 1/n): the mean misses more where the level moves, and so its quantiles are wider there.
     """
 
-    def __init__(self, signature: Signature, config: WindowConfig = WindowConfig()) -> None:
+    def __init__(self, signature: Signature, config: AverageConfig = AverageConfig()) -> None:
         super().__init__(signature)
         self.window = config.window
 
@@ -233,7 +233,7 @@ class WindowAverage(_Simple):
 class HistoricAverage(_Simple):
     """The mean of all n observed values; their sample variance times (1 + 1/n) at every step ahead (5.5, table 5.2)."""
 
-    def __init__(self, signature: Signature, config: NaiveConfig = NaiveConfig()) -> None:
+    def __init__(self, signature: Signature, config: NaiveConfig) -> None:
         super().__init__(signature)
         self.statistics = RunningNormaliser(1, COUNTABLE, name="history")
         # No floor but what keeps a division by the deviation finite: here the deviation is the answer.

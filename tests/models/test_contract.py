@@ -33,7 +33,7 @@ from models.contract import Batch, Fitted, ModelError, Signature, State, StepMod
 SMALL = {
     "hidden": 5, "embed": 4, "lags": 5, "norm_window": 6, "prior": 20,
     "width": 8, "heads": 2, "blocks": 1, "feed_forward": 1,
-    "window": 5, "patch": 3, "patches": 3, "persistent": 2,
+    "window": 5, "paths": 1024, "patch": 3, "patches": 3, "persistent": 2,
 }  # fmt: skip
 RIDGE = {"lags": 4, "level_window": 20, "error_rate": 0.3, "error_span": 30.0, "error_keys": 3}
 VARIANTS: tuple[dict[str, Any], ...] = (
