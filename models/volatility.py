@@ -248,18 +248,13 @@ class Volatility(StepModel, Fitted):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what arch warns of while it searches; how it ended is asked below
             result = process.fit(disp="off", show_warning=False)
-        if result.convergence_flag != 0:
+        parameters = {str(name): float(value) for name, value in result.params.items()}
+        wild = [name for name, value in parameters.items() if name != "nu" and not abs(value) < LARGEST_PARAMETER]
+        if wild or result.convergence_flag != 0:
+            ended = f"{wild[0]} ran away" if wild else result.optimization_result.message
             raise ModelError(
                 f"{self.name}: arch found no maximum of the likelihood in {varied} returns of {len(moving)} series "
-                f"({result.optimization_result.message}). Train on more data, or take innovations=normal."
-            )
-        parameters = {str(name): float(value) for name, value in result.params.items()}
-        wild = {name: value for name, value in parameters.items() if name != "nu" and abs(value) > LARGEST_PARAMETER}
-        if wild:
-            said = ", ".join(f"{name} = {value:.3g}" for name, value in wild.items())
-            raise ModelError(
-                f"{self.name}: the likelihood of these returns has its maximum where no market is: {said}, in units of "
-                "the returns' own size. Series that seldom move do this; leave them out, or take garch or naive."
+                f"({ended}). Series that seldom move do this: leave them out, train on more data, or take naive."
             )
         self.typical.fill_(max(float(np.median(sizes)) ** 2, SMALLEST))
         self.set_parameters(parameters)

@@ -264,16 +264,13 @@ def test_what_cannot_be_fitted_says_why(name, series, message):
         build(name, ONE_STEP).double().fit(windows(series, 400))
 
 
-def test_a_likelihood_without_a_maximum_is_an_error():
-    with pytest.raises(ModelError, match=r"egarch: arch found no maximum of the likelihood in 199 returns of 1 series"):
-        build("egarch", ONE_STEP, innovations="normal").double().fit(windows([np.tile([1.0, 2.0], 100)], 400))
-
-
-def test_a_maximum_far_from_any_market_is_an_error():
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize("seed", range(3))
+def test_returns_that_no_egarch_describes_are_an_error(seed):
+    """Nearly all are zero: the search ends without a maximum, or far from anything that moves like a price."""
+    rng = np.random.default_rng(seed)
     seldom = np.exp((rng.normal(size=300) * (rng.random(300) < 0.03)).cumsum())
-    with pytest.raises(ModelError, match=r"egarch: .* where no market is: .*Series that seldom move do this"):
-        build("egarch", ONE_STEP, innovations="normal").double().fit(windows([seldom], 400))
+    with pytest.raises(ModelError, match=r"no maximum of the likelihood in 299 returns of 1 series \(.*seldom move"):
+        build("egarch", ONE_STEP, paths=64).double().fit(windows([seldom], 400))
 
 
 def test_differences_may_have_any_sign():
