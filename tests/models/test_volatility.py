@@ -15,6 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from data.catalog import load
+from data.panel import to_panel
+from forecasting.task import Task
+from forecasting.training import fit_model
+from forecasting.windows import split
 from models.catalog import build
 from models.contract import Batch, ModelError, Signature, State
 from models.volatility import MEAN_ABSOLUTE, Volatility, innovation_quantiles
@@ -232,6 +236,21 @@ def test_the_fit_of_one_series_in_windows_is_archs_of_the_whole(name, innovation
     for field, value in found.items():
         assert value.item() == pytest.approx(expected[field], rel=1e-3), field
     assert model.typical.item() == pytest.approx(unit**2)
+
+
+def test_the_windows_of_training_give_every_return_once():
+    """Overlapping last windows, targets that reach ahead, holidays: none of it loses or repeats a return."""
+    dataset = load("sp500")
+    task = Task.of(dataset, horizon=3)
+    parts = split(dataset, to_panel(dataset), task)
+    found = fit_model("garch", task, parts, settings={"paths": 64}).model
+    (span,) = parts.train
+    closes = span.series.values[: span.end, 0]
+    returns = np.diff(np.log(closes[np.isfinite(closes)]))
+    assert found.typical.item() == pytest.approx(np.mean(returns**2), rel=1e-5)  # of float32 prices
+    expected = arch_model("garch", "t", returns / np.sqrt(np.mean(returns**2))).fit(disp="off").params
+    for field, value in {"omega": found.omega, "alpha[1]": found.alpha, "beta[1]": found.beta}.items():
+        assert value.item() == pytest.approx(expected[field], rel=1e-3), field
 
 
 def test_series_of_any_size_share_the_parameters():
