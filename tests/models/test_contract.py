@@ -53,7 +53,9 @@ SIGNATURES = {
     "regress": (Signature("regress", channels=2), Signature("regress", channels=1, quantiles=(0.1, 0.9))),
 }
 TOLERANCE = 1e-4  # of a prediction's range, in float32
-TIGHT = dict.fromkeys(("naive", "ridge", "rnn", "lstm", "gru"), 1e-5)  # recurrent and linear ones
+TIGHT = dict.fromkeys(
+    ("naive", "drift", "seasonal-drift", "window-average", "historic-average", "ridge", "rnn", "lstm", "gru"), 1e-5
+)  # recurrent and linear ones
 DOUBLE = 1e-10  # the same in float64
 LEVEL = 1000.0  # of the training data, whose spread is 1: a reader of labels knows only data like that
 
