@@ -23,6 +23,7 @@ import platform
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def export_bundle(
             key: training.get(key) for key in ("data_set", "fingerprint", "period", "n_series", "seed", "typical")
         }
         | training
-        | {"libraries": training.get("libraries") or _libraries()},
+        | {"libraries": training.get("libraries") or _libraries(model)},
         "metrics": metrics,
         "calibration": None,
         "intended_use": intended_use or _intended_use(task),
@@ -454,10 +455,11 @@ def _look_difference(model: StepModel, loaded: LoadedBundle, x: Array, mask: Arr
     return max(differences)
 
 
-def _libraries() -> dict[str, str]:
+def _libraries(model: StepModel) -> dict[str, str]:
     import onnxruntime
 
-    return {
+    fitted_by = {model.library: version(model.library)} if model.library else {}
+    return fitted_by | {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "onnx": onnx.__version__,

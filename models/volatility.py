@@ -80,6 +80,7 @@ class Volatility(StepModel, Fitted):
     """
 
     tasks = ("forecast",)
+    library = "arch"
     typical: Tensor
     mean: Tensor
     omega: Tensor

@@ -1,5 +1,6 @@
 import json
 import warnings
+from importlib.metadata import version
 
 import numpy as np
 import onnx
@@ -170,6 +171,12 @@ def test_the_card_says_all_that_a_bundle_promises(forecaster_path):
     assert card["training"]["fingerprint"] is None
     assert card["certificate"]["passed"]
     assert card["certificate"]["parity"]["torch"] < 1e-5
+
+
+def test_the_card_names_the_library_that_fits_a_model(tmp_path, forecaster_path):
+    card = export(build("garch", FORECAST.signature), FORECAST, tmp_path / "b")
+    assert card["training"]["libraries"]["arch"] == version("arch")
+    assert "arch" not in read_bundle(forecaster_path).card["training"]["libraries"]
 
 
 def test_the_files_tell_their_channels_without_the_card(forecaster_path):
