@@ -38,7 +38,9 @@ SMALL = {
 RIDGE = {"lags": 4, "level_window": 20, "error_rate": 0.3, "error_span": 30.0, "error_keys": 3}
 VARIANTS: tuple[dict[str, Any], ...] = (
     {},
-    {"layers": 2} | RIDGE | {f"skip_{name}": value for name, value in RIDGE.items()},
+    {"layers": 2, "returns": "difference", "innovations": "normal", "size": "shared"}
+    | RIDGE
+    | {f"skip_{name}": value for name, value in RIDGE.items()},
 )
 # Of a model that learns in chunks. The three tasks share all but the head, so they take turns over these.
 CHUNKS: tuple[dict[str, Any], ...] = (
