@@ -1,0 +1,196 @@
+"""Local models: one fit a series, all series of a batch in one tensor step.
+
+A local model has parameters of its own for every series. They are tensors of the state, beside the filter's mean, so
+that one graph serves all series and new points need no refit. What is here is shared by the families (`models.ets`):
+the normal quantiles around an exact mean and variance, the scan, and how series are fitted one by one by a library,
+with what went wrong kept per series.
+
+Shapes: B series, T time, H horizon, Q quantiles.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import NormalDist
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.contract import LARGEST, ModelError, Signature, State, StepModel, observed
+
+Values = NDArray[np.float64]
+Fit = dict[str, Any]  # what a library found for one series: plain numbers, text and arrays
+
+POOL_FROM = 32  # series: fewer are fitted in this process, for starting others takes longer than that
+
+
+@dataclass(frozen=True)
+class Fits:
+    """Series that were fitted one by one; none of them is lost to what went wrong with another."""
+
+    series: tuple[str, ...]  # those that have a state, in its order
+    state: State  # after the last value of each series, float64
+    notes: dict[str, str] = field(default_factory=dict)  # series -> what was done otherwise than asked, by name
+    failures: dict[str, str] = field(default_factory=dict)  # series -> why it has no state
+
+    def state_of(self, series: Iterable[str]) -> State:
+        """The states of the named series, in that order.
+
+        Raises:
+            ModelError: a series that was not fitted.
+        """
+        place = {name: index for index, name in enumerate(self.series)}
+        wanted = list(series)
+        for name in wanted:
+            if name not in place:
+                why = self.failures.get(name, f"it is none of the {len(place)} fitted series")
+                raise ModelError(f"series {name} has no state: {why}.")
+        rows = torch.tensor([place[name] for name in wanted], dtype=torch.long)
+        return {name: value[rows] for name, value in self.state.items()}
+
+
+class Local(ABC):
+    """A model with parameters of its own for every series, fitted by a library."""
+
+    library: ClassVar[str]  # the package that fits it, for the card
+
+    @abstractmethod
+    def fit_series(self, series: Mapping[str, Values], processes: int | None = None) -> Fits:
+        """Fit each series and give the states after their last values.
+
+        Args:
+            series: unique_id -> (T,) values, NaN where none was observed; a series of its own length each.
+            processes: at most so many; None takes every core.
+        """
+
+
+class LinearGaussian(StepModel):
+    """Normal quantiles around a mean and a variance h steps ahead, both functions of the state alone.
+
+    A subclass says how one observation changes the state (`advance`) and what the state expects (`outlook`).
+    """
+
+    tasks = ("forecast",)
+    moving: ClassVar[tuple[str, ...]]  # the tensors of the state that an observation changes
+    normal: Tensor
+
+    def __init__(self, signature: Signature) -> None:
+        super().__init__(signature)
+        self.register_buffer("normal", _normal_quantiles(signature).to(self.zeros()), persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """A change of type or device, after which the quantiles have all digits of the new type."""
+        super()._apply(fn, recurse)
+        self.normal = _normal_quantiles(self.signature).to(self.normal)
+        return self
+
+    @abstractmethod
+    def advance(self, y: Tensor, seen: Tensor, state: State) -> State:
+        """The `moving` tensors after one observation; y, seen: (B, 1), y anything finite where it was not seen."""
+
+    @abstractmethod
+    def outlook(self, state: State) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (..., H) of the next H values; the state's tensors are (..., n) each."""
+
+    def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        after = state | self.advance(*_target(x, mask), state)
+        return self._quantiles(after), after
+
+    def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        y, seen = _target(x, mask)
+        passed: dict[str, list[Tensor]] = {name: [] for name in self.moving}
+        after = state
+        for t in range(x.shape[1]):
+            after = after | self.advance(y[:, t], seen[:, t], after)
+            for name in self.moving:
+                passed[name].append(after[name])
+        everywhen = {
+            name: torch.stack(passed[name], 1) if name in passed else value[:, None] for name, value in state.items()
+        }
+        return self._quantiles(everywhen), after
+
+    def last(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        y, seen = _target(x, mask)
+        for t in range(x.shape[1]):
+            state = state | self.advance(y[:, t], seen[:, t], state)
+        return self._quantiles(state), state
+
+    def _quantiles(self, state: State) -> Tensor:
+        mean, deviation = self.outlook(state)
+        return mean[..., None] + deviation[..., None] * self.normal
+
+
+def _normal_quantiles(signature: Signature) -> Tensor:
+    return torch.tensor([NormalDist().inv_cdf(q) for q in signature.quantiles], dtype=torch.float64)
+
+
+def _target(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Channel 0, 0 where it was not seen, and where it was; (..., 1) each."""
+    y = x[..., :1]
+    seen = observed(y, mask[..., :1])
+    return torch.where(seen, y, torch.zeros_like(y)), seen
+
+
+def fit_each(
+    fit: Callable[[Values], Fit], series: Mapping[str, Values], processes: int | None = None
+) -> tuple[dict[str, Fit], dict[str, str]]:
+    """Fit every series by itself, on all cores: the fits, and why the others have none.
+
+    `fit` is a function of a module, or a `partial` of one; it raises ModelError where a series cannot be fitted, and
+    whatever else a library raises counts as that series' failure too.
+    """
+    names = list(series)
+    workers = min(processes or os.cpu_count() or 1, max(1, len(names) // (POOL_FROM // 2)))
+    guarded = partial(_guarded, fit)
+    if workers == 1 or len(names) < POOL_FROM or "fork" not in multiprocessing.get_all_start_methods():
+        results = list(map(guarded, series.values()))
+    else:
+        # Forked, as the library does it itself: a new interpreter would import for seconds what this one has loaded.
+        with warnings.catch_warnings(), ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads; the children run none
+            results = list(pool.map(guarded, series.values(), chunksize=max(1, len(names) // (8 * workers))))
+    fits = {name: result for name, result in zip(names, results, strict=True) if isinstance(result, dict)}
+    failures = {name: result for name, result in zip(names, results, strict=True) if isinstance(result, str)}
+    return fits, failures
+
+
+def _guarded(fit: Callable[[Values], Fit], values: Values) -> Fit | str:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of single optimisation steps; what comes of them is checked
+            return fit(values)
+    except ModelError as error:
+        return str(error).rstrip(".")
+    except Exception as error:  # a library's own errors share no base
+        return f"the fit failed ({type(error).__name__}: {str(error).strip() or 'no message'})"
+
+
+def known_part(values: Values) -> Values:
+    """The values from the first observed one on, as float64, infinities and values beyond LARGEST as missing.
+
+    Raises:
+        ModelError: nothing was observed.
+    """
+    y = np.asarray(values, dtype=np.float64).copy()
+    y[~(np.abs(y) <= LARGEST)] = np.nan
+    known = np.flatnonzero(np.isfinite(y))
+    if not len(known):
+        raise ModelError(f"all of its {len(y)} values are missing; give the series at least one value.")
+    return y[known[0] :]
+
+
+def filled(values: Values) -> tuple[Values, int]:
+    """Gaps closed by straight lines, for libraries that take none; and how many values that were."""
+    known = np.isfinite(values)
+    places = np.arange(len(values))
+    return np.interp(places, places[known], values[known]), int((~known).sum())
