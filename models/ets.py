@@ -72,7 +72,6 @@ class Ets(LinearGaussian, Local):
     """
 
     library = "statsforecast"
-    moving = ("ets.level", "ets.trend", "ets.season", "ets.started", "ets.errors", "ets.sigma2")
     steps: Tensor
     phase: Tensor
 
@@ -152,24 +151,12 @@ class Ets(LinearGaussian, Local):
         fits, failures = fit_each(fit, series, processes)
         notes = {name: found["note"] for name, found in fits.items() if found["note"]}
         state = states_of(fits.values(), self.signature) if fits else {}
-        gaps = [index for index, found in enumerate(fits.values()) if found["history"] is not None]
-        if gaps:
-            state = self._filtered(state, list(fits.values()), gaps)
+        for index, found in enumerate(fits.values()):
+            if found["history"] is not None:  # it has gaps, which the library closed and the filter skips
+                row = {name: value[index : index + 1] for name, value in state.items()}
+                for name, value in self.passed(torch.from_numpy(found["history"])[None], row).items():
+                    state[name][index] = value[0]
         return Fits(tuple(fits), state, notes, failures)
-
-    @torch.no_grad()
-    def _filtered(self, state: State, fits: list[Fit], gaps: list[int]) -> State:
-        """The states of series with gaps: from their beginning, missing values skipped."""
-        state = {name: value.clone() for name, value in state.items()}
-        for index in gaps:
-            row = {name: value[index : index + 1] for name, value in state.items()}
-            y = torch.from_numpy(fits[index]["history"])
-            for value in y.view(-1, 1, 1):
-                seen = value.isfinite()
-                row = row | self.advance(torch.where(seen, value, torch.zeros_like(value)), seen, row)
-            for name in self.moving:
-                state[name][index] = row[name][0]
-        return state
 
 
 def fit_ets(values: Values, season: int, model: str = "ZZZ", damped: str = "auto") -> Fit:

@@ -77,11 +77,11 @@ class Local(ABC):
 class LinearGaussian(StepModel):
     """Normal quantiles around a mean and a variance h steps ahead, both functions of the state alone.
 
-    A subclass says how one observation changes the state (`advance`) and what the state expects (`outlook`).
+    A subclass says how one observation changes the state (`advance`) and what the state expects (`outlook`). Its scan
+    is the plain loop: the states of a whole scan, a covariance each, would fill the memory.
     """
 
     tasks = ("forecast",)
-    moving: ClassVar[tuple[str, ...]]  # the tensors of the state that an observation changes
     normal: Tensor
 
     def __init__(self, signature: Signature) -> None:
@@ -94,30 +94,25 @@ class LinearGaussian(StepModel):
         self.normal = _normal_quantiles(self.signature).to(self.normal)
         return self
 
+    def passed(self, y: Tensor, state: State) -> State:
+        """The state after the values y (B, T), NaN where missing; nothing is forecast on the way."""
+        with torch.no_grad():
+            for value in y.unbind(1):
+                seen = value.isfinite()[:, None]
+                state = state | self.advance(torch.where(seen, value[:, None], 0.0), seen, state)
+        return state
+
     @abstractmethod
     def advance(self, y: Tensor, seen: Tensor, state: State) -> State:
-        """The `moving` tensors after one observation; y, seen: (B, 1), y anything finite where it was not seen."""
+        """What one observation changes in the state; y, seen: (B, 1), y anything finite where it was not seen."""
 
     @abstractmethod
     def outlook(self, state: State) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (..., H) of the next H values; the state's tensors are (..., n) each."""
+        """Mean and standard deviation of the next H values, (B, H) each."""
 
     def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
         after = state | self.advance(*_target(x, mask), state)
         return self._quantiles(after), after
-
-    def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
-        y, seen = _target(x, mask)
-        passed: dict[str, list[Tensor]] = {name: [] for name in self.moving}
-        after = state
-        for t in range(x.shape[1]):
-            after = after | self.advance(y[:, t], seen[:, t], after)
-            for name in self.moving:
-                passed[name].append(after[name])
-        everywhen = {
-            name: torch.stack(passed[name], 1) if name in passed else value[:, None] for name, value in state.items()
-        }
-        return self._quantiles(everywhen), after
 
     def last(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
         y, seen = _target(x, mask)

@@ -1,0 +1,240 @@
+"""Seasonal ARIMA with drift as a step: the Kalman filter of statsforecast's AutoARIMA, all series in one tensor step.
+
+The state space of Gardner, Harvey and Phillips (1980) that R and statsforecast use: z_t = y_t - intercept - drift t is
+an ARMA process after differencing, phi(L) delta(L) z = theta(L) e. The mean has r places for the ARMA part and nd for
+the last values of z that the differences need. Multiplying by the transition matrix T is a shift of both and two
+rank-one terms, so a season of 12 costs what its places cost, never a dense product.
+
+    a = T a,  P = T P T' + R R';   F = Z P Z',  K = P Z' / F;   a' = a + K (z - Z a),  P' = P - K Z P
+
+with R = (1, theta, 0), Z = (1, 0, delta). The covariance P (in units of sigma2) stays in the state: with a seasonal
+moving-average root near 1 it takes decades of months to converge, and a missing value, which leaves out the second
+line, raises it again. Forecasts h steps ahead need G_h = Z T^h and the psi weights Z T^j R, which depend on the
+parameters alone, are worked out once in float64 and ride in the state:
+
+    mean_h = intercept + drift (t + h) + G_h a,   variance_h = sigma2 (sum_{j<h} psi_j^2 + G_h P G_h')
+
+Shapes: B series, H horizon, n = r + nd places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.contract import ModelError, Signature, State
+from models.linear_gaussian import Fit, Fits, LinearGaussian, Local, Values, filled, fit_each, known_part
+
+
+@dataclass(frozen=True)
+class ArimaConfig:
+    """The largest orders that AutoARIMA tries; the defaults are its own."""
+
+    max_p: int = 5
+    max_q: int = 5
+    max_seasonal_p: int = 2
+    max_seasonal_q: int = 2
+    max_differences: int = 2
+    max_seasonal_differences: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 0:
+                raise ModelError(f"{name} is 0 or more, not {value}.")
+
+
+class Arima(LinearGaussian, Local):
+    """Seasonal ARIMA, one fit a series; all have as many places as the largest, which `fit_series` sets.
+
+    The state of one series, constant once it is fitted but for mean, covariance and time:
+        arima.mean (n,), arima.covariance (n, n); arima.time: steps since the drift's origin
+        arima.started: 1 once there is a value; arima.errors, arima.sigma2: as those of `Ets`
+        arima.phi (r,), arima.response (r,) = R, arima.delta (nd,); arima.intercept, arima.drift
+        arima.weights (H, n) = G; arima.psi (H,): sums of psi^2
+    """
+
+    library = "statsforecast"
+
+    def __init__(self, signature: Signature, config: ArimaConfig = ArimaConfig()) -> None:
+        super().__init__(signature)
+        self.config = config
+        self.places, self.lags = 1, 1  # r and nd
+
+    def initial_state(self, batch: int) -> State:
+        """Of series that nobody fitted: a random walk from the first value, with a running variance."""
+        nothing = np.zeros(0)
+        walk = {
+            "phi": nothing, "theta": nothing, "delta": np.ones(1), "mean": np.zeros(2), "covariance": np.zeros((2, 2)),
+            "time": 0, "started": 0, "errors": 0, "sigma2": 0.0, "intercept": 0.0, "drift": 0.0,
+        }  # fmt: skip
+        state = states_of([walk], self.signature, self.places, self.lags)
+        return {name: value.to(self.zeros()).repeat(batch, *[1] * (value.dim() - 1)) for name, value in state.items()}
+
+    def advance(self, y: Tensor, seen: Tensor, state: State) -> State:
+        started, mean, covariance = state["arima.started"] > 0.5, state["arima.mean"], state["arima.covariance"]
+        time = state["arima.time"] + 1
+        z = y - state["arima.intercept"] - state["arima.drift"] * time
+        usable, begins = seen & started, seen & ~started
+        response = torch.nn.functional.pad(state["arima.response"], (0, self.lags))
+        mean = self._forward(mean[..., None], state).squeeze(-1)
+        spread = self._forward(self._forward(covariance, state).mT, state)
+        spread = spread + response[:, :, None] * response[:, None, :]
+        with_z = spread[:, :, 0] + (spread[:, :, self.places :] * state["arima.delta"][:, None]).sum(-1)  # P Z'
+        variance = self._observe(with_z, state)
+        gain = torch.where(usable, with_z / variance, torch.zeros_like(with_z))
+        error = z - self._observe(mean, state)
+        # A walk that begins has seen its first value exactly, in the place of the last one.
+        first = torch.nn.functional.pad(z, (self.places, self.lags - 1))
+        after = torch.where(begins, first, mean + gain * error)
+        covariance = torch.where(
+            (started | begins)[..., None], spread - gain[:, :, None] * with_z[:, None, :], covariance
+        )
+        covariance = torch.where(begins[..., None], torch.zeros_like(covariance), covariance)
+        count, sigma2 = state["arima.errors"], state["arima.sigma2"]
+        learns = (usable & (count >= 0)).to(y.dtype)
+        return {
+            "arima.mean": after,
+            "arima.covariance": covariance,
+            "arima.time": time,
+            "arima.started": torch.maximum(state["arima.started"], seen.to(y.dtype)),
+            "arima.errors": count + learns,
+            "arima.sigma2": sigma2 + learns * (error * error / variance - sigma2) / (count + 1).clamp(min=1.0),
+        }
+
+    def _forward(self, x: Tensor, state: State) -> Tensor:
+        """T x for x (B, n, k)."""
+        now = x[:, : self.places]
+        moved = torch.cat([now[:, 1:], torch.zeros_like(now[:, :1])], 1) + state["arima.phi"][..., None] * now[:, :1]
+        lags = x[:, self.places :]
+        newest = now[:, :1] + (state["arima.delta"][..., None] * lags).sum(1, keepdim=True)
+        return torch.cat([moved, newest, lags[:, :-1]], 1)
+
+    def _observe(self, x: Tensor, state: State) -> Tensor:
+        """Z x, (B, 1), for x (B, n)."""
+        return x[:, :1] + (state["arima.delta"] * x[:, self.places :]).sum(-1, keepdim=True)
+
+    def outlook(self, state: State) -> tuple[Tensor, Tensor]:
+        weights = state["arima.weights"]
+        ahead = torch.arange(1, self.signature.horizon + 1, dtype=weights.dtype, device=weights.device)
+        known = state["arima.intercept"] + state["arima.drift"] * (state["arima.time"] + ahead)
+        mean = known + (weights * state["arima.mean"][:, None]).sum(-1)
+        unsure = ((weights @ state["arima.covariance"]) * weights).sum(-1).clamp(min=0.0)
+        return mean, (state["arima.sigma2"] * (state["arima.psi"] + unsure)).sqrt()
+
+    def fit_series(self, series: Mapping[str, Values], processes: int | None = None) -> Fits:
+        """Fit by AutoARIMA; gaps inside a series are closed by lines for the fit, and skipped by the filter."""
+        fit = partial(fit_arima, season=self.signature.season, limits=vars(self.config))
+        fits, failures = fit_each(fit, series, processes)
+        notes = {name: found["note"] for name, found in fits.items() if found["note"]}
+        if not fits:
+            return Fits((), {}, notes, failures)
+        self.places = max(max(len(found["phi"]), len(found["theta"]) + 1) for found in fits.values())
+        self.lags = max(1, *(len(found["delta"]) for found in fits.values()))
+        return Fits(
+            tuple(fits), states_of(list(fits.values()), self.signature, self.places, self.lags), notes, failures
+        )
+
+
+def fit_arima(values: Values, season: int, limits: Mapping[str, int]) -> Fit:
+    """AutoARIMA on one series: its polynomials, and the filter's state after the last value.
+
+    Raises:
+        ModelError: too few values, or none at all.
+    """
+    from statsforecast.arima import forward_arima
+    from statsforecast.models import AutoARIMA
+
+    y = known_part(values)
+    complete, missing = filled(y)
+    if len(y) < 3:
+        raise ModelError(f"{len(y)} values are too few for an ARIMA model")
+    notes = []
+    if missing:
+        notes.append(f"{missing} of {len(y)} values are missing: closed by straight lines for the fit")
+    if season > 1 and len(y) <= season:
+        notes.append(f"fitted without a season: {len(y)} values are no more than one season of {season}")
+        season = 1
+    if np.ptp(complete) == 0:
+        notes.append("constant: a mean with no spread")
+    chosen = AutoARIMA(
+        season_length=season,
+        max_p=limits["max_p"],
+        max_q=limits["max_q"],
+        max_P=limits["max_seasonal_p"],
+        max_Q=limits["max_seasonal_q"],
+        max_d=limits["max_differences"],
+        max_D=limits["max_seasonal_differences"],
+    )
+    found: dict[str, Any] = chosen.fit(complete).model_
+    filtered = forward_arima(found, y.copy()) if missing else found
+    space, coefficients = filtered["model"], found["coef"]
+    result: Fit = {
+        "phi": np.asarray(space["phi"], np.float64),
+        "theta": np.asarray(space["theta"], np.float64),
+        "delta": np.asarray(space["delta"], np.float64),
+        "mean": np.asarray(space["a"], np.float64),
+        "covariance": np.asarray(space["P"], np.float64),
+        "time": len(y),
+        "started": 1,
+        "errors": -1,
+        "sigma2": float(found["sigma2"]),
+        "intercept": float(coefficients.get("intercept", 0.0)),
+        "drift": float(coefficients.get("drift", 0.0)),
+        "note": "; ".join(notes),
+    }
+    numbers = ("phi", "theta", "mean", "covariance", "sigma2", "intercept", "drift")
+    if not all(np.isfinite(result[name]).all() for name in numbers):
+        raise ModelError("the fit of AutoARIMA ended with numbers that are not finite")
+    return result
+
+
+def states_of(fits: Sequence[Fit], signature: Signature, places: int, lags: int) -> State:
+    """The fits of `fit_arima` as one state, float64, with `places` of the ARMA part and `lags` of the differences.
+
+    What a shorter model does not need is 0 and stays without influence.
+    """
+    count, n = len(fits), places + lags
+    arrays = {
+        "mean": np.zeros((count, n)), "covariance": np.zeros((count, n, n)),
+        "phi": np.zeros((count, places)), "response": np.zeros((count, places)), "delta": np.zeros((count, lags)),
+    }  # fmt: skip
+    for row, fit in enumerate(fits):
+        own_lags = len(fit["delta"])
+        own_places = len(fit["mean"]) - own_lags
+        at = np.concatenate([np.arange(own_places), places + np.arange(own_lags)])
+        arrays["mean"][row, at] = fit["mean"]
+        arrays["covariance"][row][np.ix_(at, at)] = fit["covariance"]
+        arrays["phi"][row, : len(fit["phi"])] = fit["phi"]
+        theta = np.concatenate([[1.0], fit["theta"]])[:own_places]
+        arrays["response"][row, : len(theta)] = theta
+        arrays["delta"][row, :own_lags] = fit["delta"]
+    state = {f"arima.{name}": torch.from_numpy(value) for name, value in arrays.items()}
+    for name in ("time", "started", "errors", "sigma2", "intercept", "drift"):
+        state[f"arima.{name}"] = torch.tensor([[float(fit[name])] for fit in fits], dtype=torch.float64)
+    weights, psi = _ahead(arrays["phi"], arrays["response"], arrays["delta"], signature.horizon)
+    return state | {"arima.weights": torch.from_numpy(weights), "arima.psi": torch.from_numpy(psi)}
+
+
+def _ahead(phi: Values, response: Values, delta: Values, horizon: int) -> tuple[Values, Values]:
+    """G_h = Z T^h (B, H, n), and the sums of the squared psi weights (B, H); arguments (B, r), (B, r), (B, nd)."""
+    count, places = phi.shape
+    row = np.concatenate([np.ones((count, 1)), np.zeros((count, places - 1)), delta], 1)  # Z
+    impulse = np.concatenate([response, np.zeros_like(delta)], 1)
+    rows, psi = [], []
+    observed = row.copy()
+    for _ in range(horizon):
+        psi.append((row * impulse).sum(1))
+        now, lags = row[:, :places], row[:, places:]
+        # x T: what the columns of T give, T's first column being phi, its lag rows Z and a shift.
+        first = (now * phi).sum(1, keepdims=True)
+        arma = np.concatenate([first, now[:, :-1]], 1)
+        back = np.concatenate([lags[:, 1:], np.zeros((count, 1))], 1)
+        row = np.concatenate([arma, back], 1) + lags[:, :1] * observed
+        rows.append(row)
+    return np.stack(rows, 1), np.square(np.stack(psi, 1)).cumsum(1)

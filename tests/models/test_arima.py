@@ -1,0 +1,215 @@
+"""Seasonal ARIMA as a step equals the library that fitted it, at the fit's end and as the stream goes on.
+
+Shapes: B series, T time, H horizon, Q quantiles.
+"""
+
+import os
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from statsforecast.models import ARIMA, AutoARIMA
+
+from models.arima import Arima, ArimaConfig, states_of
+from models.contract import ModelError, Signature, State
+from models.linear_gaussian import Fits
+
+SEASON, HORIZON = 4, 11
+LEVELS = (0.025, 0.1, 0.5, 0.9, 0.975)
+SIGNATURE = Signature("forecast", 1, horizon=HORIZON, season=SEASON, quantiles=LEVELS)
+KINDS = ("walk", "twice", "season", "stationary", "seasonal average")
+
+
+def series(kind: str, seed: int = 5, length: int = 80) -> np.ndarray:
+    """Whose forms AutoARIMA finds to differ: with one, two and no differences, drift, intercept and seasonal terms."""
+    rng = np.random.default_rng(seed)
+    noise, t = rng.normal(size=length), np.arange(length)
+    if kind == "walk":
+        return 50 + noise.cumsum()
+    if kind == "twice":
+        return 50 + (0.3 * noise.cumsum()).cumsum() + 2 * rng.normal(size=length)
+    if kind == "season":
+        return 100 + 0.5 * t + 10 * np.sin(2 * np.pi * t / SEASON) + noise
+    smooth = np.zeros(length)
+    for index in range(1, length):
+        smooth[index] = 0.7 * smooth[index - 1] + noise[index]
+    if kind == "stationary":
+        return 20 + smooth
+    return 100 + 8 * rng.normal(size=SEASON)[t % SEASON] + 0.3 * noise.cumsum() + noise
+
+
+@cache
+def fitted(kind: str) -> tuple[Arima, Fits, AutoARIMA]:
+    model = Arima(SIGNATURE).double()
+    return model, model.fit_series({"a": series(kind)}), AutoARIMA(season_length=SEASON).fit(series(kind))
+
+
+def after(model: Arima, state: State, further: np.ndarray) -> np.ndarray:
+    """(H, Q) after the further values, NaN where missing."""
+    x = torch.from_numpy(further).view(1, -1, 1)
+    with torch.no_grad():
+        return model.scan(x, x.isfinite().double(), state)[0][0, -1].numpy()
+
+
+def of(out: dict) -> np.ndarray:
+    return np.stack([out[name] for name in ("lo-95", "lo-80", "mean", "hi-80", "hi-95")], -1)
+
+
+def assert_equal(found: np.ndarray, expected: np.ndarray, relative: float = 1e-9) -> None:
+    np.testing.assert_allclose(found, expected, rtol=0, atol=relative * np.abs(expected).max())
+
+
+def test_the_kinds_differ():
+    forms = [fitted(kind)[2].model_ for kind in KINDS]
+    assert len({(found["arma"], *found["coef"]) for found in forms}) == len(KINDS)
+    names = {name for found in forms for name in found["coef"]}
+    assert {"drift", "intercept", "ar1", "ma1", "sar1", "sma1"} <= names
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_forecasts_at_the_fits_end_are_the_librarys(kind):
+    model, fits, library = fitted(kind)
+    with torch.no_grad():
+        found = model._quantiles(fits.state)[0].numpy()
+    assert_equal(found, of(library.predict(HORIZON, level=[80, 95])))
+
+
+@pytest.mark.parametrize("points", [1, 40])
+@pytest.mark.parametrize("kind", KINDS)
+def test_forecasts_after_further_points_are_the_librarys(kind, points):
+    model, fits, library = fitted(kind)
+    further = series(kind, seed=6, length=120)[80 : 80 + points]
+    expected = library.forward(np.concatenate([series(kind), further]), HORIZON, level=[80, 95])
+    assert_equal(after(model, fits.state, further), of(expected))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_missing_points_are_skipped_as_the_library_skips_them(kind):
+    model, fits, library = fitted(kind)
+    further = series(kind, seed=6, length=120)[80:].copy()
+    further[[0, 1, 7, 20, 39]] = np.nan
+    expected = library.forward(np.concatenate([series(kind), further]), HORIZON, level=[80, 95])
+    assert_equal(after(model, fits.state, further), of(expected))
+
+
+def test_series_of_all_orders_share_a_batch():
+    model = Arima(SIGNATURE).double()
+    fits = model.fit_series({kind: series(kind) for kind in KINDS})
+    further = torch.from_numpy(np.stack([series(kind, seed=6, length=120)[80:] for kind in KINDS]))[..., None]
+    together, _ = model.scan(further, torch.ones_like(further), fits.state)
+    for row, kind in enumerate(KINDS):
+        assert fits.series[row] == kind
+        alone, one, _ = fitted(kind)
+        assert_equal(together[row, -1].numpy(), after(alone, one.state, further[row, :, 0].numpy()))
+
+
+def test_the_covariance_converges_and_a_gap_raises_it():
+    model, fits, _ = fitted("walk")
+    x = torch.full((1, 60), 50.0, dtype=torch.float64)
+    settled = model.passed(x, fits.state)
+    assert settled["arima.covariance"].abs().max() < 1e-9
+    gap = model.passed(torch.full((1, 1), float("nan"), dtype=torch.float64), settled)
+    assert gap["arima.covariance"].abs().max() == pytest.approx(1)
+
+
+def test_a_random_walk_by_hand():
+    signature = Signature("forecast", 1, horizon=2, quantiles=(0.5, 0.975))
+    walk = {
+        "phi": np.zeros(0), "theta": np.zeros(0), "delta": np.ones(1), "mean": np.array([0.0, 7.0]),
+        "covariance": np.zeros((2, 2)), "time": 3, "started": 1, "errors": -1, "sigma2": 4.0,
+        "intercept": 1.0, "drift": 0.5,
+    }  # fmt: skip
+    model = Arima(signature).double()
+    x = torch.tensor([[12.0]], dtype=torch.float64)
+    prediction, state = model.step(x, torch.ones_like(x), states_of([walk], signature, 1, 1))
+    # z = 12 - 1 - 0.5 * 4 = 9, which is the last value of the walk: 10 + 0.5 (4 + h)
+    assert state["arima.time"].item() == 4
+    np.testing.assert_allclose(prediction[0, :, 0], [12.5, 13.0])
+    np.testing.assert_allclose(prediction[0, :, 1] - prediction[0, :, 0], 1.959963984540054 * 2 * np.sqrt([1, 2]))
+
+
+def test_a_series_that_was_not_fitted_walks_from_its_first_value():
+    model = Arima(Signature("forecast", 1, horizon=2, quantiles=(0.5, 0.975))).double()
+    x = torch.tensor([[[float("nan")], [4.0], [8.0], [float("nan")], [10.0]]], dtype=torch.float64)
+    prediction, state = model.scan(x, x.isfinite().double(), model.initial_state(1))
+    assert prediction[0, :, 0, 0].tolist() == [0, 4, 8, 8, 10]
+    # errors 4 over one step and 2 over two, whose variance is twice as large
+    assert state["arima.sigma2"].item() == pytest.approx((16 + 4 / 2) / 2)
+
+
+def test_what_is_wrong_with_one_series_is_no_matter_to_the_others():
+    gap = series("season")
+    gap[[20, 21, 60]] = np.nan
+    everyone = {
+        "good": series("season"), "gap": gap, "missing": np.full(30, np.nan), "short": np.array([1.0, 2.0]),
+        "constant": np.full(30, 7.0), "no season": series("walk", length=4),
+    }  # fmt: skip
+    model = Arima(SIGNATURE).double()
+    fits = model.fit_series(everyone)
+    assert "all of its 30 values are missing" in fits.failures["missing"]
+    assert fits.failures["short"] == "2 values are too few for an ARIMA model"
+    assert fits.notes["gap"] == "3 of 80 values are missing: closed by straight lines for the fit"
+    assert fits.notes["constant"] == "constant: a mean with no spread"
+    assert fits.notes["no season"] == "fitted without a season: 4 values are no more than one season of 4"
+    with torch.no_grad():
+        constant = model._quantiles(fits.state_of(["constant"]))
+    assert constant.unique().tolist() == [7.0]
+    whole = np.interp(np.arange(80), np.flatnonzero(np.isfinite(gap)), gap[np.isfinite(gap)])
+    library = AutoARIMA(season_length=SEASON).fit(whole)
+    with torch.no_grad():
+        found = model._quantiles(fits.state_of(["gap"]))[0].numpy()
+    assert_equal(found, of(library.forward(gap, HORIZON, level=[80, 95])))
+
+
+def test_the_largest_orders_are_kept():
+    model = Arima(SIGNATURE, ArimaConfig(max_p=0, max_q=1, max_seasonal_p=0, max_seasonal_q=0)).double()
+    fits = model.fit_series({kind: series(kind) for kind in KINDS})
+    assert not fits.failures
+    assert model.places <= 2
+    assert not fits.state["arima.phi"].any()
+    with pytest.raises(ModelError, match="max_p is 0 or more, not -1"):
+        ArimaConfig(max_p=-1)
+
+
+def test_a_seasonal_root_near_one_that_has_not_converged_is_carried_on():
+    """What a filter without a covariance would get wrong."""
+    values = series("seasonal average", length=28)
+    library = ARIMA(
+        order=(0, 1, 1), seasonal_order=(0, 1, 1), season_length=SEASON, fixed={"ma1": -0.6, "sma1": -0.95}
+    ).fit(values)
+    space = library.model_["model"]
+    assert np.abs(space["P"]).max() > 0.01
+    fit = {
+        "phi": space["phi"], "theta": space["theta"], "delta": space["delta"],
+        "mean": space["a"], "covariance": space["P"], "sigma2": library.model_["sigma2"],
+        "time": 28, "started": 1, "errors": -1, "intercept": 0.0, "drift": 0.0,
+    }  # fmt: skip
+    model = Arima(SIGNATURE).double()
+    model.places, model.lags = len(space["theta"]) + 1, len(space["delta"])
+    state = states_of([fit], SIGNATURE, model.places, model.lags)
+    further = series("seasonal average", length=40)[28:]
+    expected = library.forward(np.concatenate([values, further]), HORIZON, level=[80, 95])
+    assert_equal(after(model, state, further), of(expected))
+    steady = state | {"arima.covariance": torch.zeros_like(state["arima.covariance"])}
+    assert np.abs(after(model, steady, further) - of(expected)).max() > 1e-3
+
+
+M3 = Path(os.environ.get("MNEMO_DATA_DIR", "")) / "m3" / "m3_monthly_a.parquet"
+
+
+@pytest.mark.skipif("MNEMO_DATA_DIR" not in os.environ or not M3.exists(), reason="m3 needs MNEMO_DATA_DIR")
+def test_m3_monthly_forecasts_are_the_librarys():
+    """Every 180th series; all of them are in bench_local.py."""
+    import pandas as pd
+
+    table = pd.read_parquet(M3).iloc[::180]
+    signature = Signature("forecast", 1, horizon=18, season=12, quantiles=LEVELS)
+    model = Arima(signature).double()
+    fits = model.fit_series({name: np.array(values) for name, values in zip(table["id"], table["train"], strict=True)})
+    assert not fits.failures
+    for name, values, test in zip(table["id"], table["train"], table["test"], strict=True):
+        library = AutoARIMA(season_length=12).fit(np.array(values))
+        expected = library.forward(np.concatenate([values, test]), 18, level=[80, 95])
+        assert_equal(after(model, fits.state_of([name]), np.array(test)), of(expected), 1e-6)
