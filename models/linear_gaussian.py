@@ -112,15 +112,16 @@ class LinearGaussian(StepModel):
 
     def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
         after = state | self.advance(*_target(x, mask), state)
-        return self._quantiles(after), after
+        return self.predict(after), after
 
     def last(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
         y, seen = _target(x, mask)
         for t in range(x.shape[1]):
             state = state | self.advance(y[:, t], seen[:, t], state)
-        return self._quantiles(state), state
+        return self.predict(state), state
 
-    def _quantiles(self, state: State) -> Tensor:
+    def predict(self, state: State) -> Tensor:
+        """(B, H, Q): the quantiles of the next H values, for the state as it is."""
         mean, deviation = self.outlook(state)
         return mean[..., None] + deviation[..., None] * self.normal
 

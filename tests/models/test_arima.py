@@ -72,7 +72,7 @@ def test_the_kinds_differ():
 def test_forecasts_at_the_fits_end_are_the_librarys(kind):
     model, fits, library = fitted(kind)
     with torch.no_grad():
-        found = model._quantiles(fits.state)[0].numpy()
+        found = model.predict(fits.state)[0].numpy()
     assert_equal(found, of(library.predict(HORIZON, level=[80, 95])))
 
 
@@ -154,12 +154,12 @@ def test_what_is_wrong_with_one_series_is_no_matter_to_the_others():
     assert fits.notes["constant"] == "constant: a mean with no spread"
     assert fits.notes["no season"] == "fitted without a season: 4 values are no more than one season of 4"
     with torch.no_grad():
-        constant = model._quantiles(fits.state_of(["constant"]))
+        constant = model.predict(fits.state_of(["constant"]))
     assert constant.unique().tolist() == [7.0]
     whole = np.interp(np.arange(80), np.flatnonzero(np.isfinite(gap)), gap[np.isfinite(gap)])
     library = AutoARIMA(season_length=SEASON).fit(whole)
     with torch.no_grad():
-        found = model._quantiles(fits.state_of(["gap"]))[0].numpy()
+        found = model.predict(fits.state_of(["gap"]))[0].numpy()
     assert_equal(found, of(library.forward(gap, HORIZON, level=[80, 95])))
 
 
