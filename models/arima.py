@@ -28,8 +28,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.contract import ModelError, Signature, State
-from models.linear_gaussian import Fit, Fits, LinearGaussian, Local, Values, filled, fit_each, known_part
+from models.contract import Fits, ModelError, Signature, State
+from models.linear_gaussian import Fit, LinearGaussian, Values, filled, fit_each, known_part
+
+ORDER = (
+    "phi", "response", "delta", "intercept", "drift", "weights", "psi", "sigma2", "started", "errors", "time",
+    "covariance", "mean",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,17 +54,18 @@ class ArimaConfig:
                 raise ModelError(f"{name} is 0 or more, not {value}.")
 
 
-class Arima(LinearGaussian, Local):
+class Arima(LinearGaussian):
     """Seasonal ARIMA, one fit a series; all have as many places as the largest, which `fit_series` sets.
 
-    The state of one series, constant once it is fitted but for mean, covariance and time:
-        arima.mean (n,), arima.covariance (n, n); arima.time: steps since the drift's origin
-        arima.started: 1 once there is a value; arima.errors, arima.sigma2: as those of `Ets`
+    The state of one series, all but the last line constant once it is fitted:
         arima.phi (r,), arima.response (r,) = R, arima.delta (nd,); arima.intercept, arima.drift
         arima.weights (H, n) = G; arima.psi (H,): sums of psi^2
+        arima.sigma2, arima.started, arima.errors: as those of `Ets`
+        arima.time: steps since the drift's origin; arima.covariance (n, n), arima.mean (n,)
     """
 
     library = "statsforecast"
+    substitute = "a random walk from the first value"
 
     def __init__(self, signature: Signature, config: ArimaConfig = ArimaConfig()) -> None:
         super().__init__(signature)
@@ -214,11 +220,11 @@ def states_of(fits: Sequence[Fit], signature: Signature, places: int, lags: int)
         theta = np.concatenate([[1.0], fit["theta"]])[:own_places]
         arrays["response"][row, : len(theta)] = theta
         arrays["delta"][row, :own_lags] = fit["delta"]
-    state = {f"arima.{name}": torch.from_numpy(value) for name, value in arrays.items()}
-    for name in ("time", "started", "errors", "sigma2", "intercept", "drift"):
-        state[f"arima.{name}"] = torch.tensor([[float(fit[name])] for fit in fits], dtype=torch.float64)
     weights, psi = _ahead(arrays["phi"], arrays["response"], arrays["delta"], signature.horizon)
-    return state | {"arima.weights": torch.from_numpy(weights), "arima.psi": torch.from_numpy(psi)}
+    arrays |= {"weights": weights, "psi": psi}
+    for name in ("intercept", "drift", "sigma2", "started", "errors", "time"):
+        arrays[name] = np.array([[float(fit[name])] for fit in fits])
+    return {f"arima.{name}": torch.from_numpy(arrays[name]) for name in ORDER}
 
 
 def _ahead(phi: Values, response: Values, delta: Values, horizon: int) -> tuple[Values, Values]:

@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 from torch import nn
 
+from models.arima import Arima, ArimaConfig
 from models.attention import AttentionBackbone, AttentionConfig, PatchBackbone, PatchConfig
 from models.contract import ModelError, Signature, StepModel, TaskKind
+from models.ets import Ets, EtsConfig
 from models.lagged import RidgeConfig, RidgeForecaster, RidgeReader
 from models.memory import MEMORIES
 from models.memory.backbone import MemoryBackbone, MemoryConfig
@@ -30,7 +32,7 @@ class Entry:
     build: Callable[..., StepModel]  # (signature, one config of each type in `configs`, in order)
     configs: tuple[type[Config], ...]
     tasks: tuple[TaskKind, ...]
-    learns: Literal["gradient", "closed form"]
+    learns: Literal["gradient", "closed form", "per series"]
     streams: bool = True  # a model that does not stream exports scan.onnx alone
     covariates: tuple[str, ...] = ("past",)  # what a forecast can take beside its target
 
@@ -62,6 +64,7 @@ def _bidirectional(cell: str) -> Callable[..., StepModel]:
 
 ONE: tuple[TaskKind, ...] = ("forecast",)
 ALL: tuple[TaskKind, ...] = ("forecast", "classify", "regress")
+FORECAST: tuple[TaskKind, ...] = ("forecast",)
 WHOLE: tuple[TaskKind, ...] = ("classify", "regress")
 NETWORK = (NetworkConfig, RecurrentConfig)
 MEMORY = (NetworkConfig, MemoryConfig)
@@ -76,6 +79,8 @@ ATTENTIVE: dict[str, tuple[str, Callable[..., nn.Module], type[Config]]] = {
 MODELS: dict[str, Entry] = {
     "naive": Entry("last season's value; frequencies", _naive, (NaiveConfig,), ALL, "closed form", covariates=()),
     "ridge": Entry("closed-form map of the last lags", _ridge, (RidgeConfig,), ALL, "closed form", covariates=()),
+    "ets": Entry("exponential smoothing, fitted per series", Ets, (EtsConfig,), FORECAST, "per series", covariates=()),
+    "arima": Entry("seasonal ARIMA, fitted per series", Arima, (ArimaConfig,), FORECAST, "per series", covariates=()),
     "rnn": Entry("recurrent network with tanh cells", _recurrent("rnn"), NETWORK, ALL, "gradient"),
     "lstm": Entry("long short-term memory", _recurrent("lstm"), NETWORK, ALL, "gradient"),
     "gru": Entry("gated recurrent unit", _recurrent("gru"), NETWORK, ALL, "gradient"),

@@ -9,12 +9,14 @@ Shapes: B series, T time, C channels, H horizon, Q quantiles, K classes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 TaskKind = Literal["forecast", "classify", "regress"]
@@ -180,6 +182,57 @@ class Fitted(ABC):
     @abstractmethod
     def fit(self, batches: Iterable[Batch]) -> None:
         """Fit to the training windows. `batches` can be iterated several times and gives the same windows each time."""
+
+
+@dataclass(frozen=True)
+class Fits:
+    """Series that were fitted one by one; none of them is lost to what went wrong with another."""
+
+    series: tuple[str, ...]  # those that have a state, in its order
+    state: State  # after the last value of each series, float64
+    notes: dict[str, str] = field(default_factory=dict)  # series -> what was done otherwise than asked, by name
+    failures: dict[str, str] = field(default_factory=dict)  # series -> why it has no state
+
+    def state_of(self, series: Iterable[str]) -> State:
+        """The states of the named series, in that order.
+
+        Raises:
+            ModelError: a series that was not fitted.
+        """
+        place = {name: index for index, name in enumerate(self.series)}
+        wanted = list(series)
+        for name in wanted:
+            if name not in place:
+                why = self.failures.get(name, f"it is none of the {len(place)} fitted series")
+                raise ModelError(f"series {name} has no state: {why}.")
+        return take(self.state, torch.tensor([place[name] for name in wanted], dtype=torch.long))
+
+
+class Local(ABC):
+    """A model with parameters of its own for every series, which are a part of its state.
+
+    Its `initial_state` is that of a series nobody has fitted; `substitute` names what it then is.
+    """
+
+    library: ClassVar[str]  # the package that fits it, for the card
+    substitute: ClassVar[str]
+
+    @abstractmethod
+    def fit_series(self, series: Mapping[str, NDArray[np.float64]], processes: int | None = None) -> Fits:
+        """Fit each series and give the states after their last values.
+
+        Args:
+            series: unique_id -> (T,) values, NaN where none was observed; each of its own length.
+            processes: at most so many; None takes every core.
+        """
+
+    @abstractmethod
+    def predict(self, state: State) -> Tensor:
+        """(B, *prediction_shape) from the state as it is, before another observation."""
+
+    @abstractmethod
+    def passed(self, y: Tensor, state: State) -> State:
+        """The state after the values y (B, T), NaN where missing; nothing is predicted on the way."""
 
 
 LARGEST = 1e15  # of a value, in its own unit; running squares of more would overflow float32 and stay so

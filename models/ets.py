@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.contract import LARGEST, ModelError, Signature, State
-from models.linear_gaussian import Fit, Fits, LinearGaussian, Local, Values, filled, fit_each, known_part
+from models.contract import LARGEST, Fits, ModelError, Signature, State
+from models.linear_gaussian import Fit, LinearGaussian, Values, filled, fit_each, known_part
 
 SEASON_LIMIT = 1e3  # of a multiplicative season: an outlier beyond it would overflow float32 in the variance
 TINY = 1e-30  # what is divided by is at least this far from 0
@@ -56,15 +56,16 @@ class EtsConfig:
             raise ModelError(f"unfitted_alpha is above 0 and at most 1, not {self.unfitted_alpha}.")
 
 
-class Ets(LinearGaussian, Local):
+class Ets(LinearGaussian):
     """Exponential smoothing, one fit a series.
 
-    The state of one series, all but the first four constant once it is fitted:
-        ets.level, ets.trend, ets.season (m,): next month's value first; ets.started: 1 once there is a level
-        ets.errors: how many errors `ets.sigma2` is the mean square of; below 0 where it was fitted and stays
-        ets.alpha, beta, gamma, phi; ets.sigma2: the variance of the (relative, where multiplicative) errors
+    The state of one series, all but the last line constant once it is fitted:
+        ets.sigma2: the variance of the (relative, where multiplicative) errors; ets.alpha, beta, gamma, phi
         ets.kind (2,): 1 where the errors, where the season is multiplicative
         ets.spread (H, 3): the coefficients of the variance (`spread_of`)
+        ets.started: 1 once there is a level
+        ets.errors: how many errors `ets.sigma2` is the mean square of; below 0 where it was fitted and stays
+        ets.season (m,): the next step's value first; ets.trend, ets.level
 
     Quantiles are a normal distribution's around the point forecast, as the library's: with a multiplicative season and
     beyond one season the point forecast is not quite the mean, of which it lacks terms of the order of alpha gamma
@@ -72,6 +73,7 @@ class Ets(LinearGaussian, Local):
     """
 
     library = "statsforecast"
+    substitute = "simple exponential smoothing from the first value"
     steps: Tensor
     phase: Tensor
 
@@ -86,14 +88,13 @@ class Ets(LinearGaussian, Local):
         """Of series that nobody fitted: simple exponential smoothing from the first value, with a running variance."""
         parameters = dict.fromkeys(("sigma2", "beta", "gamma"), self.zeros(batch))
         parameters |= {"alpha": self.zeros(batch) + self.config.unfitted_alpha, "phi": self.zeros(batch) + 1}
-        moving = {
-            "ets.level": self.zeros(batch, 1),
-            "ets.trend": self.zeros(batch, 1),
-            "ets.season": self.zeros(batch, self.signature.season),
+        return parameters_of(parameters, self.zeros(batch, 2), self.signature) | {
             "ets.started": self.zeros(batch, 1),
             "ets.errors": self.zeros(batch, 1),
+            "ets.season": self.zeros(batch, self.signature.season),
+            "ets.trend": self.zeros(batch, 1),
+            "ets.level": self.zeros(batch, 1),
         }
-        return moving | parameters_of(parameters, self.zeros(batch, 2), self.signature)
 
     def advance(self, y: Tensor, seen: Tensor, state: State) -> State:
         level, trend, season = state["ets.level"], state["ets.trend"], state["ets.season"]
@@ -221,14 +222,13 @@ def states_of(fits: Iterable[Fit], signature: Signature) -> State:
 
     kinds = torch.tensor([[row["form"][0] == "M", row["form"][-1] == "M"] for row in rows], dtype=torch.float64)
     parameters = {name: column(name) for name in ("sigma2", "alpha", "beta", "gamma", "phi")}
-    moving = {
-        "ets.level": column("level")[:, None],
-        "ets.trend": column("trend")[:, None],
-        "ets.season": torch.from_numpy(np.stack([row["season"] for row in rows])),
+    return parameters_of(parameters, kinds, signature) | {
         "ets.started": torch.ones(len(rows), 1, dtype=torch.float64),
         "ets.errors": -torch.ones(len(rows), 1, dtype=torch.float64),
+        "ets.season": torch.from_numpy(np.stack([row["season"] for row in rows])),
+        "ets.trend": column("trend")[:, None],
+        "ets.level": column("level")[:, None],
     }
-    return moving | parameters_of(parameters, kinds, signature)
 
 
 def parameters_of(parameters: Mapping[str, Tensor], kind: Tensor, signature: Signature) -> State:

@@ -13,20 +13,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from statistics import NormalDist
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.contract import LARGEST, ModelError, Signature, State, StepModel, observed
+from models.contract import LARGEST, Local, ModelError, Signature, State, StepModel, observed
 
 Values = NDArray[np.float64]
 Fit = dict[str, Any]  # what a library found for one series: plain numbers, text and arrays
@@ -34,47 +33,7 @@ Fit = dict[str, Any]  # what a library found for one series: plain numbers, text
 POOL_FROM = 32  # series: fewer are fitted in this process, for starting others takes longer than that
 
 
-@dataclass(frozen=True)
-class Fits:
-    """Series that were fitted one by one; none of them is lost to what went wrong with another."""
-
-    series: tuple[str, ...]  # those that have a state, in its order
-    state: State  # after the last value of each series, float64
-    notes: dict[str, str] = field(default_factory=dict)  # series -> what was done otherwise than asked, by name
-    failures: dict[str, str] = field(default_factory=dict)  # series -> why it has no state
-
-    def state_of(self, series: Iterable[str]) -> State:
-        """The states of the named series, in that order.
-
-        Raises:
-            ModelError: a series that was not fitted.
-        """
-        place = {name: index for index, name in enumerate(self.series)}
-        wanted = list(series)
-        for name in wanted:
-            if name not in place:
-                why = self.failures.get(name, f"it is none of the {len(place)} fitted series")
-                raise ModelError(f"series {name} has no state: {why}.")
-        rows = torch.tensor([place[name] for name in wanted], dtype=torch.long)
-        return {name: value[rows] for name, value in self.state.items()}
-
-
-class Local(ABC):
-    """A model with parameters of its own for every series, fitted by a library."""
-
-    library: ClassVar[str]  # the package that fits it, for the card
-
-    @abstractmethod
-    def fit_series(self, series: Mapping[str, Values], processes: int | None = None) -> Fits:
-        """Fit each series and give the states after their last values.
-
-        Args:
-            series: unique_id -> (T,) values, NaN where none was observed; a series of its own length each.
-            processes: at most so many; None takes every core.
-        """
-
-
-class LinearGaussian(StepModel):
+class LinearGaussian(StepModel, Local):
     """Normal quantiles around a mean and a variance h steps ahead, both functions of the state alone.
 
     A subclass says how one observation changes the state (`advance`) and what the state expects (`outlook`). Its scan
@@ -95,7 +54,6 @@ class LinearGaussian(StepModel):
         return self
 
     def passed(self, y: Tensor, state: State) -> State:
-        """The state after the values y (B, T), NaN where missing; nothing is forecast on the way."""
         with torch.no_grad():
             for value in y.unbind(1):
                 seen = value.isfinite()[:, None]
@@ -121,7 +79,6 @@ class LinearGaussian(StepModel):
         return self.predict(state), state
 
     def predict(self, state: State) -> Tensor:
-        """(B, H, Q): the quantiles of the next H values, for the state as it is."""
         mean, deviation = self.outlook(state)
         return mean[..., None] + deviation[..., None] * self.normal
 

@@ -34,9 +34,9 @@ from forecasting.export import export_bundle
 from forecasting.runtime import load_bundle
 from forecasting.task import Task
 from models.arima import Arima
-from models.contract import Signature, State
+from models.contract import Fits, Signature, State
 from models.ets import Ets
-from models.linear_gaussian import Fits, LinearGaussian
+from models.linear_gaussian import LinearGaussian
 from tests.benchmarks.figures import machine, median_s, table
 
 HORIZON, SEASON, MANY = 18, 12, 10_000

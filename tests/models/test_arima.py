@@ -13,8 +13,7 @@ import torch
 from statsforecast.models import ARIMA, AutoARIMA
 
 from models.arima import Arima, ArimaConfig, states_of
-from models.contract import ModelError, Signature, State
-from models.linear_gaussian import Fits
+from models.contract import Fits, ModelError, Signature, State
 
 SEASON, HORIZON = 4, 11
 LEVELS = (0.025, 0.1, 0.5, 0.9, 0.975)

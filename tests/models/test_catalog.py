@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from models.catalog import MODELS, build, entry, field_defaults
-from models.contract import Fitted, ModelError, Signature, Trainable
+from models.contract import Fitted, Local, ModelError, Signature, Trainable
 from models.memory import MEMORIES
 
 
@@ -14,6 +14,7 @@ def signature(task: str) -> Signature:
 
 
 FORECAST = signature("forecast")
+LEARNS = {"gradient": Trainable, "closed form": Fitted, "per series": Local}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -29,7 +30,7 @@ def test_every_model_is_described_and_builds_with_its_defaults(name):
         assert model.signature == signature(task)
         assert model.streams == model_entry.streams
         # Training asks the entry how a model learns, and the model to do it.
-        assert isinstance(model, Trainable if model_entry.learns == "gradient" else Fitted)
+        assert isinstance(model, LEARNS[model_entry.learns])
         x = torch.randn(2, 4, 2)
         prediction, _ = model.eval().scan(x, torch.ones_like(x), model.initial_state(2))
         assert prediction.shape == (2, 4, *model.signature.prediction_shape)
@@ -83,7 +84,9 @@ def test_an_unknown_field_lists_the_known_ones():
 
 
 def test_a_task_that_a_model_does_not_do_lists_those_that_do():
-    with pytest.raises(ModelError, match=r"bilstm does not forecast; these do: naive, ridge, rnn, lstm, gru"):
+    with pytest.raises(
+        ModelError, match=r"bilstm does not forecast; these do: naive, ridge, ets, arima, rnn, lstm, gru"
+    ):
         build("bilstm", FORECAST)
 
 

@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from statsforecast.ets import forecast_ets, forward_ets, simulate_ets
 from statsforecast.models import AutoETS
 
-from models.contract import ModelError, Signature
+from models.contract import Fits, ModelError, Signature
 from models.ets import Ets, EtsConfig, parameters_of, states_of
-from models.linear_gaussian import Fits
 
 SEASON, HORIZON, MORE = 6, 15, 40
 LEVELS = (0.025, 0.1, 0.5, 0.9, 0.975)
