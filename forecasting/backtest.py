@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,7 @@ from forecasting.task import Task, TaskError
 from forecasting.training import Trained, TrainingConfig, fit_model, parse_settings
 from forecasting.windows import Parts, Span, split
 from models.catalog import build, entry, field_defaults
-from models.contract import StepModel
+from models.contract import Local, StepModel
 
 ALWAYS = ("naive", "ridge")
 JUDGED_BY = {"forecast": "mase", "classify": "accuracy", "regress": "mae"}  # what the leaderboard is sorted by
@@ -107,6 +107,43 @@ def one_pass(model: StepModel, spans: Sequence[Span], positions: Sequence[np.nda
                     kept[row].append(values[row, torch.from_numpy(at - begin)].cpu().numpy())
             for row, index in enumerate(members):
                 rows[index] = Rows(spans[index], positions[index], np.concatenate(kept[row]))
+    return [row for row in rows if row is not None]
+
+
+@torch.no_grad()
+def local_pass(trained: Trained, spans: Sequence[Span], positions: Sequence[np.ndarray]) -> list[Rows]:
+    """`one_pass` of a local model: every series goes on from the state that it was fitted to.
+
+    Raises:
+        TaskError: a series that has no past to be fitted to, or a position before the end of that.
+    """
+    model, states = trained.model, trained.states
+    assert states is not None
+    local = cast(Local, model)
+    rows: list[Rows | None] = [None] * len(spans)
+    together: dict[int, list[int]] = defaultdict(list)
+    for index, (span, chosen) in enumerate(zip(spans, positions, strict=True)):
+        end = states.ends.get(span.series.unique_id)
+        if end is None or (len(chosen) and chosen[0] < end - 1):
+            raise TaskError(
+                f"{trained.name} is fitted per series: series {span.series.unique_id} has no past of its own before "
+                "the test. Split by time, or take a model that is shared over the series, such as ridge."
+            )
+        together[max(0, int(chosen[-1]) + 1 - end) if len(chosen) else 0].append(index)
+    for length, everyone in together.items():
+        for first in range(0, len(everyone), 64):
+            members = everyone[first : first + 64]
+            names = [spans[index].series.unique_id for index in members]
+            ends = [states.ends[name] for name in names]
+            state = states.fits.state_of(names)
+            values = local.predict(state)[:, None]
+            if length:
+                parts = [_tensor(spans[i].series)[end : end + length] for i, end in zip(members, ends, strict=True)]
+                x = torch.stack(parts).to(model.device)
+                values = torch.cat([values, model.scan(x, x.isfinite().to(x.dtype), state)[0]], 1)
+            for row, (index, end) in enumerate(zip(members, ends, strict=True)):
+                at = positions[index]
+                rows[index] = Rows(spans[index], at, values[row, torch.from_numpy(at - (end - 1))].cpu().numpy())
     return [row for row in rows if row is not None]
 
 
@@ -206,7 +243,8 @@ def compare(
     score = {"forecast": _score_forecasts, "classify": _score_classes, "regress": _score_numbers}[task.kind]
     leaderboard = _leaderboard(task, rows, costs, score(task, rows), stride)
     frame = {"forecast": _forecast_frame, "classify": _class_frame, "regress": _number_frame}[task.kind](task, rows)
-    return Report(task, leaderboard, frame, _history(task, parts), trained, parts.notes)
+    notes = [note for name, one in trained.items() if one.states is not None for note in one.states.notes(name)]
+    return Report(task, leaderboard, frame, _history(task, parts), trained, (*parts.notes, *notes))
 
 
 def _share(settings: Mapping[str, Any], names: Sequence[str], task: Task) -> dict[str, dict[str, Any]]:
@@ -259,7 +297,10 @@ def _run(
         first = first or trained
         fit_seconds += trained.seconds
         began = time.perf_counter()
-        pieces.append(one_pass(trained.model, known.test, chosen))
+        if trained.states is None:
+            pieces.append(one_pass(trained.model, known.test, chosen))
+        else:
+            pieces.append(local_pass(trained, known.test, chosen))
         predict_seconds += time.perf_counter() - began
     assert first is not None
     rows = [

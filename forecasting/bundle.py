@@ -2,7 +2,7 @@
 
     step.onnx  scan.onnx     the graphs; no step.onnx where the model labels complete sequences only
     look.onnx                the step with a look inside beside the prediction; of models with a memory to look into
-    state.npz                the initial state of one series
+    state.npz                the initial state of one series; of a local model the states of the series it was fitted to
     card.json                what the model is, was trained on and was measured to do; sha256 of every file, its own too
 
 A bundle is written beside its place and renamed into it, and read only if every hash matches. This file knows no
@@ -51,7 +51,11 @@ class Bundle:
 
     @property
     def state(self) -> dict[str, NDArray[Any]]:
-        """The initial state of one series: (1, ...) each."""
+        """The initial state of one series, (1, ...) each.
+
+        Of a local model those of its N fitted series, (N, ...) each, and three arrays more: `series` (N,) names them,
+        `last` (N,) is the time of the last observation that each has seen, `predictions` (N, ...) what it then said.
+        """
         return read_npz(self.files[STATE], self.path / STATE)
 
 

@@ -158,7 +158,9 @@ def _parity(
 ) -> dict[str, float]:
     """How far each form of the computation lies from one scan of the whole batch."""
     kind = loaded.kind
-    alone = [loaded.run_scan(x[b : b + 1], mask[b : b + 1], loaded.initial_state(1))[0] for b in range(ROWS)]
+    state = loaded.initial_state(ROWS)
+    ones = [{name: value[b : b + 1] for name, value in state.items()} for b in range(ROWS)]
+    alone = [loaded.run_scan(x[b : b + 1], mask[b : b + 1], one)[0] for b, one in enumerate(ones)]
     hidden = np.where(mask > 0, x, 1e3 * rng.normal(size=x.shape)).astype(np.float32)
     unmasked = loaded.run_scan(hidden, mask, loaded.initial_state(ROWS))[0]
     result = {
@@ -220,13 +222,14 @@ def _latency(loaded: LoadedBundle, x: Array, mask: Array, steps: int, budget_s: 
         state = loaded.initial_state(1)
         scan = _time(lambda t: loaded.run_scan(x[:1], mask[:1], state), steps // 20, budget_s)
         return {"threads": loaded.threads, "scan_us": scan | {"length": LENGTH}}
-    stream = loaded.stream(["a"])
+    name = next(iter(loaded.fitted), "a")
+    stream = loaded.stream([name])
     values = x[0].astype(float).tolist()
-    full = _time(lambda t: stream.step({"a": values[t % LENGTH]}), steps, budget_s / 2)
+    full = _time(lambda t: stream.step({name: values[t % LENGTH]}), steps, budget_s / 2)
     graph = _time(lambda t: stream.run(), steps, budget_s / 2)
     latency = {"threads": loaded.threads, "step_us": graph, "stream_step_us": full}
     if loaded.has_look:
-        latency["stream_look_us"] = _time(lambda t: stream.look({"a": values[t % LENGTH]}), steps // 4, budget_s / 4)
+        latency["stream_look_us"] = _time(lambda t: stream.look({name: values[t % LENGTH]}), steps // 4, budget_s / 4)
     return latency
 
 

@@ -22,10 +22,11 @@ import os
 import platform
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -39,7 +40,7 @@ from forecasting.certificate import certify, explain, relative_difference, sampl
 from forecasting.runtime import LoadedBundle
 from forecasting.simplify import simplified
 from forecasting.task import Task
-from models.contract import Inside, State, StepModel
+from models.contract import Inside, Local, State, StepModel
 
 Array = NDArray[Any]
 
@@ -49,6 +50,15 @@ EXAMPLE_ROWS, EXAMPLE_STEPS = 3, 7  # neither is 1, which exporters take for a c
 
 class ExportError(BundleError):
     """A model that cannot be a graph, or whose graph does not do what the model does."""
+
+
+@dataclass(frozen=True)
+class FittedSeries:
+    """The series of a local model, with the states that a bundle keeps of them."""
+
+    series: tuple[str, ...]
+    state: State  # (N, ...) each
+    last: Array  # (N,) `ds` of the last observation that each state has seen
 
 
 def export_bundle(
@@ -62,6 +72,7 @@ def export_bundle(
     metrics: list[dict[str, Any]],
     intended_use: str = "",
     limits: str = "",
+    fitted: FittedSeries | None = None,
 ) -> dict[str, Any]:
     """Write the model as a bundle, certified on this machine, and return its card.
 
@@ -71,13 +82,16 @@ def export_bundle(
         training: data_set, fingerprint (sha256 of the training frame), period, n_series, seed, libraries; and
             `typical`, {"level": [C], "scale": [C]}, if the certificate shall use data like the training data.
         metrics: rows of the backtest, the naive forecast's and the ridge's among them.
+        fitted: of a local model; the bundle then knows these series and refuses others.
 
     Raises:
         ExportError: the graphs differ from the model or from one another; nothing is written.
         BundleError: the bundle cannot be written; what was there is untouched.
     """
     model = copy.deepcopy(model).cpu().float().eval()
-    files = {STATE: write_npz(_initial_state(model))}
+    if fitted is not None and task.freq is None:
+        raise ExportError(f"{name}: its states are as of a time, so the data need a frequency; give --freq.")
+    files = {STATE: write_npz(_initial_state(model) if fitted is None else _fitted_state(model, fitted))}
     graphs = {}
     if model.streams:
         if model.has_look:
@@ -103,7 +117,7 @@ def export_bundle(
             key: training.get(key) for key in ("data_set", "fingerprint", "period", "n_series", "seed", "typical")
         }
         | training
-        | {"libraries": training.get("libraries") or _libraries(model)},
+        | {"libraries": training.get("libraries") or libraries(model)},
         "metrics": metrics,
         "calibration": None,
         "intended_use": intended_use or _intended_use(task),
@@ -420,15 +434,30 @@ def _initial_state(model: StepModel) -> dict[str, Any]:
     return {name: value.detach().numpy() for name, value in one.items()}
 
 
+def _fitted_state(model: StepModel, fitted: FittedSeries) -> dict[str, Any]:
+    """The states of the fitted series as a stream of them would be saved: with their clock and their last forecast."""
+    state = {name: value.to(model.zeros()) for name, value in fitted.state.items()}
+    with torch.no_grad():
+        predictions = cast(Local, model).predict(state)
+    last = fitted.last if fitted.last.dtype.kind == "M" else fitted.last.astype(np.float64)
+    return {name: value.numpy() for name, value in state.items()} | {
+        "series": np.array(fitted.series, dtype=np.str_),
+        "last": last,
+        "predictions": predictions.numpy(),
+    }
+
+
 def _torch_difference(model: StepModel, loaded: LoadedBundle) -> float:
     """Between the model's own scan and the graph's, at several lengths and numbers of series."""
     x, mask = sample_input(loaded.card, seed=1)
     differences = []
     for rows, length in ((len(x), x.shape[1]), (1, 33), (2, 1)):
         part, shown = x[:rows, :length], mask[:rows, :length]
+        state = loaded.initial_state(rows)
+        before = {name: torch.from_numpy(value) for name, value in state.items()}
         with torch.no_grad():
-            expected, _ = model.scan(torch.from_numpy(part), torch.from_numpy(shown), model.initial_state(rows))
-        found, _ = loaded.run_scan(part, shown, loaded.initial_state(rows))
+            expected, _ = model.scan(torch.from_numpy(part), torch.from_numpy(shown), before)
+        found, _ = loaded.run_scan(part, shown, state)
         differences.append(relative_difference(found, expected.numpy(), loaded.kind))
     if loaded.has_look:
         differences.append(_look_difference(model, loaded, x, mask))
@@ -455,7 +484,8 @@ def _look_difference(model: StepModel, loaded: LoadedBundle, x: Array, mask: Arr
     return max(differences)
 
 
-def _libraries(model: StepModel) -> dict[str, str]:
+def libraries(model: StepModel) -> dict[str, str]:
+    """Versions of what computed a bundle, and of what fitted its model."""
     import onnxruntime
 
     fitted_by = {model.library: version(model.library)} if model.library else {}

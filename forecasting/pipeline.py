@@ -14,7 +14,7 @@ import pandas as pd
 from data.frame import Dataset
 from data.panel import to_panel
 from forecasting.backtest import ALWAYS, JUDGED_BY, Report, compare
-from forecasting.export import export_bundle
+from forecasting.export import FittedSeries, export_bundle
 from forecasting.task import Task, TaskError
 from forecasting.training import TrainingConfig
 from forecasting.windows import Parts, split
@@ -74,6 +74,11 @@ def select(
     if not parts.validation:
         raise TaskError("there is no validation part to select on: the series are too short; name a model.")
     able = [name for name, model in MODELS.items() if task.kind in model.tasks and model.streams]
+    trained = {span.series.unique_id for span in parts.train}
+    if any(span.series.unique_id not in trained for span in parts.validation):
+        able = [
+            name for name in able if MODELS[name].learns != "per series"
+        ]  # these know only what they were fitted to
     inside = Parts(parts.train, parts.validation, parts.validation)
     board = compare(inside, able, task, seed=seed, settings=settings, progress=progress).leaderboard
     column, best = JUDGED_BY[task.kind], str(board["model"][0])
@@ -113,8 +118,21 @@ def export_winner(
         },
     }
     metrics = [{"on": judged_on, **{str(k): v for k, v in row.items()}} for row in board.to_dict("records")]
+    fitted = None
+    if trained.states is not None:
+        states = trained.states
+        training["substitutes"] = states.substitutes
+        training["remarks"] = states.fits.notes
+        fitted = FittedSeries(states.fits.series, states.fits.state, states.last)
     return export_bundle(
-        trained.model, report.task, out, name=model, config=trained.config, training=training, metrics=metrics
+        trained.model,
+        report.task,
+        out,
+        name=model,
+        config=trained.config,
+        training=training,
+        metrics=metrics,
+        fitted=fitted,
     )
 
 

@@ -87,6 +87,13 @@ class LoadedBundle:
         self.has_look = LOOK in bundle.files
         self._files = bundle.files
         self._initial = bundle.state
+        # Of a local model: series -> row of its state, with what else the bundle keeps of it.
+        self.fitted: dict[str, int] = {}
+        self._fitted_last, self._fitted_predictions = (
+            self._initial.pop(name, None) for name in ("last", "predictions")
+        )
+        if "series" in self._initial:
+            self.fitted = {name: row for row, name in enumerate(self._initial.pop("series").tolist())}
         self.threads = threads
         self._asked = _check_providers(providers)
         self._session = self.step_session if self.streams else self.scan_session
@@ -133,8 +140,35 @@ class LoadedBundle:
         return (len(self.labels),) if self.kind == "classify" else (len(self.quantiles),)
 
     def initial_state(self, batch: int) -> State:
-        """The state before the first observation, for `batch` series."""
-        return {name: np.repeat(self._initial[name], batch, axis=0) for name in self.state_names}
+        """The state before the first observation, for `batch` series.
+
+        A local model has none for series that it was not fitted to: these are the states of its own, over and over,
+        for measurements of the graphs. A stream takes each series' own.
+        """
+        rows = np.arange(batch) % max(1, len(self.fitted))
+        return {name: self._initial[name][rows] for name in self.state_names}
+
+    def fresh(self, names: list[str]) -> Stream:
+        """A stream of the named series where the bundle leaves them: before their first observation, or, of a local
+        model, after the last that each was fitted to.
+
+        Raises:
+            BundleError: a series that a local model was not fitted to.
+        """
+        if not self.fitted:
+            return Stream(self, names)
+        unknown = [name for name in names if name not in self.fitted]
+        if unknown:
+            raise BundleError(
+                f"{self.path}: {self.name} is fitted per series, and not to {_shorten(unknown)}; it knows the "
+                f"{len(self.fitted)} series {_shorten(list(self.fitted))}. Train it with them, or take a model that is "
+                "shared over the series, such as ridge."
+            )
+        assert self._fitted_last is not None
+        assert self._fitted_predictions is not None
+        rows = [self.fitted[name] for name in names]
+        state = {name: self._initial[name][rows] for name in self.state_names}
+        return Stream(self, names, state, self._fitted_last[rows], None, self._fitted_predictions[rows])
 
     def run_step(self, x: ArrayLike, mask: ArrayLike, state: State) -> tuple[Array, State]:
         """One observation of B series: x, mask (B, C) give predictions (B, ...) and the next state."""
@@ -161,7 +195,7 @@ class LoadedBundle:
     ) -> Stream:
         """A stream of the named series, each at the initial state or at the one it had when `state` was saved.
 
-        Without names it holds the series of the state, or one series without a name.
+        Without names it holds the series of the state, those that a local model was fitted to, or one without a name.
         """
         _ = self.step_session
         if series is not None and not isinstance(series, str):
@@ -169,7 +203,7 @@ class LoadedBundle:
         else:
             names = None if series is None else [series]
         if state is None:
-            return Stream(self, names or [ANONYMOUS])
+            return self.fresh(names or list(self.fitted) or [ANONYMOUS])
         return self._restore(state, names)
 
     def forecast(
@@ -184,7 +218,8 @@ class LoadedBundle:
         Args:
             frame: unique_id, ds and the channels of the card. A series may have gaps.
             state: what `save_state` or `Stream.save` wrote: only observations after it are stepped, so the cost is
-                that of the new data. A series unknown to it starts from the initial state.
+                that of the new data. A series unknown to it starts from the initial state. A local model's series
+                start from the states that they were fitted to, and it refuses others.
             save_state: a file for the state after the last observation.
 
         Returns:
@@ -505,7 +540,7 @@ class Stream:
         """This stream and further series at the initial state."""
         if not names:
             return self
-        fresh = Stream(self.bundle, names)
+        fresh = self.bundle.fresh(names)
         return Stream(
             self.bundle,
             self.series + names,

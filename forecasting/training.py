@@ -1,4 +1,4 @@
-"""Training: closed form where there is one, pytorch-lightning where not.
+"""Training: closed form where there is one, a library's fit of each series for local models, else pytorch-lightning.
 
 Everything random is drawn from (seed, epoch) or (seed, step), so that a run that is killed and resumed from its last
 checkpoint ends with the same bits as one that was not.
@@ -14,13 +14,14 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import chain, count
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
@@ -32,8 +33,8 @@ from torch.utils.data import DataLoader
 from forecasting.checkpoint import CheckpointError, SafeCheckpoints, best_weights, load
 from forecasting.task import Task, TaskError
 from forecasting.windows import Parts, Span, window_loader
-from models.catalog import build, field_defaults
-from models.contract import Batch, Fitted, StepModel, Trainable
+from models.catalog import build, entry, field_defaults
+from models.contract import Batch, Fits, Fitted, Local, StepModel, Trainable, concat
 
 SMALL = 200_000  # weights below which one CPU thread is the fastest
 MAY_CHANGE = ("log", "device", "threads")  # what a resumed run may do otherwise than before
@@ -87,6 +88,26 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class SeriesStates:
+    """What a local model knows of each series that it was fitted to."""
+
+    fits: Fits  # every series has a state, in the model's own type
+    ends: dict[str, int]  # series -> position after the last value that its state has seen
+    last: np.ndarray  # `ds` of that value, in the order of the states
+    substitutes: dict[str, str]  # series -> what stands in for the fit, and why
+
+    def notes(self, model: str) -> tuple[str, ...]:
+        """For a report: how many series have a substitute, or were fitted otherwise than asked."""
+        said = []
+        for what, cases in (("have a substitute", self.substitutes), ("were fitted with a remark", self.fits.notes)):
+            if cases:
+                shown = "; ".join(f"{name}: {why}" for name, why in list(cases.items())[:3])
+                more = f"; and {len(cases) - 3} more" if len(cases) > 3 else ""
+                said.append(f"{model}: {len(cases)} of {len(self.fits.series)} series {what}: {shown}{more}.")
+        return tuple(said)
+
+
+@dataclass(frozen=True)
 class Trained:
     model: StepModel
     name: str
@@ -94,6 +115,7 @@ class Trained:
     seconds: float
     epochs: int  # 0 for a closed form
     device: str  # where it was really trained
+    states: SeriesStates | None = None  # of a local model
 
 
 def parse_settings(name: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], TrainingConfig]:
@@ -237,6 +259,8 @@ def fit_model(
 ) -> Trained:
     """Train the named model on the training part, choosing the epoch by the validation part.
 
+    A local model chooses nothing, so it is fitted to both, unless the validation part is what will be judged.
+
     Args:
         settings: fields of the model's config and of TrainingConfig.
         directory: where checkpoints (`last.ckpt`, `best.ckpt`) and the log are kept; None keeps nothing.
@@ -249,6 +273,10 @@ def fit_model(
     if not 0 <= seed < 2**32:
         raise TaskError(f"the seed is a whole number from 0 to {2**32 - 1}, not {seed}.")
     model_settings, config = parse_settings(name, settings or {})
+    if entry(name).learns == "per series":
+        if resume:
+            raise TaskError(f"{name} is fitted in one go: there is nothing to resume.")
+        return fit_local(name, task, parts, model_settings, config.threads)
     lookback = choose_lookback(config, parts.train, task)
     for field in ("lags", "norm_window"):
         if field in field_defaults(name) and field not in model_settings:
@@ -269,6 +297,37 @@ def fit_model(
         run = {"model": name, "seed": seed, **used}
         epochs, device = _descend(model, task, parts, config, run, home, resume, progress)
     return Trained(model.cpu().eval(), name, used, time.perf_counter() - began, epochs, device)
+
+
+def fit_local(name: str, task: Task, parts: Parts, settings: Mapping[str, Any], processes: int = 0) -> Trained:
+    """Fit a local model to every series before what is judged.
+
+    A series that cannot be fitted gets the model's substitute, stepped over its past, and `SeriesStates` says so.
+
+    Raises:
+        TaskError: no series could be fitted.
+    """
+    began = time.perf_counter()
+    model = build(name, task.signature, **settings).eval()
+    local = cast(Local, model)
+    spans = {span.series.unique_id: span for span in parts.before_judgement().train}
+    past = {series: span.series.values[: span.end, 0] for series, span in spans.items()}
+    fits = local.fit_series(past, processes or None)
+    if not fits.series:
+        reasons = "; ".join(f"{series}: {why}" for series, why in list(fits.failures.items())[:3])
+        raise TaskError(f"{name} could be fitted to none of {len(past)} series: {reasons}.")
+    rows = {series: fits.state_of([series]) for series in fits.series}
+    blank = {key: value.double() for key, value in model.initial_state(1).items()}
+    for series in fits.failures:
+        rows[series] = local.passed(torch.from_numpy(past[series].copy())[None], blank)
+    own = {key: value.to(model.zeros()) for key, value in concat(rows[series] for series in past).items()}
+    states = SeriesStates(
+        replace(fits, series=tuple(past), state=own, failures={}),
+        {series: span.end for series, span in spans.items()},
+        np.array([span.series.ds[span.end - 1] for span in spans.values()]),
+        {series: f"{local.substitute}, for {why}" for series, why in fits.failures.items()},
+    )
+    return Trained(model, name, field_defaults(name) | dict(settings), time.perf_counter() - began, 0, "cpu", states)
 
 
 def _every_position_once(spans: Sequence[Span], task: Task, lags: int) -> DataLoader[Batch]:

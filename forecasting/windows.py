@@ -50,6 +50,13 @@ class Parts:
             whole[span.series.unique_id] = Span(span.series, known.begin if known else span.begin, span.end)
         return replace(self, train=list(whole.values()), validation=[])
 
+    def before_judgement(self) -> Parts:
+        """`until_test`, or the training part alone where the validation part is also what is judged."""
+        judged = {(span.series.unique_id, span.begin, span.end) for span in self.test}
+        if any((span.series.unique_id, span.begin, span.end) in judged for span in self.validation):
+            return replace(self, validation=[])
+        return self.until_test()
+
 
 def split(
     dataset: SeriesDataset,

@@ -214,7 +214,6 @@ class Local(ABC):
     Its `initial_state` is that of a series nobody has fitted; `substitute` names what it then is.
     """
 
-    library: ClassVar[str]  # the package that fits it, for the card
     substitute: ClassVar[str]
 
     @abstractmethod

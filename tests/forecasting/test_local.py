@@ -1,0 +1,229 @@
+"""Local models through the whole house: fitted per series, judged in one pass, bundled with their series."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from data.frame import Dataset, Splits
+from data.panel import to_panel
+from forecasting import backtest as engine
+from forecasting.backtest import compare, local_pass
+from forecasting.bundle import BundleError
+from forecasting.export import ExportError, FittedSeries, export_bundle
+from forecasting.pipeline import select, train_bundle
+from forecasting.runtime import load_bundle
+from forecasting.task import Task, TaskError
+from forecasting.training import fit_local, fit_model
+from forecasting.windows import Parts, split
+from models.catalog import build
+
+LENGTH, TEST, HORIZON, SEASON = 60, 12, 4, 4
+FAST = {"max_p": 1, "max_q": 1, "max_seasonal_p": 0, "max_seasonal_q": 1}
+
+
+def frame(length: int = LENGTH, bad: bool = True) -> pd.DataFrame:
+    """Two series of different forms and, with `bad`, one that no ETS model can be fitted to: it begins too late."""
+    rng = np.random.default_rng(11)
+    t = np.arange(LENGTH)
+    season = 100 + t + 10 * np.sin(2 * np.pi * t / SEASON) + rng.normal(size=LENGTH)
+    walk = 50 + rng.normal(size=LENGTH).cumsum()
+    late = np.where(t < LENGTH - TEST - 3, np.nan, walk)
+    values = {"season": season, "walk": walk} | ({"late": late} if bad else {})
+    times = pd.date_range("2020-01-31", periods=LENGTH, freq="ME")[:length]
+    parts = [pd.DataFrame({"unique_id": name, "ds": times, "y": y[:length]}) for name, y in values.items()]
+    return pd.concat(parts, ignore_index=True).sort_values(["unique_id", "ds"], ignore_index=True)
+
+
+def dataset(**more) -> Dataset:
+    from data.frame import Channel
+
+    table = frame(**more)
+    return Dataset(
+        "panel", table, "forecast", (Channel("y", ""),), "ME", SEASON, HORIZON, Splits(test_size=TEST), "y", ()
+    )
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return Task("forecast", "y", dataset().channels, "ME", horizon=HORIZON, season=SEASON)
+
+
+@pytest.fixture(scope="module")
+def parts(task) -> Parts:
+    return split(dataset(), to_panel(dataset()), task)
+
+
+def settings_of(name: str) -> dict[str, int]:
+    return FAST if name == "arima" else {}
+
+
+@pytest.mark.parametrize("name", ["ets", "arima"])
+def test_every_cutoff_is_what_a_state_stepped_up_to_there_predicts(name, task, parts):
+    trained = fit_model(name, task, parts, settings=settings_of(name))
+    positions = [engine.cutoff_positions(span, HORIZON) for span in parts.test]
+    rows = local_pass(trained, parts.test, positions)
+    for row in rows:
+        series = row.span.series
+        state = trained.states.fits.state_of([series.unique_id])
+        end = trained.states.ends[series.unique_id]
+        assert end == row.span.begin == LENGTH - TEST
+        with torch.no_grad():
+            np.testing.assert_array_equal(row.values[0], trained.model.predict(state)[0])
+            for at, position in enumerate(row.positions[1:], 1):
+                x = torch.tensor(series.values[end : position + 1, 0]).float()[None]
+                stepped = trained.model.passed(x, state)
+                np.testing.assert_allclose(row.values[at], trained.model.predict(stepped)[0], rtol=1e-5)
+
+
+def test_the_test_is_not_fitted_to(task, parts):
+    other = [replace(span, series=replace(span.series, values=span.series.values.copy())) for span in parts.test]
+    for span in other:
+        span.series.values[span.begin :] *= 3
+    shown = {span.series.unique_id: span.series for span in other}
+    train = [replace(span, series=shown[span.series.unique_id]) for span in parts.train]
+    validation = [replace(span, series=shown[span.series.unique_id]) for span in parts.validation]
+    one = fit_model("ets", task, parts)
+    two = fit_model("ets", task, Parts(train, validation, other))
+    for name, value in one.states.fits.state.items():
+        assert torch.equal(value, two.states.fits.state[name]), name
+
+
+def test_what_is_judged_on_validation_is_fitted_to_the_training_part_alone(task, parts):
+    trained = fit_model("ets", task, Parts(parts.train, parts.validation, parts.validation))
+    begins = {span.series.unique_id: span.begin for span in parts.validation}
+    assert {name: trained.states.ends[name] for name in begins} == begins
+
+
+def test_a_report_names_the_substitute_and_judges_all_series(task, parts):
+    report = compare(parts, ["ets"], task)
+    assert sorted(report.forecasts[report.forecasts["model"] == "ets"]["unique_id"].unique()) == [
+        "late",
+        "season",
+        "walk",
+    ]
+    assert report.forecasts[report.forecasts["model"] == "ets"]["mean"].notna().all()
+    (note,) = [note for note in report.notes if note.startswith("ets:")]
+    assert "1 of 3 series have a substitute: late: simple exponential smoothing from the first value, for " in note
+    assert "values are too few" in note
+    board = report.leaderboard.set_index("model")
+    assert board.loc["ets", "mase"] < board.loc["naive", "mase"]
+
+
+def test_a_refit_fits_to_what_is_known_by_then(task, parts):
+    once = compare(parts, ["ets"], task).forecasts
+    again = compare(parts, ["ets"], task, refit=4).forecasts
+    both = [table[table["model"] == "ets"].set_index(["unique_id", "cutoff", "ds"])["mean"] for table in (once, again)]
+    cutoffs = both[0].loc["season"].index.get_level_values("cutoff").unique()
+    pd.testing.assert_series_equal(both[0].loc["season"].loc[: cutoffs[3]], both[1].loc["season"].loc[: cutoffs[3]])
+    assert not np.allclose(both[0].loc["season"].loc[cutoffs[4] :], both[1].loc["season"].loc[cutoffs[4] :])
+
+
+def test_series_without_a_past_are_refused(task):
+    table = dataset(bad=False)
+    by_series = replace(table, splits=Splits(entity={"season": "train", "walk": "test"}))
+    parts = split(by_series, to_panel(by_series), task)
+    with pytest.raises(
+        TaskError, match=r"ets is fitted per series: series walk has no past of its own before the test"
+    ):
+        compare(parts, ["ets"], task)
+
+
+def test_auto_leaves_local_models_out_where_series_are_new(task, monkeypatch):
+    table = dataset(bad=False)
+    by_series = replace(table, splits=Splits(entity={"season": "train", "walk": "validation"}))
+    monkeypatch.setattr("forecasting.pipeline.MODELS", {n: engine.entry(n) for n in ("naive", "ridge", "ets")})
+    _, note = select(split(by_series, to_panel(by_series), task), task, seed=0, settings=None, progress=False)
+    assert "ets" not in note
+
+
+def test_none_that_can_be_fitted_is_an_error(task):
+    panel = to_panel(dataset())
+    empty = [replace(series, values=np.full_like(series.values, np.nan)) for series in panel]
+    parts = split(dataset(), empty, task)
+    with pytest.raises(
+        TaskError, match=r"ets could be fitted to none of 3 series: late: all of its 48 values are missing"
+    ):
+        fit_local("ets", task, parts, {})
+
+
+def test_there_is_nothing_to_resume(task, parts, tmp_path):
+    with pytest.raises(TaskError, match="nothing to resume"):
+        fit_model("ets", task, parts, resume=tmp_path / "last.ckpt")
+
+
+# The bundle.
+
+
+@pytest.fixture(scope="module", params=["ets", "arima"])
+def bundle(request, task, tmp_path_factory):
+    place = tmp_path_factory.mktemp("local") / request.param
+    name = request.param
+    report, card = train_bundle(dataset(), name, task, place, until="2023-12-31", settings=settings_of(name))
+    return report.models[name], card, load_bundle(place)
+
+
+def test_a_bundle_knows_its_series_and_forecasts_them_before_any_new_point(bundle):
+    trained, card, loaded = bundle
+    assert card["certificate"]["passed"]
+    assert sorted(loaded.fitted) == ["late", "season", "walk"]
+    assert card["training"]["libraries"]["statsforecast"]
+    assert set(card["training"]["substitutes"]) == ({"late"} if trained.name == "ets" else set())
+    stream = loaded.stream()
+    with torch.no_grad():
+        expected = trained.model.predict(trained.states.fits.state)
+    np.testing.assert_allclose(stream.predictions, expected, rtol=1e-6)
+    assert stream.time_of("walk") == np.datetime64("2023-12-31", "ns")
+
+
+def test_a_bundle_steps_its_series_over_what_is_new_alone(bundle):
+    _, _, loaded = bundle
+    whole = loaded.forecast(frame())
+    news = loaded.forecast(frame()[lambda table: table["ds"] > "2023-12-31"])
+    pd.testing.assert_frame_equal(whole, news)
+    old = loaded.forecast(frame(length=LENGTH - TEST))
+    assert (old["cutoff"] == pd.Timestamp("2023-12-31")).all()
+    stream = loaded.stream(["season", "walk"])
+    table = frame().set_index(["unique_id", "ds"])["y"]
+    for ds in pd.date_range("2024-01-31", periods=TEST, freq="ME"):
+        last = stream.step({name: table[name, ds] for name in ("walk", "season")}, at=ds.to_pydatetime())
+    for name, values in last.items():
+        found = whole[whole["unique_id"] == name].filter(regex=r"^q").to_numpy()
+        np.testing.assert_allclose(found, values, rtol=1e-5)
+
+
+def test_a_saved_stream_goes_on_and_new_names_are_looked_up(bundle, tmp_path):
+    _, _, loaded = bundle
+    stream = loaded.stream(["walk"])
+    stream.step({"walk": 51.0})
+    stream.save(tmp_path / "state.npz")
+    resumed = loaded.stream(["season", "walk"], state=tmp_path / "state.npz")
+    assert not np.allclose(resumed.predictions[1], loaded.stream(["walk"]).predictions[0])
+    np.testing.assert_array_equal(resumed.predictions[0], loaded.stream(["season"]).predictions[0])
+
+
+def test_a_series_that_was_not_fitted_is_refused(bundle):
+    trained, _, loaded = bundle
+    message = rf"{trained.name} is fitted per series, and not to new; it knows the 3 series late, season, walk"
+    with pytest.raises(BundleError, match=message):
+        loaded.stream(["walk", "new"])
+    with pytest.raises(BundleError, match=message):
+        loaded.forecast(frame().replace({"unique_id": {"walk": "new"}}))
+
+
+def test_states_need_a_clock(task, tmp_path):
+    model = build("ets", task.signature)
+    fitted = FittedSeries(("a",), model.initial_state(1), np.array([3]))
+    with pytest.raises(ExportError, match="need a frequency"):
+        export_bundle(
+            model,
+            replace(task, freq=None),
+            tmp_path / "b",
+            name="ets",
+            config={},
+            training={},
+            metrics=[],
+            fitted=fitted,
+        )
