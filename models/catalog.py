@@ -21,6 +21,7 @@ from models.naive import NaiveConfig, Prior, SeasonalNaive
 from models.network import Network, NetworkConfig
 from models.recurrent import Bidirectional, Recurrent, RecurrentConfig
 from models.simple import AverageConfig, Drift, HistoricAverage, WindowAverage
+from models.theta import Theta, ThetaConfig
 from models.volatility import Egarch, Garch, VolatilityConfig
 
 Config = Any  # a frozen dataclass of the model
@@ -81,6 +82,7 @@ MODELS: dict[str, Entry] = {
     "ridge": Entry("closed-form map of the last lags", _ridge, (RidgeConfig,), ALL, "closed form", covariates=()),
     "ets": Entry("exponential smoothing, fitted per series", Ets, (EtsConfig,), FORECAST, "per series", covariates=()),
     "arima": Entry("seasonal ARIMA, fitted per series", Arima, (ArimaConfig,), FORECAST, "per series", covariates=()),
+    "theta": Entry("the theta method, fitted per series", Theta, (ThetaConfig,), FORECAST, "per series", covariates=()),
     "rnn": Entry("recurrent network with tanh cells", _recurrent("rnn"), NETWORK, ALL, "gradient"),
     "lstm": Entry("long short-term memory", _recurrent("lstm"), NETWORK, ALL, "gradient"),
     "gru": Entry("gated recurrent unit", _recurrent("gru"), NETWORK, ALL, "gradient"),
