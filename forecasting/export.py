@@ -30,6 +30,7 @@ from typing import Any, cast
 
 import numpy as np
 import onnx
+import onnx.inliner
 import torch
 from numpy.typing import NDArray
 from onnx import helper
@@ -40,7 +41,7 @@ from forecasting.certificate import certify, explain, relative_difference, sampl
 from forecasting.runtime import LoadedBundle
 from forecasting.simplify import simplified
 from forecasting.task import Task
-from models.contract import Inside, Local, State, StepModel
+from models.contract import GraphPart, Inside, Local, State, StepModel
 
 Array = NDArray[Any]
 
@@ -202,6 +203,7 @@ def _step_graph(model: StepModel, function: Any = None, looks: Sequence[str] = (
     batch = {0: torch.export.Dim.AUTO}
     arguments = (torch.randn(EXAMPLE_ROWS, channels), torch.ones(EXAMPLE_ROWS, channels), *state.values())
     shapes: tuple[Any, ...] = (batch, batch, tuple(batch for _ in state)) if state else (batch, batch)
+    parts = _name_parts(model)
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -215,7 +217,39 @@ def _step_graph(model: StepModel, function: Any = None, looks: Sequence[str] = (
             f"{type(model).__name__}: its step is no graph ({_first_line(error)}). "
             "A step must be plain tensor operations of fixed shapes but for the first dimension."
         ) from error
-    return _named_graph(exported, ["x", "mask"], ["prediction"], list(state), {0: "batch"}, looks)
+    return _named_graph(_composed(exported, parts), ["x", "mask"], ["prediction"], list(state), {0: "batch"}, looks)
+
+
+def _name_parts(model: nn.Module) -> dict[str, GraphPart]:
+    """The parts of the model that bring their own graphs, named so that the traced graph can call them."""
+    parts = [module for module in model.modules() if isinstance(module, GraphPart)]
+    for index, part in enumerate(parts):
+        part.part_name = f"part{index}"
+    return {part.part_name: part for part in parts}
+
+
+def _composed(model: onnx.ModelProto, parts: dict[str, GraphPart]) -> onnx.ModelProto:
+    """The graph with each part's own graph in the place of every call of it."""
+    if not parts:
+        return model
+    imports = {entry.domain: entry for entry in model.opset_import if entry.domain != GraphPart.DOMAIN}
+    for name, part in parts.items():
+        inner = part.graph()
+        (entering,), (leaving,) = inner.graph.input, inner.graph.output
+        for entry in inner.opset_import:
+            if imports.setdefault(entry.domain, entry).version != entry.version:
+                raise ExportError(f"{type(part).__name__}: its graph is of another opset than the model's.")
+        model.functions.append(
+            helper.make_function(
+                GraphPart.DOMAIN, name, [entering.name], [leaving.name], inner.graph.node, list(inner.opset_import)
+            )
+        )
+    del model.opset_import[:]
+    model.opset_import.extend([*imports.values(), helper.make_opsetid(GraphPart.DOMAIN, 1)])
+    whole = onnx.inliner.inline_local_functions(model)
+    del whole.opset_import[:]
+    whole.opset_import.extend(imports.values())
+    return whole
 
 
 def _without_look(look: onnx.ModelProto) -> onnx.ModelProto:

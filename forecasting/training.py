@@ -288,8 +288,9 @@ def fit_model(
     if isinstance(model, Fitted):
         if resume:
             raise TaskError(f"{name} is fitted in one go: there is nothing to resume.")
+        context = max(model.context, model_settings.get("lags", 1))
         with torch.no_grad():
-            model.fit(_every_position_once(parts.train, task, model_settings.get("lags", 1)))
+            model.fit(*(_every_position_once(spans, task, context) for spans in (parts.train, parts.validation)))
         return Trained(model.eval(), name, used | {"lookback": lookback}, time.perf_counter() - began, 0, "cpu")
     used |= {**vars(config), "lookback": lookback, "stride": config.stride or max(1, lookback // 8)}
     with TemporaryDirectory() as temporary, _threads(config.threads, model):

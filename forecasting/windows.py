@@ -282,7 +282,8 @@ class WindowDataset(Dataset[Batch]):
         target = torch.stack([self._window_target(w) for w in chosen])
         scale = torch.tensor([self._scales[w.span] for w in chosen])
         before = torch.stack([self._before[w.span][w.begin] for w in chosen])
-        return Batch(x, x.isfinite().float(), target, scale, before)
+        position = torch.tensor([float(w.begin) for w in chosen])
+        return Batch(x, x.isfinite().float(), target, scale, before, position)
 
     def _target(self, span: Span) -> torch.Tensor:
         """Per position of the series; (N, H) forecasts, (N,) else. Unknown outside the span."""

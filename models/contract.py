@@ -12,12 +12,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    import onnx
 
 TaskKind = Literal["forecast", "classify", "regress"]
 Form = Literal["step", "scan"]
@@ -75,6 +78,7 @@ class Batch(NamedTuple):
     scale: (B,) standard deviation of the target in the training part of the window's series; 1 for classes and numbers.
     before: (B, 3) how many values of channel 0 the series has before the window, their mean and their standard
         deviation: what a stream's running statistics would be there; None where nobody asks for it.
+    position: (B,) how many steps, observed or not, the series has before the window; None where nobody asks for it.
     """
 
     x: Tensor
@@ -82,6 +86,7 @@ class Batch(NamedTuple):
     target: Tensor
     scale: Tensor
     before: Tensor | None = None
+    position: Tensor | None = None
 
 
 class StepModel(nn.Module, ABC):
@@ -177,11 +182,38 @@ class Trainable(ABC):
 
 
 class Fitted(ABC):
-    """A model whose parameters have a closed form, or that has none."""
+    """A model whose parameters have a closed form or are fitted by a library, or that has none."""
+
+    context: int = 1  # steps of a window's past without which its targets are of no use to `fit`
 
     @abstractmethod
-    def fit(self, batches: Iterable[Batch]) -> None:
-        """Fit to the training windows. `batches` can be iterated several times and gives the same windows each time."""
+    def fit(self, batches: Iterable[Batch], validation: Iterable[Batch] = ()) -> None:
+        """Fit to the training windows.
+
+        Args:
+            batches: can be iterated several times and gives the same windows each time.
+            validation: the same of what comes after, for a model that must know when to stop or how wrong it is;
+                nothing where all of the past is to be learned from.
+        """
+
+
+class GraphPart(nn.Module, ABC):
+    """A part of a step that is not traced but exported as the graph that a library's converter would write.
+
+    Within an export its `forward` returns `placeholder`, in whose place the exporter composes the graph.
+    """
+
+    DOMAIN: ClassVar[str] = "mnemosyne.parts"
+    part_name: str = ""  # given by the exporter, unique in the model
+
+    @abstractmethod
+    def graph(self) -> onnx.ModelProto:
+        """(n, F) float32 -> (n, O) float32, of one input and one output."""
+
+    def placeholder(self, x: Tensor, outputs: int) -> Tensor:
+        """x: (n, F) -> (n, outputs)."""
+        kind = f"{self.DOMAIN}::{self.part_name}"
+        return torch.onnx.ops.symbolic(kind, (x,), dtype=x.dtype, shape=(x.shape[0], outputs), version=1)
 
 
 @dataclass(frozen=True)

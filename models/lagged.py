@@ -223,7 +223,7 @@ class RidgeForecaster(StepModel, Fitted):
         mean = lags.values[..., -1:] + self.deviation(lags)
         return mean[..., None] + square.sqrt()[..., None] * self.spread
 
-    def fit(self, batches: Iterable[Batch]) -> None:
+    def fit(self, batches: Iterable[Batch], validation: Iterable[Batch] = ()) -> None:
         equations, units = _NormalEquations(), []
         for features, target, _, scale in self._examples(batches):
             equations.add(features / scale, target / scale)
@@ -320,7 +320,7 @@ class RidgeReader(StepModel, Fitted):
             return (self.sharpness * score).softmax(-1)
         return score + self.offsets
 
-    def fit(self, batches: Iterable[Batch]) -> None:
+    def fit(self, batches: Iterable[Batch], validation: Iterable[Batch] = ()) -> None:
         values = [batch.x[observed(batch.x, batch.mask).all(-1)] for batch in batches]
         rows = torch.cat(values) if values else torch.empty(0)
         if len(rows) == 0:

@@ -42,7 +42,7 @@ class SeasonalNaive(StepModel, Fitted):
         self.register_buffer("phase", steps % signature.season, persistent=False)
         self.register_buffer("spread", seasons[:, None] * normal, persistent=False)  # (H, Q)
 
-    def fit(self, batches: Iterable[Batch]) -> None:
+    def fit(self, batches: Iterable[Batch], validation: Iterable[Batch] = ()) -> None:
         """Nothing to fit: all it knows is in the state."""
 
     def initial_state(self, batch: int) -> State:
@@ -112,7 +112,7 @@ class Prior(StepModel, Fitted):
             "answer", torch.full(shape, 1.0 / shape[0]) if signature.task == "classify" else torch.zeros(shape)
         )
 
-    def fit(self, batches: Iterable[Batch]) -> None:
+    def fit(self, batches: Iterable[Batch], validation: Iterable[Batch] = ()) -> None:
         targets = torch.cat([batch.target.flatten() for batch in batches])
         if self.signature.task == "classify":
             counts = torch.bincount(targets[targets >= 0], minlength=self.signature.classes).float()
