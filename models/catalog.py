@@ -13,6 +13,7 @@ from models.arima import Arima, ArimaConfig
 from models.attention import AttentionBackbone, AttentionConfig, PatchBackbone, PatchConfig
 from models.contract import ModelError, Signature, StepModel, TaskKind
 from models.ets import Ets, EtsConfig
+from models.lag_regression import Forest, LagConfig, LagForecaster, Learner, QuantileConfig, QuantileRegression, XGBoost
 from models.lagged import RidgeConfig, RidgeForecaster, RidgeReader
 from models.memory import MEMORIES
 from models.memory.backbone import MemoryBackbone, MemoryConfig
@@ -22,6 +23,7 @@ from models.network import Network, NetworkConfig
 from models.recurrent import Bidirectional, Recurrent, RecurrentConfig
 from models.simple import AverageConfig, Drift, HistoricAverage, WindowAverage
 from models.theta import Theta, ThetaConfig
+from models.trees import ForestConfig, XGBoostConfig
 from models.volatility import Egarch, Garch, VolatilityConfig
 
 Config = Any  # a frozen dataclass of the model
@@ -33,7 +35,8 @@ class Entry:
     build: Callable[..., StepModel]  # (signature, one config of each type in `configs`, in order)
     configs: tuple[type[Config], ...]
     tasks: tuple[TaskKind, ...]
-    learns: Literal["gradient", "closed form", "per series"]
+    # by a library that is not torch: of all series together, or of every one of them
+    learns: Literal["gradient", "closed form", "library", "per series"]
     streams: bool = True  # a model that does not stream exports scan.onnx alone
     covariates: tuple[str, ...] = ("past",)  # what a forecast can take beside its target
 
@@ -44,6 +47,15 @@ def _naive(signature: Signature, config: NaiveConfig) -> StepModel:
 
 def _ridge(signature: Signature, config: RidgeConfig) -> StepModel:
     return RidgeForecaster(signature, config) if signature.task == "forecast" else RidgeReader(signature, config)
+
+
+def _lags(learner: Callable[..., Learner]) -> Callable[..., StepModel]:
+    """A regression on the past by learner(config), whose config is the entry's second."""
+
+    def build(signature: Signature, lags: LagConfig, config: Config) -> StepModel:
+        return LagForecaster(signature, lags, learner(config))
+
+    return build
 
 
 def _network(backbone: Callable[..., nn.Module]) -> Callable[..., StepModel]:
@@ -63,7 +75,6 @@ def _bidirectional(cell: str) -> Callable[..., StepModel]:
     return _network(partial(Bidirectional, cell=cell))
 
 
-ONE: tuple[TaskKind, ...] = ("forecast",)
 ALL: tuple[TaskKind, ...] = ("forecast", "classify", "regress")
 FORECAST: tuple[TaskKind, ...] = ("forecast",)
 WHOLE: tuple[TaskKind, ...] = ("classify", "regress")
@@ -83,6 +94,27 @@ MODELS: dict[str, Entry] = {
     "ets": Entry("exponential smoothing, fitted per series", Ets, (EtsConfig,), FORECAST, "per series", covariates=()),
     "arima": Entry("seasonal ARIMA, fitted per series", Arima, (ArimaConfig,), FORECAST, "per series", covariates=()),
     "theta": Entry("the theta method, fitted per series", Theta, (ThetaConfig,), FORECAST, "per series", covariates=()),
+    "quantile-regression": Entry(
+        "linear quantiles of lags and rolling statistics",
+        _lags(QuantileRegression),
+        (LagConfig, QuantileConfig),
+        FORECAST,
+        "library",
+    ),
+    "random-forest": Entry(
+        "random forest on lags and rolling statistics",
+        _lags(Forest),
+        (LagConfig, ForestConfig),
+        FORECAST,
+        "library",
+    ),
+    "xgboost": Entry(
+        "boosted trees per quantile on lags and rolling statistics",
+        _lags(XGBoost),
+        (LagConfig, XGBoostConfig),
+        FORECAST,
+        "library",
+    ),
     "rnn": Entry("recurrent network with tanh cells", _recurrent("rnn"), NETWORK, ALL, "gradient"),
     "lstm": Entry("long short-term memory", _recurrent("lstm"), NETWORK, ALL, "gradient"),
     "gru": Entry("gated recurrent unit", _recurrent("gru"), NETWORK, ALL, "gradient"),
@@ -103,7 +135,7 @@ CLASSICAL: dict[str, tuple[str, Callable[..., StepModel], type[Config]]] = {
     "egarch": ("the same, where falls may raise the variance more", Egarch, VolatilityConfig),
 }
 MODELS |= {
-    name: Entry(summary, model, (config,), ONE, "closed form", covariates=())
+    name: Entry(summary, model, (config,), FORECAST, "closed form", covariates=())
     for name, (summary, model, config) in CLASSICAL.items()
 }
 MODELS |= {

@@ -33,7 +33,7 @@ from models.contract import Batch, Fitted, Local, ModelError, Signature, State, 
 SMALL = {
     "hidden": 5, "embed": 4, "lags": 5, "norm_window": 6, "prior": 20,
     "width": 8, "heads": 2, "blocks": 1, "feed_forward": 1,
-    "window": 5, "paths": 1024, "patch": 3, "patches": 3, "persistent": 2,
+    "window": 5, "paths": 1024, "patch": 3, "patches": 3, "persistent": 2, "trees": 12, "depth": 3, "leaf_rows": 5,
 }  # fmt: skip
 RIDGE = {"lags": 4, "level_window": 20, "error_rate": 0.3, "error_span": 30.0, "error_keys": 3}
 VARIANTS: tuple[dict[str, Any], ...] = (
@@ -46,6 +46,8 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 CHUNKS: tuple[dict[str, Any], ...] = (
     {"chunk": 1}, {"chunk": 4, "skip_lags": 4}, {"chunk": 16, "blocks": 2, "feed_forward": 0}, {"chunk": 64},
 )  # fmt: skip
+# Of a regression on the past; the signatures take turns.
+LAGGED: tuple[dict[str, Any], ...] = ({"leads": 4}, {}, {"strategy": "recursive", "phase": True})
 SIGNATURES = {
     "forecast": (
         Signature("forecast", channels=2, horizon=6, season=4),
@@ -110,14 +112,15 @@ class Case:
 
 
 def variants(name: str) -> tuple[dict[str, Any], ...]:
-    return CHUNKS if "chunk" in field_defaults(name) else VARIANTS
+    fields = field_defaults(name)
+    return CHUNKS if "chunk" in fields else LAGGED if "strategy" in fields else VARIANTS
 
 
 def cases_of(name: str, turn: int) -> list[Case]:
     tasks = MODELS[name].tasks
     if variants(name) is CHUNKS:
         return [Case(name, tasks[(turn + variant) % len(tasks)], variant) for variant in range(len(CHUNKS))]
-    return [Case(name, task, variant) for task in tasks for variant in range(len(VARIANTS))]
+    return [Case(name, task, variant) for task in tasks for variant in range(len(variants(name)))]
 
 
 def exported_case(name: str, turn: int) -> Case:
@@ -131,7 +134,7 @@ STREAMING = [case for case in CASES if MODELS[case.name].streams]
 # An export takes seconds: one for every model, and the other tasks of a closed form and of a network. Every memory with
 # every length of a chunk: tests/benchmarks/bench_memory_export.py.
 EXPORTED = [exported_case(name, turn) for turn, name in enumerate(MODELS)]
-EXPORTED += [Case("ridge", "classify", 0), Case("gru", "regress", 1)]
+EXPORTED += [Case("ridge", "classify", 0), Case("gru", "regress", 1), *(Case("xgboost", "forecast", n) for n in (1, 2))]
 
 
 def training_batches(signature: Signature, seed: int) -> list[Batch]:

@@ -1,0 +1,338 @@
+"""Ensembles of trees as tables: fitted by XGBoost or scikit-learn, read from their ONNX converters, run in torch.
+
+The libraries' own converters say what the trees are (onnxmltools, skl2onnx), one model per quantile: they convert a
+model of several outputs without an error and wrongly. What they said is held in plain tensors, which torch walks
+through, a state dict keeps without pickle, and one TreeEnsembleRegressor node of the exported graph is made of.
+
+Leaves are rounded to a power of two on which every sum of them is exact in float32, so that the order in which a
+runtime adds trees does not matter: a forecast that is fed back would else end in another leaf.
+
+Shapes: n rows, F features, M nodes, R trees, O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.contract import GraphPart, ModelError
+from models.lag_features import GRID
+
+if TYPE_CHECKING:
+    import onnx
+
+Rows = NDArray[np.float32]
+
+BITS = 24  # whole numbers up to 2^BITS are exact in float32
+ROWS_AT_ONCE = 4096  # that a walk through the trees holds in memory
+AGREEMENT = 1e-5  # with the library, of the size of its predictions, beside the rounding of the leaves
+
+
+@dataclass(frozen=True)
+class XGBoostConfig:
+    trees: int = 100  # per model at most; fewer where the validation part says so
+    depth: int = 5  # splits from the root to a leaf
+    shrinkage: float = 0.1  # of each tree's step
+    leaf_rows: int = 20  # least sum of weights in a leaf, in rows
+    column_share: float = 0.5  # of the features that a tree may split on
+    early_stopping: int = 10  # trees without a lower validation loss after which growing stops; 0 grows all
+
+    def __post_init__(self) -> None:
+        _check_trees("xgboost", self.trees, self.depth, self.leaf_rows, self.column_share)
+        if not 0 < self.shrinkage <= 1 or self.early_stopping < 0:
+            raise ModelError(
+                "xgboost needs a shrinkage above 0 and up to 1 and an early_stopping of 0 or more, "
+                f"got shrinkage={self.shrinkage} and early_stopping={self.early_stopping}."
+            )
+
+
+@dataclass(frozen=True)
+class ForestConfig:
+    trees: int = 60
+    depth: int = 10  # splits from the root to a leaf
+    leaf_rows: int = 10  # least rows in a leaf
+    column_share: float = 0.3  # of the features that a split may choose from
+
+    def __post_init__(self) -> None:
+        _check_trees("random-forest", self.trees, self.depth, self.leaf_rows, self.column_share)
+
+
+def _check_trees(name: str, trees: int, depth: int, leaf_rows: int, column_share: float) -> None:
+    if trees < 1 or not 1 <= depth <= 16 or leaf_rows < 1 or not 0 < column_share <= 1:
+        raise ModelError(
+            f"{name} needs at least 1 tree, a depth from 1 to 16, at least 1 row in a leaf and a column_share above 0 "
+            f"and up to 1, got trees={trees}, depth={depth}, leaf_rows={leaf_rows} and column_share={column_share}."
+        )
+
+
+class TreeEnsemble(GraphPart):
+    """Sums of trees: (n, F) -> (n, O). Before it is fitted, zeros."""
+
+    feature: Tensor  # (M,) what a node compares
+    threshold: Tensor  # (M,) smaller goes to `yes`
+    yes: Tensor  # (M,) the next node; of a leaf, itself
+    no: Tensor
+    value: Tensor  # (M,) of a leaf
+    root: Tensor  # (R,)
+    output: Tensor  # (R,) what the tree adds to
+    bias: Tensor  # (O,)
+    depth: int
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.outputs = outputs
+        self._keep(_Trees.constant(outputs))
+
+    def _keep(self, trees: _Trees) -> None:
+        for name, array in vars(trees).items():
+            kind = torch.int64 if np.issubdtype(array.dtype, np.integer) else torch.float32
+            self.register_buffer(name, torch.from_numpy(array).to(kind))
+        self.depth = self._deepest()
+
+    def _deepest(self) -> int:
+        """Splits on the longest way from a root to a leaf."""
+        here, steps = self.root.unique(), 0
+        while bool((inner := self.yes[here] != here).any()):
+            here = torch.cat([self.yes[here[inner]], self.no[here[inner]]])
+            steps += 1
+        return steps
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Tables are as large as what was fitted, whatever was here before."""
+        for name in vars(_Trees.constant(1)):
+            if prefix + name in state_dict:
+                setattr(self, name, torch.empty_like(state_dict[prefix + name]))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self.depth = self._deepest()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.onnx.is_in_onnx_export():
+            return self.placeholder(x, self.outputs)
+        return (
+            torch.cat([self._walk(rows) for rows in x.split(ROWS_AT_ONCE)]) if len(x) else x.new_zeros(0, self.outputs)
+        )
+
+    def _walk(self, x: Tensor) -> Tensor:
+        node = self.root.expand(len(x), -1)
+        for _ in range(self.depth):
+            left = x.gather(1, self.feature[node]) < self.threshold[node]
+            node = torch.where(left, self.yes[node], self.no[node])
+        return self.bias.expand(len(x), -1).index_add(1, self.output, self.value[node])
+
+    def fit(self, models: Sequence[onnx.ModelProto], predict: Sequence[Callable[[Rows], Rows]], rows: Rows) -> None:
+        """Take over one fitted model per output, as its library's converter wrote it, and see that it says the same.
+
+        Args:
+            models: graphs of one TreeEnsembleRegressor of one output each.
+            predict: what the library itself predicts, per output.
+            rows: (n, F) on which both must agree.
+
+        Raises:
+            ModelError: the converted trees predict something else than the library.
+        """
+        trees = _Trees.joined([_Trees.converted(model) for model in models])
+        self._keep(trees.on_exact_leaves())
+        rounding = trees.units() / 2 * (np.bincount(trees.output) + 1)
+        found = self._walk(torch.from_numpy(rows)).numpy()
+        for output, call in enumerate(predict):
+            expected = np.asarray(call(rows), np.float64)
+            difference = float(np.abs(found[:, output] - expected).max())
+            if not difference <= AGREEMENT * float(np.abs(expected).max()) + rounding[output]:
+                raise ModelError(
+                    f"output {output} of the converted trees differs from the library's by {difference:.3g} on rows of "
+                    f"spread {expected.std():.3g}: the installed onnxmltools or skl2onnx does not fit the library."
+                )
+
+    def graph(self) -> onnx.ModelProto:
+        from onnx import TensorProto, helper
+
+        of_tree = self._trees()
+        nodes = np.arange(len(self.value)) - self.root.numpy()[of_tree]  # a node's number within its tree
+        leaf = (self.yes == torch.arange(len(self.yes))).numpy()
+        node = helper.make_node(
+            "TreeEnsembleRegressor",
+            ["x"],
+            ["y"],
+            domain="ai.onnx.ml",
+            n_targets=self.outputs,
+            base_values=self.bias.tolist(),
+            nodes_treeids=of_tree.tolist(),
+            nodes_nodeids=nodes.tolist(),
+            nodes_featureids=self.feature.tolist(),
+            nodes_values=self.threshold.tolist(),
+            nodes_modes=np.where(leaf, "LEAF", "BRANCH_LT").tolist(),
+            nodes_truenodeids=np.where(leaf, 0, self.yes.numpy() - self.root.numpy()[of_tree]).tolist(),
+            nodes_falsenodeids=np.where(leaf, 0, self.no.numpy() - self.root.numpy()[of_tree]).tolist(),
+            target_treeids=of_tree[leaf].tolist(),
+            target_nodeids=nodes[leaf].tolist(),
+            target_ids=self.output.numpy()[of_tree[leaf]].tolist(),
+            target_weights=self.value.numpy()[leaf].tolist(),
+        )
+        rows, results = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", None]) for name in ("x", "y"))
+        graph = helper.make_graph([node], "trees", [rows], [results])
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("ai.onnx.ml", 3)])
+
+    def _trees(self) -> NDArray[np.int64]:
+        """(M,) the tree that each node belongs to: the nodes of a tree follow its root."""
+        return np.searchsorted(self.root.numpy(), np.arange(len(self.value)), side="right") - 1
+
+
+@dataclass(frozen=True)
+class _Trees:
+    """The buffers of a `TreeEnsemble`; the nodes of a tree stand together, its root first."""
+
+    feature: NDArray[np.int64]
+    threshold: NDArray[np.float32]
+    yes: NDArray[np.int64]
+    no: NDArray[np.int64]
+    value: NDArray[np.float32]
+    root: NDArray[np.int64]
+    output: NDArray[np.int64]
+    bias: NDArray[np.float32]
+
+    @classmethod
+    def constant(cls, outputs: int) -> _Trees:
+        """One leaf, which adds nothing."""
+        zero = np.zeros(1, np.int64)
+        nothing = np.zeros(1, np.float32)
+        return cls(zero, nothing, zero, zero, nothing, zero, zero, np.zeros(outputs, np.float32))
+
+    @classmethod
+    def converted(cls, model: onnx.ModelProto) -> _Trees:
+        """What the TreeEnsembleRegressor of a converter says, its thresholds moved between two feature values."""
+        from onnx import helper
+
+        (node,) = model.graph.node
+        fields = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        modes = np.array([mode.decode() for mode in fields["nodes_modes"]])
+        aggregate = fields.get("aggregate_function", b"SUM").decode()
+        unknown = set(modes) - {"LEAF", "BRANCH_LT", "BRANCH_LEQ"}
+        if node.op_type != "TreeEnsembleRegressor" or unknown or aggregate != "SUM" or fields["n_targets"] != 1:
+            raise ModelError(
+                f"a converter wrote trees that are not understood: {node.op_type}, {aggregate}, {unknown}."
+            )
+        tree = np.array(fields["nodes_treeids"])
+        number = np.array(fields["nodes_nodeids"])
+        place = {key: index for index, key in enumerate(zip(tree.tolist(), number.tolist(), strict=True))}
+        leaf, itself = modes == "LEAF", np.arange(len(tree))
+
+        def to(field: str) -> NDArray[np.int64]:
+            children = zip(tree.tolist(), fields[field], leaf.tolist(), strict=True)
+            found = [-1 if ends else place[of, child] for of, child, ends in children]
+            return np.where(leaf, itself, np.array(found, np.int64))
+
+        value = np.zeros(len(tree), np.float32)
+        leaves = zip(fields["target_treeids"], fields["target_nodeids"], strict=True)
+        value[[place[key] for key in leaves]] = fields["target_weights"]
+        root = np.flatnonzero(number == 0)
+        if (np.diff(root) <= 0).any() or not np.array_equal(
+            tree, tree[root][np.searchsorted(root, itself, "right") - 1]
+        ):
+            raise ModelError("a converter wrote trees whose nodes do not stand together, root first.")
+        # Features are multiples of 1 / GRID: x < a and x <= b are the same as x < the middle of two of them.
+        steps = np.array(fields["nodes_values"], np.float64) * GRID
+        between = np.where(modes == "BRANCH_LT", np.ceil(steps) - 0.5, np.floor(steps) + 0.5) / GRID
+        threshold = np.where(leaf, 0.0, between).astype(np.float32)
+        feature = np.where(leaf, 0, np.array(fields["nodes_featureids"])).astype(np.int64)
+        bias = np.array(fields.get("base_values") or [0.0], np.float32)
+        output = np.zeros(len(root), np.int64)
+        return cls(feature, threshold, to("nodes_truenodeids"), to("nodes_falsenodeids"), value, root, output, bias)
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Trees]) -> _Trees:
+        """One ensemble whose outputs are the parts', in order."""
+        first = np.cumsum([0, *(len(part.value) for part in parts)])
+        columns = {
+            "yes": [part.yes + start for part, start in zip(parts, first, strict=False)],
+            "no": [part.no + start for part, start in zip(parts, first, strict=False)],
+            "root": [part.root + start for part, start in zip(parts, first, strict=False)],
+            "output": [part.output + index for index, part in enumerate(parts)],
+        }
+        columns |= {name: [getattr(part, name) for part in parts] for name in ("feature", "threshold", "value", "bias")}
+        return cls(**{name: np.concatenate(column) for name, column in columns.items()})
+
+    def units(self) -> NDArray[np.float64]:
+        """(O,) powers of two, so small that no sum of an output's leaves in them is above 2^BITS."""
+        largest = np.maximum.reduceat(np.abs(self.value.astype(np.float64)), self.root)
+        total = np.bincount(self.output, largest, len(self.bias)) + np.abs(self.bias)
+        return 2.0 ** (np.ceil(np.log2(np.where(total > 0, total, 1.0))) - BITS)
+
+    def on_exact_leaves(self) -> _Trees:
+        """Leaves and bias as multiples of the units."""
+        units = self.units()
+        of_node = units[self.output].repeat(np.diff([*self.root, len(self.value)]))
+        value = (np.round(self.value / of_node) * of_node).astype(np.float32)
+        return replace(self, value=value, bias=(np.round(self.bias / units) * units).astype(np.float32))
+
+
+def fit_xgboost(
+    part: TreeEnsemble,
+    config: XGBoostConfig,
+    rows: tuple[Rows, Rows],
+    checks: tuple[Rows, Rows],
+    levels: Sequence[float],
+    seed: int,
+) -> None:
+    """One booster per quantile level, each with as many trees as its validation loss asks for.
+
+    Args:
+        rows, checks: features (n, F) and targets (n,) to learn from and, later in time, to stop by.
+        levels: of the outputs, in order.
+    """
+    import xgboost
+    from onnxmltools import convert_xgboost
+    from onnxmltools.convert.common.data_types import FloatTensorType
+
+    train = xgboost.QuantileDMatrix(rows[0], label=rows[1])
+    check = xgboost.QuantileDMatrix(checks[0], label=checks[1], ref=train)
+    models: list[onnx.ModelProto] = []
+    predict: list[Callable[[Rows], Rows]] = []
+    for level in levels:
+        booster = xgboost.train(
+            {
+                "objective": "reg:quantileerror",
+                "quantile_alpha": level,
+                "tree_method": "hist",
+                "max_depth": config.depth,
+                "eta": config.shrinkage,
+                "min_child_weight": config.leaf_rows,
+                "colsample_bytree": config.column_share,
+                "seed": seed,
+            },
+            train,
+            config.trees,
+            evals=[(check, "validation")],
+            early_stopping_rounds=config.early_stopping or None,
+            verbose_eval=False,
+        )
+        if config.early_stopping:
+            booster = booster[: booster.best_iteration + 1]
+        features = [("x", FloatTensorType([None, rows[0].shape[1]]))]
+        models.append(convert_xgboost(booster, initial_types=features, target_opset=15))
+        predict.append(booster.inplace_predict)
+    part.fit(models, predict, np.concatenate([rows[0][:1000], checks[0][:1000]]))
+
+
+def fit_forest(part: TreeEnsemble, config: ForestConfig, rows: tuple[Rows, Rows], seed: int) -> None:
+    """A random forest for the mean; rows: features (n, F) and targets (n,)."""
+    from skl2onnx import convert_sklearn
+    from skl2onnx.common.data_types import FloatTensorType
+    from sklearn.ensemble import RandomForestRegressor
+
+    forest = RandomForestRegressor(
+        config.trees,
+        max_depth=config.depth,
+        min_samples_leaf=config.leaf_rows,
+        max_features=config.column_share,
+        random_state=seed,
+        n_jobs=-1,
+    ).fit(*rows)
+    features = [("x", FloatTensorType([None, rows[0].shape[1]]))]
+    model = convert_sklearn(forest, initial_types=features, target_opset={"": 15, "ai.onnx.ml": 3})
+    part.fit([model], [forest.predict], rows[0][:2000])
