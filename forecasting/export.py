@@ -230,7 +230,7 @@ def _name_parts(model: nn.Module) -> dict[str, GraphPart]:
 
 def _composed(model: onnx.ModelProto, parts: dict[str, GraphPart]) -> onnx.ModelProto:
     """The graph with each part's own graph in the place of every call of it."""
-    if not parts:
+    if not parts and not model.functions:
         return model
     imports = {entry.domain: entry for entry in model.opset_import if entry.domain != GraphPart.DOMAIN}
     for name, part in parts.items():

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -219,12 +219,18 @@ class LagForecaster(StepModel, Fitted):
         if not self.recursive:
             outputs = [self._regress(part, past, block) for part, block in zip(self.parts, self.blocks, strict=True)]
             return self.features.references(past)[..., None] + torch.cat(outputs, -2) * past.scale[..., None]
-        start, path = past.last, []
-        for _ in range(self.signature.horizon):
-            ahead = self._regress(self.parts[0], past, slice(0, 1))[..., 0, :]
-            past = self.features.extended(past, self.features.references(past)[..., :1] + ahead * past.scale)
-            path.append(past.last - start)
-        return torch.stack(path, -2)
+        carried = (past.last, past.values, past.position)
+        path = repeated(self._one_ahead, carried, (past.scale, past.covariates), self.signature.horizon)
+        return path - past.last[..., None, :]
+
+    def _one_ahead(
+        self, last: Tensor, values: Tensor, position: Tensor, scale: Tensor, covariates: Tensor
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """What stands after one more step of a recursion, and its value in the data's unit, (..., 1)."""
+        past = Past(last, values, scale, covariates, position)
+        ahead = self._regress(self.parts[0], past, slice(0, 1))[..., 0, :]
+        past = self.features.extended(past, self.features.references(past)[..., :1] + ahead * past.scale)
+        return (past.last, past.values, past.position), past.last
 
     def _regress(self, part: nn.Module, past: Past, leads: slice) -> Tensor:
         """(..., h, O) in scales, relative to one season before."""
@@ -253,8 +259,8 @@ class LagForecaster(StepModel, Fitted):
             if len(rows.target) < LEAST_ROWS or not len(checks.target):
                 raise ModelError(
                     f"{self.learner.name} found {len(rows.target)} rows to learn from and {len(checks.target)} to "
-                    f"check by, of series that move; it needs {LEAST_ROWS} and 1. Give it more or longer series, a shorter "
-                    "horizon, or the naive model."
+                    f"check by, of series that move; it needs {LEAST_ROWS} and 1. Give it more or longer series "
+                    "or a shorter horizon, or take the naive model."
                 )
             self.learner.fit(part, rows, checks, self.levels, seed)
         self._measure(checked)
@@ -344,6 +350,32 @@ class LagForecaster(StepModel, Fitted):
         found = torch.cat(errors)  # (n, H, O)
         for index, level in enumerate(self.signature.quantiles):
             self.shift[:, index] = torch.quantile(found[..., min(index, found.shape[-1] - 1)], level, dim=0).float()
+
+
+def repeated(
+    function: Callable[..., tuple[tuple[Tensor, ...], Tensor]],
+    carried: tuple[Tensor, ...],
+    constant: tuple[Tensor, ...],
+    times: int,
+) -> Tensor:
+    """(..., times, O) results of function(*carried, *constant) -> what it carries on, result (..., O).
+
+    In an export a Scan node with the function as its body: unrolled, 48 steps took minutes and ran slowly.
+    """
+    if torch.onnx.is_in_onnx_export():
+        from torch._higher_order_ops.scan import scan
+
+        def body(state: tuple[Tensor, ...], _: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+            after, result = function(*state, *constant)
+            return tuple(value.clone() for value in after), result.clone()
+
+        counter = torch.zeros(times, 1, dtype=carried[0].dtype)
+        return scan(body, carried, counter)[1].movedim(0, -2)
+    results = []
+    for _ in range(times):
+        carried, result = function(*carried, *constant)
+        results.append(result)
+    return torch.stack(results, -2)
 
 
 class _Drawn(NamedTuple):
