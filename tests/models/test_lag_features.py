@@ -24,7 +24,8 @@ def forecast(horizon: int, season: int, channels: int = 1) -> Signature:
 def test_the_features_of_a_short_series_by_hand():
     features = LagFeatures(forecast(horizon=3, season=2), lags=4, phase=False, rounded=True)
     past = read(features, [1.0, 2.0, 4.0, 8.0])  # season differences 3 and 6
-    assert past.last.item() == 8 and past.scale.item() == 4.5
+    assert past.last.item() == 8
+    assert past.scale.item() == 4.5
     assert features.references(past).tolist() == [[-4.0, 0.0, -4.0]]  # 4, 8 and 4 again
     recent = [7, 6, 4]  # how far the last value is above those before it, oldest first
     differences = [3, 6]
