@@ -1,0 +1,520 @@
+"""Every model of the catalog as an sktime forecaster or classifier.
+
+sktime refits, or reads its history again, when a fitted forecaster is to go on; ours keeps a state per series. `fit`
+trains one model over all series of the data and reads them once; `update` steps the states over what is new, whose
+cost does not grow with the history; `predict` looks at what the model said after the last step.
+
+Letters: N series, T time, C channels, F steps of a forecasting horizon, H horizon, Q quantiles, K classes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from sktime.classification.base import BaseClassifier
+from sktime.forecasting.base import BaseForecaster, ForecastingHorizon
+from torch import Tensor
+
+from data.frame import ID, TIME, Channel, Dataset, Freq, Splits, check_frame, infer_freq
+from data.panel import Series, to_panel
+from data.readers import default_season
+from forecasting.metrics import mean_of_quantiles
+from forecasting.task import Task, TaskError
+from forecasting.training import fit_model
+from forecasting.windows import Parts, Span, split
+from models.catalog import entry, field_defaults
+from models.contract import State, StepModel, concat, take
+
+# Beside the deciles the edges of the intervals that are asked for most: 80, 90, 95 and 98 %.
+LEVELS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99)
+ROWS_A_LAG = 3  # training rows for each weight of a closed form; with fewer it learns its few rows by heart
+VALUES_AT_ONCE = 8_000_000  # predictions held in memory by one scan
+TARGET, LABEL = "y", "label"
+
+
+@torch.no_grad()
+def advance(model: StepModel, state: State, values: Sequence[np.ndarray]) -> tuple[Tensor, State]:
+    """Step N series over their new values; those with the same number of them share a batch.
+
+    Args:
+        state: of the N series, in the order of `values`.
+        values: (T_i, C) each, T_i at least 1, NaN where missing.
+
+    Returns:
+        What the model says after each series' last value, (N, *prediction_shape), and the next state.
+    """
+    together: dict[int, list[int]] = defaultdict(list)
+    for row, new in enumerate(values):
+        together[len(new)].append(row)
+    size = int(np.prod(model.signature.prediction_shape))
+    order, predictions, states = [], [], []
+    for length, everyone in together.items():
+        for first in range(0, len(everyone), 64):
+            members = everyone[first : first + 64]
+            x = torch.from_numpy(np.stack([values[row] for row in members]).astype(np.float32))
+            known = x.isfinite().to(x.dtype)
+            part = take(state, torch.tensor(members))
+            piece = max(1, VALUES_AT_ONCE // (size * len(members))) if model.streams else length
+            for begin in range(0, length, piece):
+                steps = slice(begin, begin + piece)
+                prediction, part = model.last(x[:, steps], known[:, steps], part)
+            order += members
+            predictions.append(prediction)
+            states.append(part)
+    back = torch.argsort(torch.tensor(order))
+    return torch.cat(predictions)[back], take(concat(states), back)
+
+
+@dataclass(eq=False)
+class Streams:
+    """Series behind one trained model: the state of each, and what the model said after its last observation."""
+
+    model: StepModel
+    rows: dict[str, int]  # unique_id -> its place in all that follows
+    state: State
+    prediction: Tensor  # (N, *prediction_shape)
+    ends: np.ndarray  # (N,) time of the last step
+
+    @classmethod
+    def read(cls, model: StepModel, panel: Sequence[Series]) -> Streams:
+        prediction, state = advance(model, model.initial_state(len(panel)), [series.values for series in panel])
+        rows = {series.unique_id: row for row, series in enumerate(panel)}
+        return cls(model, rows, state, prediction, np.array([series.ds[-1] for series in panel]))
+
+    def update(self, panel: Sequence[Series]) -> None:
+        """Step over what is new; each series of `panel` begins after its last step here, or is new altogether."""
+        known = [series for series in panel if series.unique_id in self.rows]
+        fresh = [series for series in panel if series.unique_id not in self.rows]
+        if fresh:
+            more = Streams.read(self.model, fresh)
+            self.rows |= {name: len(self.rows) + row for name, row in more.rows.items()}
+            self.state = concat([self.state, more.state])
+            self.prediction = torch.cat([self.prediction, more.prediction])
+            self.ends = np.concatenate([self.ends, more.ends])
+        if known:
+            rows = torch.tensor([self.rows[series.unique_id] for series in known])
+            prediction, after = advance(self.model, take(self.state, rows), [series.values for series in known])
+            self.state = {name: value.index_copy(0, rows, after[name]) for name, value in self.state.items()}
+            self.prediction = self.prediction.index_copy(0, rows, prediction)
+            self.ends[rows.numpy()] = [series.ds[-1] for series in known]
+
+
+@dataclass(frozen=True, eq=False)
+class Clock:
+    """The time index of sktime's data, and the same times as a frame has them: integers, seconds or stamps in UTC."""
+
+    kind: pd.Index  # empty, of the index's type, time zone and period
+    step: Freq | None  # what the index itself says; None where the times must be looked at
+
+    @classmethod
+    def of(cls, index: pd.Index) -> Clock:
+        """
+        Raises:
+            TaskError: an index of another type.
+        """
+        if isinstance(index, pd.PeriodIndex):
+            return cls(index[:0], index.freq.n)  # type: ignore[union-attr]
+        if isinstance(index, pd.DatetimeIndex):
+            return cls(index[:0], index.freqstr)
+        if pd.api.types.is_integer_dtype(index.dtype):
+            return cls(index[:0].astype("int64"), 1)  # sktime counts an integer index in ones
+        raise TaskError(f"the time index holds {index.dtype}; it can be integers, periods or time stamps.")
+
+    def times(self, index: pd.Index) -> np.ndarray:
+        """The times as a frame has them."""
+        if index.dtype != self.kind.dtype and (
+            index.dtype.kind != self.kind.dtype.kind or index.dtype.kind not in "iM"
+        ):
+            raise TaskError(f"the time index holds {index.dtype}, but {self.kind.dtype} in fit.")
+        if isinstance(index, pd.PeriodIndex):
+            return index.asi8.copy()
+        if isinstance(index, pd.DatetimeIndex):
+            return (index if index.tz is None else index.tz_convert(None)).as_unit("ns").to_numpy()
+        return index.to_numpy(dtype="int64")
+
+    def index(self, times: np.ndarray) -> pd.Index:
+        """The same times as sktime has them."""
+        if isinstance(self.kind, pd.PeriodIndex):
+            return pd.PeriodIndex.from_ordinals(times, freq=self.kind.freq, name=self.kind.name)  # type: ignore[attr-defined]
+        if isinstance(self.kind, pd.DatetimeIndex):
+            stamps = pd.DatetimeIndex(times, name=self.kind.name).as_unit(self.kind.unit)
+            return stamps if self.kind.tz is None else stamps.tz_localize("UTC").tz_convert(self.kind.tz)
+        return pd.Index(times, name=self.kind.name)
+
+    @property
+    def season(self) -> int:
+        """What is usual for the step that the index itself names."""
+        return default_season(self.kind.freqstr if isinstance(self.kind, pd.PeriodIndex) else self.step)
+
+
+def instances_of(index: pd.Index) -> pd.Index | None:
+    """What names the series of a panel or hierarchy, each once, in order; None for a single series."""
+    return index.droplevel(-1).unique() if isinstance(index, pd.MultiIndex) else None
+
+
+def parts_to_learn_from(dataset: Dataset, panel: Sequence[Series], task: Task, model: str) -> Parts:
+    """All there is for a closed form; else a last part of each series validates, where one is long enough for that."""
+    short = all(len(series.ds) < 2 * task.horizon + 1 for series in panel)
+    if entry(model).learns == "gradient" and not (task.kind == "forecast" and short):
+        return split(dataset, panel, task, hold_out=False)
+    return Parts([Span(series, 0, len(series.ds)) for series in panel], [], [])
+
+
+def settled(model: str, task: Task, panel: Sequence[Series], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, and for a closed form on lags as many of them as the data can teach, where none are given.
+
+    sktime is at home with one short series, where the usual number of lags leaves hardly a row to learn from.
+    """
+    known = field_defaults(model)
+    chosen = entry(model).learns == "gradient" or "lags" not in known or {"lags", "lookback"} & set(settings)
+    if chosen or task.kind != "forecast":
+        return dict(settings)
+    lengths = np.array([len(series.ds) - task.horizon for series in panel])
+    counts = range(known["lags"], 2, -1)
+    enough = (lags for lags in counts if (lengths - lags + 1).clip(min=0).sum() >= ROWS_A_LAG * lags)
+    return {**settings, "lags": next(enough, 2)}
+
+
+class MnemoForecaster(BaseForecaster):
+    """A model of Mnemosyne's catalog as an sktime forecaster.
+
+    One model is fitted over all series of a panel or hierarchy, which stay in memory as states, not as data. `update`
+    steps those states over the new observations and leaves the model's weights alone, whatever `update_params` says:
+    the state is what a step changes. A missing time or NaN is a masked step; what lies at or before a series' last
+    step is skipped, for a state cannot unsee; a series that `fit` never saw is read from its beginning.
+
+    A relative `fh` counts from each series' own end, as if sktime had fitted them one by one. X holds past covariates:
+    it enters with y in `fit` and `update`, as wide as it was in `fit`, and the X of `predict` is not read. A model
+    without covariates says so by the tag "capability:exogenous", and X is then left out.
+
+    Parameters
+    ----------
+    model : str
+        A name from `mnemo models` that forecasts.
+    horizon : int, optional
+        Steps ahead that the model is fitted for. None takes the furthest step of the `fh` that `fit` is given, and
+        then requires one; with a number `fh` may wait for `predict` and ask for any step up to it.
+    season : int, optional
+        Steps of a season, 1 for none; None takes what is usual for the step of the index, such as 12 for months.
+    quantiles : tuple of float
+        The levels that the model is fitted for, rising. `predict` gives the mean over them; `predict_quantiles` and
+        `predict_interval` interpolate linearly between them and refuse what lies outside.
+    settings : dict, optional
+        Fields of the model and of its training, as `mnemo models` lists them: {"hidden": 32, "max_epochs": 10}.
+    random_state : int
+        Seed of everything random.
+
+    Raises
+    ------
+    ModelError, TaskError, FrameError
+        All are ValueErrors: a name, field, level or step that is not known, data that cannot be learned from.
+
+    Examples
+    --------
+    >>> from sktime.datasets import load_airline
+    >>> from forecasting.sktime import MnemoForecaster
+    >>> y = load_airline()
+    >>> forecaster = MnemoForecaster("ridge").fit(y[:-24], fh=[1, 2, 3])
+    >>> forecaster.predict_interval(coverage=0.8).shape
+    (3, 2)
+    >>> forecaster.update(y[-24:-12]).predict().index[0]
+    Period('1960-01', 'M')
+    """
+
+    _tags = {  # noqa: RUF012  (sktime's own way)
+        "authors": "The Mnemosyne authors",
+        "maintainers": "The Mnemosyne authors",
+        "y_inner_mtype": ["pd.DataFrame", "pd-multiindex", "pd_multiindex_hier"],
+        "X_inner_mtype": ["pd.DataFrame", "pd-multiindex", "pd_multiindex_hier"],
+        "capability:multivariate": False,
+        "capability:exogenous": True,
+        "capability:categorical_in_X": False,
+        "capability:insample": False,
+        "capability:pred_int": True,
+        "capability:pred_int:insample": False,
+        "capability:missing_values": True,
+        "capability:update": True,
+        "capability:random_state": True,
+        "property:randomness": "derandomized",
+        "requires-fh-in-fit": True,
+    }
+    _config = {"remember_data": False}  # noqa: RUF012
+
+    def __init__(
+        self,
+        model: str = "ridge",
+        horizon: int | None = None,
+        season: int | None = None,
+        quantiles: tuple[float, ...] = LEVELS,
+        settings: Mapping[str, Any] | None = None,
+        random_state: int = 0,
+    ) -> None:
+        self.model = model
+        self.horizon = horizon
+        self.season = season
+        self.quantiles = quantiles
+        self.settings = settings
+        self.random_state = random_state
+        super().__init__()
+
+    def __post_init__(self) -> None:
+        self._y = self._X = None  # kept by sktime where a user sets the config remember_data; not read here
+        self.set_tags(**{
+            "capability:exogenous": bool(entry(self.model).covariates),
+            "requires-fh-in-fit": self.horizon is None,
+        })  # fmt: skip
+
+    def _fit(self, y: pd.DataFrame, X: pd.DataFrame | None, fh: ForecastingHorizon | None) -> MnemoForecaster:
+        self._clock = Clock.of(y.index.get_level_values(-1))
+        self._covariates = [] if X is None else list(X.columns)
+        self._instances = instances_of(y.index)
+        frame = self._frame(y, X)
+        channels = tuple(Channel(str(name), "") for name in frame.columns[2:])
+        frame, _ = check_frame(frame, source=self._source, task="forecast", channels=channels)
+        step = self._clock.step or infer_freq(frame, self._source)
+        season = self.season or (self._clock.season if self._clock.step else default_season(step))
+        dataset = Dataset(self._source, frame, "forecast", channels, step, season, 1, Splits(), TARGET)
+        self._form = replace(dataset, frame=frame[:0])
+        panel = to_panel(dataset)
+        horizon = self.horizon
+        if horizon is None:
+            ends = np.array([series.ds[-1] for series in panel])
+            horizon = max(int(steps.max()) for _, steps, _ in self._ahead(fh, ends))
+        task = Task.of(dataset, horizon=horizon, quantiles=tuple(self.quantiles))
+        parts = parts_to_learn_from(dataset, panel, task, self.model)
+        for note in parts.notes:
+            warnings.warn(note, stacklevel=2)
+        settings = settled(self.model, task, panel, self.settings or {})
+        self.trained_ = fit_model(self.model, task, parts, settings=settings, seed=self.random_state)
+        self.streams_ = Streams.read(self.trained_.model, panel)
+        return self
+
+    def _update(self, y: pd.DataFrame, X: pd.DataFrame | None = None, update_params: bool = True) -> MnemoForecaster:
+        columns = [] if X is None else list(X.columns)
+        if columns != self._covariates:
+            wanted, found = (", ".join(map(str, names)) or "none" for names in (self._covariates, columns))
+            raise TaskError(f"{self._source}: update needs the X of fit, with the columns {wanted}; found {found}.")
+        frame = self._frame(y, X)
+        valued = frame[frame[TARGET].notna()]
+        if len(valued):
+            check_frame(valued, source=self._source, task="forecast", channels=self._form.channels)
+        streams = self.streams_
+        ends = dict(zip(streams.rows, streams.ends, strict=True))
+        known = frame[ID].isin(ends)
+        frame = frame[~known | (frame[TIME] > frame[ID].map(ends).fillna(frame[TIME]))]
+        if not len(frame):
+            return self
+        # The grid of what is new begins at a series' last step, so that a gap after it becomes masked steps.
+        names = [name for name in frame[ID].unique() if name in ends]
+        last = pd.DataFrame({ID: names, TIME: np.array([ends[name] for name in names], streams.ends.dtype)})
+        frame = pd.concat([last, frame]).sort_values([ID, TIME], ignore_index=True)
+        panel = [
+            replace(series, ds=series.ds[1:], values=series.values[1:]) if series.unique_id in ends else series
+            for series in to_panel(replace(self._form, frame=frame))
+        ]
+        streams.update(panel)
+        if self._instances is not None:
+            self._instances = self._instances.append(instances_of(y.index)).unique()
+        return self
+
+    def _predict(self, fh: ForecastingHorizon, X: pd.DataFrame | None) -> pd.DataFrame:
+        quantiles, index = self._forecast(fh)
+        mean = mean_of_quantiles(quantiles, np.array(self.quantiles))
+        return pd.DataFrame(mean[:, None], index=index, columns=self._get_columns(method="predict"))
+
+    def _predict_quantiles(self, fh: ForecastingHorizon, X: pd.DataFrame | None, alpha: list[float]) -> pd.DataFrame:
+        levels = np.array(self.quantiles)
+        outside = [level for level in alpha if not levels[0] <= level <= levels[-1]]
+        if outside:
+            raise TaskError(
+                f"{self._source}: fitted for quantiles from {levels[0]:g} to {levels[-1]:g}, asked for "
+                f"{', '.join(f'{level:g}' for level in outside)}. Give wider quantiles to the forecaster."
+            )
+        quantiles, index = self._forecast(fh)
+        # Between two levels the quantile function is taken as linear: one row of weights for each level asked for.
+        weights = np.stack([np.interp(alpha, levels, unit) for unit in np.eye(len(levels))])  # (Q, alphas)
+        columns = self._get_columns(method="predict_quantiles", alpha=alpha)
+        return pd.DataFrame(quantiles @ weights, index=index, columns=columns)
+
+    def _forecast(self, fh: ForecastingHorizon) -> tuple[np.ndarray, pd.Index]:
+        """Quantiles (N * F, Q) and their index, series after series as `fit` saw them."""
+        streams = self.streams_
+        horizon = streams.model.signature.horizon
+        names = [self._name(instance) for instance in ([()] if self._instances is None else self._instances)]
+        rows = np.array([streams.rows[name] for name in names])
+        prediction = streams.prediction.numpy().astype(np.float64)
+        values: list[np.ndarray] = [np.empty(0)] * len(rows)
+        times: list[pd.Index] = [self._clock.kind] * len(rows)
+        for members, steps, index in self._ahead(fh, streams.ends[rows]):
+            if steps.min() < 1 or steps.max() > horizon:
+                raise TaskError(
+                    f"{self._source}: fh asks for the steps {steps.min()} to {steps.max()} after the end of "
+                    f"{names[members[0]]}; the model was fitted for a horizon of {horizon}. Fit it with this fh, or "
+                    f"with horizon={max(horizon, steps.max())} or more."
+                )
+            for member in members:
+                values[member], times[member] = prediction[rows[member], steps - 1], index
+        joined = times[0].append(times[1:])
+        if self._instances is not None:
+            which = np.repeat(np.arange(len(rows)), [len(index) for index in times])
+            levels = [self._instances.get_level_values(level)[which] for level in range(self._instances.nlevels)]
+            joined = pd.MultiIndex.from_arrays([*levels, joined], names=[*self._instances.names, self._clock.kind.name])
+        return np.concatenate(values), joined
+
+    def _ahead(self, fh: ForecastingHorizon, ends: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, pd.Index]]:
+        """Per distinct end of a series: which of them end there, the steps after it that are asked for, their times.
+
+        A relative horizon counts from each series' own end.
+        """
+        cutoff = self._clock.times(self.cutoff)[0]
+        for end in np.unique(ends):
+            if end > cutoff:
+                raise TaskError(
+                    f"{self._source}: it has seen all up to {self._clock.index(np.array([end]))[0]}; it cannot go back "
+                    f"to a cutoff of {self.cutoff[0]}. Fit it on the data up to there."
+                )
+            origin = self.cutoff
+            if end < cutoff:
+                origin = self._clock.index(np.array([end]))
+                if isinstance(origin, pd.DatetimeIndex):
+                    origin = pd.DatetimeIndex(origin, freq=self.cutoff.freq)
+            steps = fh.to_relative(origin).to_pandas().to_numpy(dtype="int64")
+            yield np.flatnonzero(ends == end), steps, fh.to_absolute_index(origin)
+
+    def _frame(self, y: pd.DataFrame, X: pd.DataFrame | None) -> pd.DataFrame:
+        """The long frame of sktime's data: unique_id, ds, y and the columns of X."""
+        columns: dict[str, Any] = {ID: self._name(())}
+        if isinstance(y.index, pd.MultiIndex):
+            codes, instances = pd.factorize(y.index.droplevel(-1))
+            columns[ID] = np.array([self._name(instance) for instance in instances], object)[codes]
+        columns[TIME] = self._clock.times(y.index.get_level_values(-1))
+        columns[TARGET] = y.iloc[:, 0].to_numpy(dtype="float64")
+        if X is not None:
+            known = X if X.index.equals(y.index) else X.reindex(y.index)
+            columns |= {f"X[{name}]": known[name].to_numpy(dtype="float64") for name in X.columns}
+        return pd.DataFrame(columns)
+
+    def _name(self, instance: Any) -> str:
+        """The unique_id of an instance: the levels of its index, joined; () is a single series."""
+        if isinstance(instance, tuple):
+            return "/".join(map(str, instance)) or "y"
+        return str(instance)
+
+    @property
+    def _source(self) -> str:
+        return f"MnemoForecaster({self.model})"
+
+    @classmethod
+    def get_test_params(cls, parameter_set: str = "default") -> list[dict[str, Any]]:
+        """Closed forms, with and without a horizon of their own, and the smallest network that learns."""
+        tiny = {"hidden": 4, "max_epochs": 1, "batch_size": 256}
+        return [
+            {"model": "naive"},
+            {"model": "ridge", "horizon": 5, "settings": {"penalty": 0.1}},
+            {"model": "gru", "settings": tiny},
+        ]
+
+
+class MnemoClassifier(BaseClassifier):
+    """A model of Mnemosyne's catalog as an sktime classifier: it reads a series to its end and says what it was.
+
+    Series may be of different lengths and have several channels; NaN is a masked step. Rows count as they stand, the
+    time index is not looked at. A fifth of the series chooses the epoch of a model that learns by gradient descent.
+
+    Parameters
+    ----------
+    model : str
+        A name from `mnemo models` that classifies.
+    settings : dict, optional
+        Fields of the model and of its training, as `mnemo models` lists them: {"hidden": 32, "max_epochs": 10}.
+    random_state : int
+        Seed of everything random.
+
+    Raises
+    ------
+    ModelError, TaskError, FrameError
+        All are ValueErrors: a name or field that is not known, data that cannot be learned from.
+
+    Examples
+    --------
+    >>> from sktime.datasets import load_unit_test
+    >>> from forecasting.sktime import MnemoClassifier
+    >>> X, y = load_unit_test(split="train", return_X_y=True)
+    >>> classifier = MnemoClassifier("ridge", settings={"lags": 24}).fit(X, y)
+    >>> classifier.predict_proba(X).shape
+    (20, 2)
+    """
+
+    _tags = {  # noqa: RUF012
+        "authors": "The Mnemosyne authors",
+        "maintainers": "The Mnemosyne authors",
+        "X_inner_mtype": "df-list",
+        "capability:multivariate": True,
+        "capability:unequal_length": True,
+        "capability:missing_values": True,
+        "capability:categorical_in_X": False,
+        "capability:predict_proba": True,
+        "capability:random_state": True,
+        "property:randomness": "derandomized",
+    }
+
+    def __init__(self, model: str = "ridge", settings: Mapping[str, Any] | None = None, random_state: int = 0) -> None:
+        self.model = model
+        self.settings = settings
+        self.random_state = random_state
+        super().__init__()
+
+    def _fit(self, X: list[pd.DataFrame], y: np.ndarray) -> MnemoClassifier:
+        self._columns = list(X[0].columns)
+        labels = tuple(map(str, self.classes_))
+        dataset = self._dataset(X, np.array([str(label) for label in y], object))
+        panel = to_panel(dataset, labels)
+        task = replace(Task.of(dataset), labels=labels)
+        parts = parts_to_learn_from(dataset, panel, task, self.model)
+        for note in parts.notes:
+            warnings.warn(note, stacklevel=2)
+        self.trained_ = fit_model(self.model, task, parts, settings=self.settings, seed=self.random_state)
+        return self
+
+    def _predict_proba(self, X: list[pd.DataFrame]) -> np.ndarray:
+        if len(X[0].columns) != len(self._columns):
+            raise TaskError(f"{self._source}: fitted on {len(self._columns)} channels, got {len(X[0].columns)}.")
+        panel = to_panel(self._dataset(X, np.full(len(X), None)), ())
+        model = self.trained_.model
+        probabilities, _ = advance(model, model.initial_state(len(panel)), [series.values for series in panel])
+        return probabilities.numpy().astype(np.float64)
+
+    def _dataset(self, X: list[pd.DataFrame], labels: np.ndarray) -> Dataset:
+        """The series of a panel as a checked long frame, named by their places, in order."""
+        lengths = [len(series) for series in X]
+        names = [f"{place:0{len(str(len(X)))}d}" for place in range(len(X))]
+        channels = tuple(Channel(f"X[{name}]", "") for name in self._columns)
+        values = np.concatenate([series.to_numpy(dtype="float64") for series in X])
+        frame = pd.DataFrame({
+            ID: np.repeat(np.array(names, object), lengths),
+            TIME: np.concatenate([np.arange(length) for length in lengths]),
+            LABEL: np.repeat(labels, lengths),
+            **{channel.name: values[:, column] for column, channel in enumerate(channels)},
+        })  # fmt: skip
+        frame, _ = check_frame(
+            frame, source=self._source, task="classify", channels=channels, target_required=labels[0] is not None
+        )
+        splits = Splits(entity=dict.fromkeys(names, "train"))
+        return Dataset(self._source, frame, "classify", channels, None, 1, 1, splits, LABEL)
+
+    @property
+    def _source(self) -> str:
+        return f"MnemoClassifier({self.model})"
+
+    @classmethod
+    def get_test_params(cls, parameter_set: str = "default") -> list[dict[str, Any]]:
+        """Closed forms and the smallest network that learns."""
+        tiny = {"hidden": 4, "max_epochs": 1, "batch_size": 256}
+        return [{"model": "naive"}, {"model": "ridge"}, {"model": "gru", "settings": tiny}]
