@@ -23,7 +23,7 @@ from sktime.forecasting.base import BaseForecaster, ForecastingHorizon
 from torch import Tensor
 
 from data.frame import ID, TIME, Channel, Dataset, Freq, Splits, check_frame, infer_freq
-from data.panel import Series, to_panel
+from data.panel import Series, future_ds, periods_between, to_panel
 from data.readers import default_season
 from forecasting.metrics import mean_of_quantiles
 from forecasting.task import Task, TaskError
@@ -161,10 +161,18 @@ def instances_of(index: pd.Index) -> pd.Index | None:
 
 def parts_to_learn_from(dataset: Dataset, panel: Sequence[Series], task: Task, model: str) -> Parts:
     """All there is for a closed form; else a last part of each series validates, where one is long enough for that."""
-    short = all(len(series.ds) < 2 * task.horizon + 1 for series in panel)
-    if entry(model).learns == "gradient" and not (task.kind == "forecast" and short):
-        return split(dataset, panel, task, hold_out=False)
-    return Parts([Span(series, 0, len(series.ds)) for series in panel], [], [])
+    whole = Parts([Span(series, 0, len(series.ds)) for series in panel], [], [])
+    if entry(model).learns == "closed form":
+        return whole
+    longest = max(len(series.ds) for series in panel)
+    if task.kind == "forecast" and longest <= task.horizon:
+        raise TaskError(
+            f"{dataset.name}: no series is longer than the horizon: {longest} steps and a horizon of {task.horizon}. "
+            "Fit on longer series, or ask for less."
+        )
+    if task.kind == "forecast" and longest <= 2 * task.horizon:  # nothing can be held out
+        return whole
+    return split(dataset, panel, task, hold_out=False)
 
 
 def settled(model: str, task: Task, panel: Sequence[Series], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -320,8 +328,9 @@ class MnemoForecaster(BaseForecaster):
             for series in to_panel(replace(self._form, frame=frame))
         ]
         streams.update(panel)
-        if self._instances is not None:
-            self._instances = self._instances.append(instances_of(y.index)).unique()
+        new = instances_of(y.index)
+        if self._instances is not None and new is not None:
+            self._instances = self._instances.append(new).unique()
         return self
 
     def _predict(self, fh: ForecastingHorizon, X: pd.DataFrame | None) -> pd.DataFrame:
@@ -373,20 +382,22 @@ class MnemoForecaster(BaseForecaster):
 
         A relative horizon counts from each series' own end.
         """
-        cutoff = self._clock.times(self.cutoff)[0]
+        cutoff, step = self._clock.times(self.cutoff)[0], self._form.freq
+        assert step is not None
+        asked = fh.to_pandas()
         for end in np.unique(ends):
             if end > cutoff:
                 raise TaskError(
                     f"{self._source}: it has seen all up to {self._clock.index(np.array([end]))[0]}; it cannot go back "
                     f"to a cutoff of {self.cutoff[0]}. Fit it on the data up to there."
                 )
-            origin = self.cutoff
-            if end < cutoff:
-                origin = self._clock.index(np.array([end]))
-                if isinstance(origin, pd.DatetimeIndex):
-                    origin = pd.DatetimeIndex(origin, freq=self.cutoff.freq)
-            steps = fh.to_relative(origin).to_pandas().to_numpy(dtype="int64")
-            yield np.flatnonzero(ends == end), steps, fh.to_absolute_index(origin)
+            if fh.is_relative:
+                steps = asked.to_numpy(dtype="int64")
+                times = self._clock.index(future_ds(end, step, int(steps.max()))[steps - 1])
+            else:
+                times = asked
+                steps = np.array([periods_between(end, time, step) for time in self._clock.times(asked)])
+            yield np.flatnonzero(ends == end), steps, times
 
     def _frame(self, y: pd.DataFrame, X: pd.DataFrame | None) -> pd.DataFrame:
         """The long frame of sktime's data: unique_id, ds, y and the columns of X."""

@@ -1,0 +1,325 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sktime.forecasting.base import ForecastingHorizon
+from sktime.utils._testing.hierarchical import _make_hierarchical
+from sktime.utils.estimator_checks import check_estimator
+
+from data.frame import FrameError
+from forecasting.metrics import mean_of_quantiles
+from forecasting.sktime import LEVELS, MnemoClassifier, MnemoForecaster
+from forecasting.task import TaskError
+from models.contract import ModelError, StepModel
+
+TINY = {"hidden": 4, "max_epochs": 1, "batch_size": 256}
+TINY_MEMORY = {"width": 8, "heads": 2, "blocks": 1, "chunk": 4, "max_epochs": 1, "batch_size": 256}
+
+
+def walk(length, seed=0, start="2020-01-01", freq="D"):
+    values = np.random.default_rng(seed).normal(size=length).cumsum() + 50
+    return pd.Series(values, pd.date_range(start, periods=length, freq=freq), name="level")
+
+
+def panel(*series, names="abcdefgh"):
+    return pd.concat({name: one.to_frame() for name, one in zip(names, series, strict=False)}, names=["shop", "day"])
+
+
+def said(forecaster, values):
+    """The mean forecast after the last of the values, by one scan of the fitted model from its initial state."""
+    model: StepModel = forecaster.trained_.model
+    x = torch.from_numpy(np.asarray(values, np.float32)).reshape(1, -1, model.signature.channels)
+    with torch.no_grad():
+        predictions, _ = model.scan(x, x.isfinite().float(), model.initial_state(1))
+    return mean_of_quantiles(predictions[0, -1].double().numpy(), np.array(LEVELS))
+
+
+# --- sktime's own conformance checks --------------------------------------------------------------------------------
+
+# What a network goes through of them here; tests/benchmarks/bench_sktime.py runs all of them over the whole catalog.
+STREAMING = ["test_update_predict_single", "test_persistence_via_pickle"]
+NETWORK = [*STREAMING, "test_predict_quantiles", "test_hierarchical_with_exogeneous", "test_fit_idempotent"]
+
+
+@pytest.mark.filterwarnings("ignore")  # the checks use what sktime itself deprecates
+@pytest.mark.parametrize(
+    ("estimator", "checks"),
+    [
+        (MnemoForecaster("naive"), None),
+        (MnemoForecaster("ridge", horizon=5, settings={"penalty": 0.1}), None),
+        (MnemoForecaster("gru", settings=TINY), NETWORK),
+        (MnemoForecaster("titans-lmm", settings=TINY_MEMORY), STREAMING),
+        (MnemoClassifier("naive"), None),
+        (MnemoClassifier("gru", settings=TINY), None),
+    ],
+    ids=lambda value: f"{type(value).__name__}-{value.model}" if hasattr(value, "model") else "",
+)
+def test_sktimes_own_checks_pass(estimator, checks):
+    results = check_estimator(estimator, tests_to_run=checks, verbose=False)
+    assert len(results) >= (10 if checks else 100)
+    assert {name: result for name, result in results.items() if result != "PASSED"} == {}
+
+
+# --- forecasts ------------------------------------------------------------------------------------------------------
+
+
+def test_a_forecast_is_what_the_model_says_after_the_last_observation():
+    y = walk(60)
+    forecaster = MnemoForecaster("ridge").fit(y, fh=[1, 2, 3])
+    predicted = forecaster.predict()
+    np.testing.assert_allclose(predicted, said(forecaster, y), rtol=1e-6)
+    assert predicted.name == "level"
+    assert list(predicted.index) == list(pd.date_range("2020-03-01", periods=3))
+
+
+@settings(max_examples=15, deadline=None)
+@given(cuts=st.lists(st.integers(31, 59), max_size=4))
+def test_updates_at_any_cuts_say_what_one_scan_says_and_refit_nothing(cuts):
+    y = walk(60)
+    forecaster = MnemoForecaster("ridge").fit(y[:30], fh=[1, 2])
+    trained = forecaster.trained_
+    for begin, end in zip([30, *sorted(cuts)], [*sorted(cuts), 60], strict=True):
+        if end > begin:
+            forecaster.update(y[begin:end])
+    assert forecaster.trained_ is trained
+    np.testing.assert_allclose(forecaster.predict(), said(forecaster, y), rtol=1e-4)
+
+
+def test_an_update_reads_the_new_values_alone(monkeypatch):
+    y = walk(60)
+    forecaster = MnemoForecaster("gru", settings=TINY).fit(y[:58], fh=1)
+    model, lengths = forecaster.trained_.model, []
+    last = model.last
+    monkeypatch.setattr(model, "last", lambda x, *rest: lengths.append(x.shape[1]) or last(x, *rest))
+    forecaster.update(y[58:])
+    assert lengths == [2]
+
+
+def test_a_missing_time_is_a_masked_step():
+    y = walk(60)
+    gap = y.copy()
+    gap.iloc[52:55] = np.nan
+    one = MnemoForecaster("gru", settings=TINY).fit(y[:50], fh=[1, 2]).update(gap[50:])
+    other = MnemoForecaster("gru", settings=TINY).fit(y[:50], fh=[1, 2]).update(gap[50:].dropna())
+    later = MnemoForecaster("gru", settings=TINY).fit(y[:50], fh=[1, 2]).update(y[50:52]).update(y[55:])
+    np.testing.assert_allclose(one.predict(), said(one, gap), rtol=1e-5)
+    pd.testing.assert_series_equal(other.predict(), one.predict())
+    np.testing.assert_allclose(later.predict(), one.predict(), rtol=1e-5)
+
+
+def test_what_was_seen_already_is_skipped():
+    y = walk(60)
+    forecaster = MnemoForecaster("ridge").fit(y[:50], fh=[1, 2])
+    expected = forecaster.clone().fit(y[:50], fh=[1, 2]).update(y[50:]).predict()
+    pd.testing.assert_series_equal(forecaster.update(y[40:]).predict(), expected)
+
+
+def test_a_cutoff_before_the_state_is_refused():
+    y = walk(60)
+    forecaster = MnemoForecaster("naive").fit(y, fh=1).update(y[:30])
+    with pytest.raises(TaskError, match=r"has seen all up to 2020-02-29.*cannot go back to a cutoff of 2020-01-30"):
+        forecaster.predict()
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        pd.RangeIndex(7, 48),
+        pd.period_range("2001-01", periods=41, freq="M"),
+        pd.period_range("2001-01", periods=41, freq="2Q"),
+        pd.date_range("2001-01-01", periods=41, freq="MS"),
+        pd.date_range("2001-01-01", periods=41, freq="h", tz="Europe/Berlin"),
+    ],
+    ids=["range", "months", "half years", "month starts", "hours with a zone"],
+)
+def test_times_come_back_as_they_are(index):
+    y = pd.Series(np.arange(41.0), index)
+    forecaster = MnemoForecaster("naive", season=1).fit(y[:30], fh=[1, 3]).update(y[30:38])
+    predicted = forecaster.predict()
+    assert predicted.index.dtype == index.dtype
+    assert list(predicted.index) == [index[38], index[40]]
+    np.testing.assert_allclose(predicted, 37, rtol=1e-6)
+
+
+def test_the_season_is_what_is_usual_for_the_index():
+    y = pd.Series(np.tile(np.arange(12.0), 4), pd.period_range("2001-01", periods=48, freq="M"))
+    np.testing.assert_allclose(MnemoForecaster("naive").fit(y, fh=[1, 2, 3]).predict(), [0, 1, 2], atol=1e-6)
+
+
+# --- panels ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_series_of_a_panel_is_forecast_from_its_own_end():
+    long, short, other = walk(60, 1), walk(45, 2), walk(60, 3)
+    y = panel(long, short, other, names=["z", "b", "a"])
+    forecaster = MnemoForecaster("ridge").fit(y, fh=[1, 2])
+    predicted = forecaster.predict()
+    assert list(predicted.index.get_level_values("shop")) == ["z", "z", "b", "b", "a", "a"]  # as they came
+    for name, one in (("z", long), ("b", short), ("a", other)):
+        np.testing.assert_allclose(predicted.loc[name, "level"], said(forecaster, one), rtol=1e-6)
+        assert predicted.loc[name].index[0] == one.index[-1] + pd.Timedelta("1D")
+
+
+def test_absolute_times_reach_as_far_as_the_shortest_series_needs():
+    y = panel(walk(60, 1), walk(58, 2))
+    fh = ForecastingHorizon(pd.date_range("2020-03-01", periods=2), is_relative=False, freq="D")
+    forecaster = MnemoForecaster("ridge").fit(y, fh=fh)
+    assert forecaster.trained_.model.signature.horizon == 4
+    predicted = forecaster.predict()
+    np.testing.assert_allclose(predicted.loc["b", "level"], said(forecaster, walk(58, 2))[2:], rtol=1e-6)
+
+
+def test_one_series_of_a_panel_may_be_updated_and_a_new_one_may_join():
+    first, second, late = walk(60, 1), walk(60, 2), walk(25, 3)
+    forecaster = MnemoForecaster("ridge").fit(panel(first[:50], second[:50]), fh=[1])
+    forecaster.update(panel(second[50:], late, names="bc"))
+    predicted = forecaster.predict()
+    for name, one in (("a", first[:50]), ("b", second), ("c", late)):
+        np.testing.assert_allclose(predicted.loc[name, "level"], said(forecaster, one)[:1], rtol=1e-5)
+
+
+def test_a_hierarchy_keeps_its_levels():
+    y = _make_hierarchical(hierarchy_levels=(2, 3), min_timepoints=20, max_timepoints=20, random_state=0)
+    predicted = MnemoForecaster("ridge").fit(y, fh=[1, 2]).predict()
+    assert predicted.index.names == y.index.names
+    assert predicted.index.droplevel(-1).unique().equals(y.index.droplevel(-1).unique())
+
+
+# --- quantiles, horizons, covariates --------------------------------------------------------------------------------
+
+
+def test_quantiles_are_the_models_own_and_linear_between():
+    y = walk(80)
+    forecaster = MnemoForecaster("ridge").fit(y, fh=[1, 2, 3])
+    table = forecaster.predict_quantiles(alpha=[0.2, 0.25, 0.3])["level"]
+    own = forecaster.streams_.prediction[0].numpy()
+    np.testing.assert_allclose(table[0.2], own[:, LEVELS.index(0.2)], rtol=1e-6)
+    np.testing.assert_allclose(table[0.25], (table[0.2] + table[0.3]) / 2)
+    interval = forecaster.predict_interval(coverage=0.9)["level"][0.9]
+    np.testing.assert_allclose(interval["upper"], own[:, LEVELS.index(0.95)], rtol=1e-6)
+
+
+def test_quantiles_outside_the_levels_are_refused():
+    forecaster = MnemoForecaster("ridge", quantiles=(0.1, 0.5, 0.9)).fit(walk(40), fh=1)
+    with pytest.raises(TaskError, match=r"from 0.1 to 0.9, asked for 0.05, 0.95. Give wider quantiles"):
+        forecaster.predict_interval(coverage=0.9)
+
+
+def test_a_step_beyond_the_horizon_is_refused_and_named():
+    forecaster = MnemoForecaster("ridge", horizon=4).fit(walk(40))
+    assert len(forecaster.predict(fh=[1, 4])) == 2
+    with pytest.raises(TaskError, match=r"steps 2 to 6 .* fitted for a horizon of 4.* horizon=6 or more"):
+        forecaster.predict(fh=[2, 6])
+
+
+def test_covariates_enter_in_fit_and_update():
+    y, X = walk(60), pd.DataFrame({"price": walk(60, 1), 2: walk(60, 2)})
+    forecaster = MnemoForecaster("gru", settings=TINY).fit(y[:50], X=X[:50], fh=1)
+    assert forecaster.trained_.model.signature.channels == 3
+    forecaster.update(y[50:], X=X[50:])
+    everything = np.column_stack([y, X["price"], X[2]])
+    np.testing.assert_allclose(forecaster.predict(), said(forecaster, everything), rtol=1e-5)
+    other = forecaster.clone().fit(y[:50], X=X[:50], fh=1).update(y[50:], X=X[50:] + 1).predict()
+    assert abs(other.iloc[0] - forecaster.predict().iloc[0]) > 1e-4
+    with pytest.raises(TaskError, match=r"update needs the X of fit, with the columns price, 2; found none"):
+        forecaster.update(walk(61)[60:])
+
+
+def test_a_model_without_covariates_says_so():
+    assert not MnemoForecaster("naive").get_tag("capability:exogenous")
+    assert MnemoForecaster("gru").get_tag("capability:exogenous")
+
+
+# --- what can go wrong ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["ridge", "gru"])
+def test_short_series_are_learned_from_as_far_as_they_go(model):
+    forecaster = MnemoForecaster(model, settings=TINY if model == "gru" else None).fit(walk(6), fh=[1, 2, 3])
+    assert np.isfinite(forecaster.predict()).all()
+
+
+@pytest.mark.parametrize("model", ["ridge", "gru"])
+def test_a_series_no_longer_than_the_horizon_teaches_nothing(model):
+    with pytest.raises((TaskError, ModelError), match=r"no training window|longer than the horizon"):
+        MnemoForecaster(model).fit(walk(3), fh=[1, 2, 3])
+
+
+def test_a_closed_form_gets_no_more_lags_than_the_data_can_teach():
+    assert MnemoForecaster("ridge").fit(walk(60), fh=[1, 2]).trained_.config["lags"] == 14  # 45 rows, 3 a lag
+    assert MnemoForecaster("ridge", settings={"lags": 30}).fit(walk(60), fh=1).trained_.config["lags"] == 30
+    many = panel(*(walk(120, seed) for seed in range(8)))
+    assert MnemoForecaster("ridge").fit(many, fh=1).trained_.config["lags"] == 87  # 264 rows
+
+
+def test_series_too_short_to_learn_from_are_named_and_still_forecast():
+    y = panel(walk(60, 1), walk(7, 2))
+    with pytest.warns(UserWarning, match=r"1 of 2 series are too short for a horizon of 5 .*: b"):
+        forecaster = MnemoForecaster("gru", settings=TINY).fit(y, fh=range(1, 6))
+    assert forecaster.predict().loc["b"].notna().all().all()
+
+
+def test_bad_input_is_refused_by_name():
+    with pytest.raises(ModelError, match="unknown model 'arima2'"):
+        MnemoForecaster("arima2")
+    with pytest.raises(TaskError, match="gru has no field 'width2'"):
+        MnemoForecaster("gru", settings={"width2": 3}).fit(walk(40), fh=1)
+    with pytest.raises(ModelError, match="bigru does not forecast"):
+        MnemoForecaster("bigru").fit(walk(40), fh=1)
+    y = walk(40)
+    y.iloc[:] = np.nan
+    with pytest.raises(FrameError, match="missing in all rows of 1 of 2 series, first b"):
+        MnemoForecaster("naive").fit(panel(walk(40), y), fh=1)
+    forecaster = MnemoForecaster("naive").fit(walk(40), fh=1)
+    with pytest.raises(FrameError, match="infinite"):
+        forecaster.update(walk(41)[40:] * np.inf)
+
+
+def test_a_seed_decides_everything():
+    y = walk(60)
+    first, again, other = (
+        MnemoForecaster("gru", settings=TINY, random_state=seed).fit(y, fh=1).predict().iloc[0] for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+# --- classes --------------------------------------------------------------------------------------------------------
+
+
+def waves(count, seed=0, length=40, channels=2):
+    """Slow and fast waves of two channels, with labels whose order as text is not their own."""
+    random = np.random.default_rng(seed)
+    y = np.array([2, 10] * (count // 2))
+    t = np.arange(length)
+    X = [
+        pd.DataFrame({c: np.sin(t * label / 4 + random.uniform(0, 6)) for c in range(channels)})
+        + random.normal(0, 0.1, (length, channels))
+        for label in y
+    ]
+    return X, y
+
+
+@pytest.mark.parametrize("model", ["gru", "bigru"])
+def test_a_classifier_tells_slow_from_fast_waves(model):
+    own = {"hidden": 16, "max_epochs": 20, "learning_rate": 0.02}
+    classifier = MnemoClassifier(model, settings=own).fit(*waves(60))
+    X, y = waves(40, seed=1)
+    assert (classifier.predict(X) == y).mean() > 0.9
+    probabilities = classifier.predict_proba(X)
+    np.testing.assert_array_equal(classifier.classes_[probabilities.argmax(1)], classifier.predict(X))
+
+
+def test_series_of_other_lengths_are_read_to_their_own_ends():
+    X, y = waves(20)
+    classifier = MnemoClassifier("gru", settings=TINY).fit(X, y)
+    mixed = [one.iloc[: 20 + place] for place, one in enumerate(X)]
+    alone = np.concatenate([classifier.predict_proba([one]) for one in mixed])
+    np.testing.assert_allclose(classifier.predict_proba(mixed), alone, rtol=1e-5)
+
+
+def test_a_classifier_refuses_other_channels():
+    classifier = MnemoClassifier("naive").fit(*waves(10))
+    with pytest.raises(TaskError, match="fitted on 2 channels, got 3"):
+        classifier.predict(waves(4, channels=3)[0])
