@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +24,7 @@ from data.frame import Dataset
 from data.panel import Series, to_panel
 from forecasting import metrics
 from forecasting.metrics import mean_of_quantiles
+from forecasting.refit import Answer, RefitModel, Rows, is_refit, known_fields
 from forecasting.task import Task, TaskError
 from forecasting.training import Trained, TrainingConfig, fit_model, parse_settings
 from forecasting.windows import Parts, Span, split
@@ -39,19 +40,11 @@ LEADERBOARD = (
     "skill_vs_naive", "dm_p_value", "fit_seconds", "predict_seconds", "peak_mb",
     "mape", "accuracy", "macro_f1", "earliness",
 )  # fmt: skip
+SUBSTITUTES = ("model", "unique_id", "cutoff", "substitute", "reason")
 
 
 Scores = dict[str, tuple[dict[str, float], np.ndarray]]
 """Per model its measures, and its losses as the Diebold-Mariano test wants them: the same units for every model."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Predictions for one series: at `positions` (N,), `values` (N, *prediction shape)."""
-
-    span: Span
-    positions: np.ndarray
-    values: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -60,8 +53,10 @@ class Report:
     leaderboard: pd.DataFrame  # a row a model, columns LEADERBOARD
     forecasts: pd.DataFrame
     history: pd.DataFrame  # what was known: unique_id, ds, and y or the channels
-    models: dict[str, Trained]
+    models: dict[str, Trained | RefitModel]
     notes: tuple[str, ...]
+    # A row a forecast that a refit model could not make: model, unique_id, cutoff, substitute, reason.
+    substitutes: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(SUBSTITUTES)))
 
     def with_notes(self, notes: Sequence[str]) -> Report:
         return replace(self, notes=(*notes, *self.notes))
@@ -192,7 +187,8 @@ def backtest(
     """Train each model before the test and judge it at every cut-off of the test, beside naive and ridge.
 
     Args:
-        models: names of the catalog; naive and ridge are added where they are not among them.
+        models: names of the catalog, or of sktime's as `forecasting.refit` takes them; naive and ridge are added
+            where they are not among them.
         test_size, cutoff: where the test begins; without either, the data set's own split.
         stride: steps from one cut-off to the next.
         refit: train anew after every so many cut-offs, on all that is known by then; None trains once.
@@ -232,32 +228,55 @@ def compare(
     names = list(dict.fromkeys((*ALWAYS, *models)))
     shared = _share(settings or {}, names, task)
     positions = _predicted(parts, task, stride)
-    trained, rows, costs = {}, {}, {}
+    refits = {name: RefitModel(name, task, shared[name]) for name in names if is_refit(name)}
+    trained: dict[str, Trained | RefitModel] = {}
+    rows: dict[str, list[Rows]] = {}
+    costs, notes, substitutes = {}, [*parts.notes], []
     for name in names:
-        fit = partial(fit_model, name, task, settings=shared[name], seed=seed, progress=progress)
-        if name in models[:1]:
-            fit = partial(fit, directory=directory, resume=resume)
         with _PeakMemory() as peak:
-            trained[name], rows[name], seconds = _run(fit, parts, positions, refit, stride)
+            if name in refits:
+                trained[name], answer = refits[name], _refitted(refits[name], parts, positions, rows["naive"])
+                rows[name], seconds = answer.rows, (answer.fit_seconds, answer.predict_seconds)
+                notes += answer.notes
+                substitutes += answer.substitutes
+            else:
+                fit = partial(fit_model, name, task, settings=shared[name], seed=seed, progress=progress)
+                if name in models[:1]:
+                    fit = partial(fit, directory=directory, resume=resume)
+                trained[name], rows[name], seconds = _run(fit, parts, positions, refit, stride)
         costs[name] = {"fit_seconds": seconds[0], "predict_seconds": seconds[1], "peak_mb": peak.mb}
     score = {"forecast": _score_forecasts, "classify": _score_classes, "regress": _score_numbers}[task.kind]
     leaderboard = _leaderboard(task, rows, costs, score(task, rows), stride)
     frame = {"forecast": _forecast_frame, "classify": _class_frame, "regress": _number_frame}[task.kind](task, rows)
-    notes = [note for name, one in trained.items() if one.states is not None for note in one.states.notes(name)]
-    return Report(task, leaderboard, frame, _history(task, parts), trained, (*parts.notes, *notes))
+    for name, one in trained.items():
+        if isinstance(one, Trained) and one.states is not None:
+            notes += one.states.notes(name)
+    instead = pd.DataFrame(substitutes, columns=list(SUBSTITUTES))
+    return Report(task, leaderboard, frame, _history(task, parts), trained, tuple(notes), instead)
+
+
+def _refitted(model: RefitModel, parts: Parts, positions: Sequence[np.ndarray], naive: Sequence[Rows]) -> Answer:
+    """Forecasts at the same cut-offs as everybody's; classes of whole recordings, at their last row alone."""
+    if model.task.kind == "classify":
+        return model.classify(parts.train, parts.test)
+    return model.forecast(parts.test, positions, naive)
 
 
 def _share(settings: Mapping[str, Any], names: Sequence[str], task: Task) -> dict[str, dict[str, Any]]:
     """Each setting to the models that have such a field; what can be refused is refused before any training."""
     training = {field.name for field in fields(TrainingConfig)}
-    known = {name: set(field_defaults(name)) | training for name in names}
-    for field in settings:
-        if not any(field in of_model for of_model in known.values()):
+    known = {
+        name: set(known_fields(name, task)) if is_refit(name) else set(field_defaults(name)) | training
+        for name in names
+    }
+    for asked in settings:
+        if not any(asked in of_model for of_model in known.values()):
             everything = sorted(set().union(*known.values()))
-            raise TaskError(f"no model here has a field '{field}'; known: {', '.join(everything)}.")
+            raise TaskError(f"no model here has a field '{asked}'; known: {', '.join(everything)}.")
     shared = {name: {f: v for f, v in settings.items() if f in known[name]} for name in names}
     for name, own in shared.items():
-        build(name, task.signature, **parse_settings(name, own)[0])
+        if not is_refit(name):
+            build(name, task.signature, **parse_settings(name, own)[0])
     return shared
 
 
@@ -367,7 +386,7 @@ def _score_forecasts(task: Task, rows: Mapping[str, list[Rows]]) -> Scores:
     for name, everyone in rows.items():
         actual = np.concatenate([_actual(row, task.horizon) for row in everyone])
         quantiles = np.concatenate([row.values for row in everyone])
-        mean = mean_of_quantiles(quantiles, levels)
+        mean = np.concatenate([row.mean(levels) for row in everyone])
         scale = np.concatenate([np.full(len(row.positions), _in_sample_scale(row.span, task)) for row in everyone])
         outer = [index for index, level in enumerate(levels) if np.isclose(level, 0.1) or np.isclose(level, 0.9)]
         measures = {
@@ -376,9 +395,11 @@ def _score_forecasts(task: Task, rows: Mapping[str, list[Rows]]) -> Scores:
             "mae": metrics.mae(actual, mean),
             "rmse": metrics.rmse(actual, mean),
             "mse": metrics.mse(actual, mean),
-            "pinball": metrics.pinball(actual, quantiles, levels),
         }
-        if len(outer) == 2:
+        has_quantiles = all(row.has_quantiles for row in everyone)
+        if has_quantiles:
+            measures["pinball"] = metrics.pinball(actual, quantiles, levels)
+        if has_quantiles and len(outer) == 2:
             measures["coverage_80"] = metrics.coverage(actual, quantiles[..., outer[0]], quantiles[..., outer[1]])
         error = np.abs(actual - mean) / np.where(scale > 0, scale, np.nan)[:, None]
         known = np.isfinite(error)
@@ -426,7 +447,7 @@ def _score_classes(task: Task, rows: Mapping[str, list[Rows]]) -> Scores:
             "accuracy": metrics.accuracy(truth, predicted),
             "macro_f1": metrics.macro_f1(truth, predicted, len(task.labels)),
         }
-        if len(truth) == len(everyone) and entry(name).streams:
+        if len(truth) == len(everyone) and not is_refit(name) and entry(name).streams:
             decided = [metrics.earliness(row.values, CONFIDENCE, DWELL) for row in everyone]
             measures["earliness"] = float(np.mean(decided))
         scores[name] = measures, _per_series((truth != predicted).astype(float), lengths)
@@ -500,10 +521,11 @@ def _forecast_frame(task: Task, rows: Mapping[str, list[Rows]]) -> pd.DataFrame:
                 "cutoff": np.repeat(series.ds[row.positions], task.horizon),
                 "ds": series.ds[row.positions[:, None] + steps].ravel(),
                 "model": name,
-                "mean": mean_of_quantiles(quantiles, levels),
+                "mean": row.mean(levels).ravel(),
             })  # fmt: skip
-            for index, level in enumerate(levels):
-                frame[quantile_column(level)] = quantiles[:, index]
+            if row.has_quantiles:  # pandas fills in the column for those that have none
+                for index, level in enumerate(levels):
+                    frame[quantile_column(level)] = quantiles[:, index]
             frame["y"] = _actual(row, task.horizon).ravel()
             frames.append(frame)
     return pd.concat(frames, ignore_index=True)
@@ -538,7 +560,7 @@ def _number_frame(task: Task, rows: Mapping[str, list[Rows]]) -> pd.DataFrame:
                 "unique_id": row.span.series.unique_id,
                 "ds": row.span.series.ds[row.positions],
                 "model": name,
-                "mean": mean_of_quantiles(row.values, levels),
+                "mean": row.mean(levels),
             })  # fmt: skip
             for index, level in enumerate(levels):
                 frame[quantile_column(level)] = row.values[:, index]

@@ -315,10 +315,18 @@ def train(
     typer.echo(f"\n{card['name']} -> {out} (figures on {card['metrics'][0]['on']}; see {out / 'card.json'})")
 
 
-@app.command(epilog="Example: mnemo backtest --data sp500 --model lstm,gru --horizon 5 --out out/sp500")
+@app.command(
+    epilog="Example: mnemo backtest --data sp500 --model gru,sktime:ThetaForecaster --horizon 5 --out out/sp500"
+)
 def backtest(
     data: Data,
-    model: Annotated[str, typer.Option(help="Names from `mnemo models`, with commas; naive and ridge join.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Names from `mnemo models`, with commas, or sktime:CLASS, which is fitted at every cut-off; "
+            "naive and ridge join."
+        ),
+    ],
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Where leaderboard.csv and forecasts.parquet are written.")
     ] = Path("out/backtest"),

@@ -15,8 +15,9 @@ from data.frame import Dataset
 from data.panel import to_panel
 from forecasting.backtest import ALWAYS, JUDGED_BY, Report, compare
 from forecasting.export import FittedSeries, export_bundle
+from forecasting.refit import is_refit
 from forecasting.task import Task, TaskError
-from forecasting.training import TrainingConfig
+from forecasting.training import Trained, TrainingConfig
 from forecasting.windows import Parts, split
 from models.catalog import MODELS, entry, field_defaults
 
@@ -42,6 +43,8 @@ def train_bundle(
 
     Checkpoints and the log stay in a folder named like the bundle with `.training` behind it.
     """
+    if is_refit(model):
+        raise TaskError(f"{model} has no step to export: it is fitted when it forecasts; judge it with mnemo backtest.")
     panel = to_panel(dataset, task.labels or None)
     parts = split(dataset, panel, task, cutoff=until, hold_out=False)
     notes: tuple[str, ...] = dataset.notes
@@ -88,7 +91,7 @@ def select(
 
 def winner(report: Report) -> str:
     """The best model of the leaderboard, which is sorted, that can be streamed."""
-    return next(str(name) for name in report.leaderboard["model"] if entry(name).streams)
+    return next(str(name) for name in report.leaderboard["model"] if not is_refit(str(name)) and entry(name).streams)
 
 
 def export_winner(
@@ -97,6 +100,7 @@ def export_winner(
     """Export one model of a report as a bundle; the card holds the figures of all models beside it."""
     board = report.leaderboard.astype(object).where(report.leaderboard.notna(), None)
     trained = report.models[model]
+    assert isinstance(trained, Trained)
     values = np.concatenate([span.series.values[: span.end] for span in parts.train])
     known = [column[np.isfinite(column)] for column in values.T]
     steps = np.concatenate([np.diff(span.series.values[: span.end], axis=0) for span in parts.train])

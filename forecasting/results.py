@@ -1,7 +1,8 @@
 """What a backtest leaves on disk, and how the dashboard finds it again.
 
-A result is a folder: leaderboard.csv, forecasts.parquet, history.parquet and, written last, run.json, which says what
-ran. Each file is written beside and renamed, and the old run.json goes first, so a folder with a run.json is whole.
+A result is a folder: leaderboard.csv, forecasts.parquet, history.parquet, substitutes.csv where another model stood in
+for one that failed, and, written last, run.json, which says what ran. Each file is written beside and renamed, and the
+old run.json goes first, so a folder with a run.json is whole.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 RUN, LEADERBOARD, FORECASTS, HISTORY = "run.json", "leaderboard.csv", "forecasts.parquet", "history.parquet"
+SUBSTITUTES = "substitutes.csv"
 
 
 class ResultError(ValueError):
@@ -83,12 +85,16 @@ def write_report(
     """Write a backtest's report; see the module's docstring for what is left and in which order."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / RUN).unlink(missing_ok=True)
+        for name in (RUN, SUBSTITUTES):
+            (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise ResultError(f"{folder}: cannot be written ({error.strerror}); give another --out.") from error
     write_whole(folder / LEADERBOARD, lambda path: report.leaderboard.to_csv(path, index=False))
     write_whole(folder / FORECASTS, lambda path: report.forecasts.to_parquet(path, index=False))
     write_whole(folder / HISTORY, lambda path: report.history.to_parquet(path, index=False))
+    if len(report.substitutes):
+        write_whole(folder / SUBSTITUTES, lambda path: report.substitutes.to_csv(path, index=False))
+    instead = report.substitutes.groupby("model")["unique_id"].agg(["nunique", "size"])
     run = {
         "schema_version": SCHEMA_VERSION,
         "dataset": dataset,
@@ -96,6 +102,7 @@ def write_report(
         "models": {name: trained.config for name, trained in report.models.items()},
         "seed": seed,
         "settings": settings,
+        "substituted": {str(n): {"series": int(s), "forecasts": int(f)} for n, s, f in instead.itertuples()},
         "notes": list(report.notes),
         "bundle": bundle,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -35,7 +35,7 @@ class _Simple(StepModel, Fitted):
         normal = torch.tensor([NormalDist().inv_cdf(q) for q in signature.quantiles])
         self.register_buffer("normal", normal, persistent=False)  # (Q,)
 
-    def fit(self, batches: Iterable[Batch]) -> None:
+    def fit(self, batches: Iterable[Batch], validation: Iterable[Batch] = ()) -> None:
         """Nothing to fit: all it knows is in the state."""
 
     def _flat(self, mean: Tensor, variance: Tensor) -> Tensor:

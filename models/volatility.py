@@ -219,7 +219,7 @@ class Volatility(StepModel, Fitted):
             moved = price[..., None] * torch.expm1(moved.clamp(-math.log(LARGEST), math.log(LARGEST)))
         return price[..., None] + started[..., None] * moved
 
-    def fit(self, batches: Iterable[Batch]) -> None:
+    def fit(self, batches: Iterable[Batch], validation: Iterable[Batch] = ()) -> None:
         """One set of parameters for all: arch's maximum of the likelihood of every series' returns in their own size.
 
         The returns of one series after another are one long record to `arch`; what a series' variance starts from is

@@ -293,6 +293,16 @@ def test_backtest_writes_the_promised_files_with_the_promised_columns(place):
     assert re.search(r"^naive +forecast", said.out, re.MULTILINE)
 
 
+def test_backtest_sets_a_forecaster_of_sktimes_beside_ours(place):
+    croston = "sktime:sktime.forecasting.croston.Croston"
+    asked = ["--horizon", 3, "--stride", 4, "--set", "smoothing=0.3", "--out", "out"]
+    said = done("backtest", "--data", "sales.csv", "--model", f"ridge,{croston}", *asked)
+    assert set(pd.read_csv("out/leaderboard.csv")["model"]) == {"naive", "ridge", croston}
+    assert f"note: {croston}: forecasts points only" in said.err
+    assert json.loads(Path("out/run.json").read_text())["models"][croston]["parameters"] == {"smoothing": 0.3}
+    assert "Similar: ThetaForecaster" in mnemo("backtest", "--data", "sales.csv", "--model", "sktime:Theta").error
+
+
 def test_backtest_json_is_alone_on_stdout_and_holds_the_leaderboard(place):
     said = done("backtest", "--data", "sales.csv", "--model", "naive", "--horizon", 3, "--out", "out", "--json")
     board = json.loads(said.out)["leaderboard"]
