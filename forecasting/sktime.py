@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -279,7 +279,7 @@ class MnemoForecaster(BaseForecaster):
             "requires-fh-in-fit": self.horizon is None,
         })  # fmt: skip
 
-    def _fit(self, y: pd.DataFrame, X: pd.DataFrame | None, fh: ForecastingHorizon | None) -> MnemoForecaster:
+    def _fit(self, y: pd.DataFrame, X: pd.DataFrame | None, fh: Any) -> MnemoForecaster:
         self._clock = Clock.of(y.index.get_level_values(-1))
         self._covariates = [] if X is None else list(X.columns)
         self._instances = instances_of(y.index)
@@ -292,9 +292,11 @@ class MnemoForecaster(BaseForecaster):
         self._form = replace(dataset, frame=frame[:0])
         panel = to_panel(dataset)
         horizon = self.horizon
-        if horizon is None:
+        if horizon is None and fh.is_relative:
+            horizon = int(fh.to_pandas().max())
+        elif horizon is None:
             ends = np.array([series.ds[-1] for series in panel])
-            horizon = max(int(steps.max()) for _, steps, _ in self._ahead(fh, ends))
+            horizon = int(self._ahead(fh, ends)[0].max())
         task = Task.of(dataset, horizon=horizon, quantiles=tuple(self.quantiles))
         parts = parts_to_learn_from(dataset, panel, task, self.model)
         for note in parts.notes:
@@ -358,46 +360,46 @@ class MnemoForecaster(BaseForecaster):
         horizon = streams.model.signature.horizon
         names = [self._name(instance) for instance in ([()] if self._instances is None else self._instances)]
         rows = np.array([streams.rows[name] for name in names])
-        prediction = streams.prediction.numpy().astype(np.float64)
-        values: list[np.ndarray] = [np.empty(0)] * len(rows)
-        times: list[pd.Index] = [self._clock.kind] * len(rows)
-        for members, steps, index in self._ahead(fh, streams.ends[rows]):
-            if steps.min() < 1 or steps.max() > horizon:
-                raise TaskError(
-                    f"{self._source}: fh asks for the steps {steps.min()} to {steps.max()} after the end of "
-                    f"{names[members[0]]}; the model was fitted for a horizon of {horizon}. Fit it with this fh, or "
-                    f"with horizon={max(horizon, steps.max())} or more."
-                )
-            for member in members:
-                values[member], times[member] = prediction[rows[member], steps - 1], index
-        joined = times[0].append(times[1:])
+        steps, times = self._ahead(fh, streams.ends[rows])
+        if steps.min() < 1 or steps.max() > horizon:
+            worst = int(((steps < 1) | (steps > horizon)).any(1).argmax())
+            raise TaskError(
+                f"{self._source}: fh asks for the steps {steps[worst].min()} to {steps[worst].max()} after the end of "
+                f"{names[worst]}; the model was fitted for a horizon of {horizon}. Fit it with this fh, or with "
+                f"horizon={max(horizon, steps.max())} or more."
+            )
+        values = streams.prediction.numpy().astype(np.float64)[rows[:, None], steps - 1]
+        index = self._clock.index(times.ravel())
         if self._instances is not None:
-            which = np.repeat(np.arange(len(rows)), [len(index) for index in times])
+            which = np.repeat(np.arange(len(rows)), steps.shape[1])
             levels = [self._instances.get_level_values(level)[which] for level in range(self._instances.nlevels)]
-            joined = pd.MultiIndex.from_arrays([*levels, joined], names=[*self._instances.names, self._clock.kind.name])
-        return np.concatenate(values), joined
+            index = pd.MultiIndex.from_arrays([*levels, index], names=[*self._instances.names, index.name])
+        return values.reshape(-1, values.shape[-1]), index
 
-    def _ahead(self, fh: ForecastingHorizon, ends: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, pd.Index]]:
-        """Per distinct end of a series: which of them end there, the steps after it that are asked for, their times.
+    def _ahead(self, fh: ForecastingHorizon, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The steps after each series' end that are asked for, and their times; (N, F) each.
 
         A relative horizon counts from each series' own end.
         """
-        cutoff, step = self._clock.times(self.cutoff)[0], self._form.freq
+        cutoff, step, asked = self._clock.times(self.cutoff)[0], self._form.freq, fh.to_pandas()
         assert step is not None
-        asked = fh.to_pandas()
-        for end in np.unique(ends):
-            if end > cutoff:
-                raise TaskError(
-                    f"{self._source}: it has seen all up to {self._clock.index(np.array([end]))[0]}; it cannot go back "
-                    f"to a cutoff of {self.cutoff[0]}. Fit it on the data up to there."
-                )
+        if (ends > cutoff).any():
+            raise TaskError(
+                f"{self._source}: it has seen all up to {self._clock.index(ends[ends > cutoff])[0]}; it cannot go back "
+                f"to a cutoff of {self.cutoff[0]}. Fit it on the data up to there."
+            )
+        steps = np.empty((len(ends), len(asked)), np.int64)
+        times = np.empty(steps.shape, ends.dtype)
+        distinct, place = np.unique(ends, return_inverse=True)
+        for number, end in enumerate(distinct):
+            mine = place == number
             if fh.is_relative:
-                steps = asked.to_numpy(dtype="int64")
-                times = self._clock.index(future_ds(end, step, int(steps.max()))[steps - 1])
+                steps[mine] = asked
+                times[mine] = future_ds(end, step, int(asked.max()))[asked.to_numpy(dtype="int64") - 1]
             else:
-                times = asked
-                steps = np.array([periods_between(end, time, step) for time in self._clock.times(asked)])
-            yield np.flatnonzero(ends == end), steps, times
+                times[mine] = self._clock.times(asked)
+                steps[mine] = [periods_between(end, time, step) for time in self._clock.times(asked)]
+        return steps, times
 
     def _frame(self, y: pd.DataFrame, X: pd.DataFrame | None) -> pd.DataFrame:
         """The long frame of sktime's data: unique_id, ds, y and the columns of X."""
