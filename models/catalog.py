@@ -122,7 +122,7 @@ MODELS: dict[str, Entry] = {
     "bilstm": Entry("LSTM, both directions", _bidirectional("lstm"), NETWORK, WHOLE, "gradient", streams=False),
     "bigru": Entry("GRU, both directions", _bidirectional("gru"), NETWORK, WHOLE, "gradient", streams=False),
 }
-CLASSICAL: dict[str, tuple[str, Callable[..., StepModel], type[Config]]] = {
+SIMPLE: dict[str, tuple[str, Callable[..., StepModel], type[Config]]] = {
     "drift": ("random walk with drift", Drift, NaiveConfig),
     "seasonal-drift": (
         "last season's value and a season's mean change",
@@ -131,12 +131,18 @@ CLASSICAL: dict[str, tuple[str, Callable[..., StepModel], type[Config]]] = {
     ),
     "window-average": ("mean of the last observed values", WindowAverage, AverageConfig),
     "historic-average": ("mean of all observed values", HistoricAverage, NaiveConfig),
-    "garch": ("random walk whose variance has a memory, for prices", Garch, VolatilityConfig),
-    "egarch": ("the same, where falls may raise the variance more", Egarch, VolatilityConfig),
+}
+VOLATILITY: dict[str, tuple[str, Callable[..., StepModel]]] = {
+    "garch": ("random walk whose variance has a memory, for prices", Garch),
+    "egarch": ("the same, where falls may raise the variance more", Egarch),
 }
 MODELS |= {
     name: Entry(summary, model, (config,), FORECAST, "closed form", covariates=())
-    for name, (summary, model, config) in CLASSICAL.items()
+    for name, (summary, model, config) in SIMPLE.items()
+}
+MODELS |= {
+    name: Entry(summary, model, (VolatilityConfig,), FORECAST, "library", covariates=())
+    for name, (summary, model) in VOLATILITY.items()
 }
 MODELS |= {
     name: Entry(inner.summary, _network(partial(MemoryBackbone, inner=inner)), MEMORY, ALL, "gradient")

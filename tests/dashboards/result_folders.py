@@ -1,12 +1,12 @@
 """Small results on disk: a forecast, a regression, a gesture result with a really trained bundle, one with a memory."""
 
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 
 from data.frame import Channel
+from forecasting.backtest import Report
 from forecasting.results import write_report
 from forecasting.task import Task
 
@@ -46,7 +46,7 @@ def write_forecast_result(folder, dataset="prices_simulated"):
         "smape": [1.0, 1.1, 1.2], "mae": [0.5, 0.6, 0.7], "coverage_80": [0.81, 0.7, 0.6],
         "skill_vs_naive": [0.2, 0.1, 0.0], "dm_p_value": [0.011, 0.2, np.nan], "fit_seconds": 1.0,
     })  # fmt: skip
-    report = SimpleNamespace(
+    report = Report(
         task=task, leaderboard=board, forecasts=forecasts, history=history, models={}, notes=("Two rows were mended.",)
     )
     write_report(report, folder, dataset=dataset, seed=0, settings={})
@@ -70,7 +70,7 @@ def write_regress_result(folder):
         "model": MODELS, "task": "regress", "n_series": 5, "n_cutoffs": 5, "mae": [10.0, 20.0, 30.0],
         "skill_vs_naive": [0.6, 0.3, 0.0], "dm_p_value": [0.3, 0.4, np.nan],
     })  # fmt: skip
-    report = SimpleNamespace(
+    report = Report(
         task=task, leaderboard=board, forecasts=pd.concat(rows), history=pd.concat(histories), models={}, notes=()
     )
     write_report(report, folder, dataset="cells", seed=0, settings={})
