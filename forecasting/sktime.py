@@ -156,7 +156,9 @@ class Clock:
 
 def instances_of(index: pd.Index) -> pd.Index | None:
     """What names the series of a panel or hierarchy, each once, in order; None for a single series."""
-    return index.droplevel(-1).unique() if isinstance(index, pd.MultiIndex) else None
+    if not isinstance(index, pd.MultiIndex):
+        return None
+    return index.unique(level=0) if index.nlevels == 2 else index.droplevel(-1).unique()
 
 
 def parts_to_learn_from(dataset: Dataset, panel: Sequence[Series], task: Task, model: str) -> Parts:
@@ -405,7 +407,9 @@ class MnemoForecaster(BaseForecaster):
         """The long frame of sktime's data: unique_id, ds, y and the columns of X."""
         columns: dict[str, Any] = {ID: self._name(())}
         if isinstance(y.index, pd.MultiIndex):
-            codes, instances = pd.factorize(y.index.droplevel(-1))
+            # A panel's index holds its instances as codes already; only a hierarchy's must be looked for.
+            panel = (y.index.codes[0], y.index.levels[0]) if y.index.nlevels == 2 else None
+            codes, instances = panel or pd.factorize(y.index.droplevel(-1))
             columns[ID] = np.array([self._name(instance) for instance in instances], object)[codes]
         columns[TIME] = self._clock.times(y.index.get_level_values(-1))
         columns[TARGET] = y.iloc[:, 0].to_numpy(dtype="float64")
