@@ -24,7 +24,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any, cast
 
@@ -522,8 +522,8 @@ def libraries(model: StepModel) -> dict[str, str]:
     """Versions of what computed a bundle, and of what fitted its model."""
     import onnxruntime
 
-    fitted_by = {model.library: version(model.library)} if model.library else {}
-    return fitted_by | {
+    packages = packages_distributions()[model.library][:1] if model.library else []
+    return {package: version(package) for package in packages} | {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "onnx": onnx.__version__,

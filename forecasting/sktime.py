@@ -13,7 +13,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -27,10 +27,10 @@ from data.panel import Series, future_ds, periods_between, to_panel
 from data.readers import default_season
 from forecasting.metrics import mean_of_quantiles
 from forecasting.task import Task, TaskError
-from forecasting.training import fit_model
+from forecasting.training import Trained, fit_model
 from forecasting.windows import Parts, Span, split
 from models.catalog import entry, field_defaults
-from models.contract import State, StepModel, concat, take
+from models.contract import Local, State, StepModel, concat, take
 
 # Beside the deciles the edges of the intervals that are asked for most: 80, 90, 95 and 98 %.
 LEVELS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99)
@@ -83,7 +83,25 @@ class Streams:
     ends: np.ndarray  # (N,) time of the last step
 
     @classmethod
+    def of(cls, trained: Trained, panel: Sequence[Series]) -> Streams:
+        """Behind the panel that the model was trained on: a local model has seen it, another one reads it now."""
+        if trained.states is None:
+            return cls.read(trained.model, panel)
+        names = [series.unique_id for series in panel]
+        state = trained.states.fits.state_of(names)
+        rows = {name: row for row, name in enumerate(names)}
+        ends = np.array([series.ds[-1] for series in panel])
+        with torch.no_grad():
+            return cls(trained.model, rows, state, cast(Local, trained.model).predict(state), ends)
+
+    @classmethod
     def read(cls, model: StepModel, panel: Sequence[Series]) -> Streams:
+        if isinstance(model, Local):
+            names = ", ".join(series.unique_id for series in panel[:3])
+            raise TaskError(
+                f"{len(panel)} series were not in fit ({names}): this model is fitted to each series, and steps over "
+                "those alone. Fit again with them, or take a model that is shared by all series."
+            )
         prediction, state = advance(model, model.initial_state(len(panel)), [series.values for series in panel])
         rows = {series.unique_id: row for row, series in enumerate(panel)}
         return cls(model, rows, state, prediction, np.array([series.ds[-1] for series in panel]))
@@ -164,7 +182,7 @@ def instances_of(index: pd.Index) -> pd.Index | None:
 def parts_to_learn_from(dataset: Dataset, panel: Sequence[Series], task: Task, model: str) -> Parts:
     """All there is for a closed form; else a last part of each series validates, where one is long enough for that."""
     whole = Parts([Span(series, 0, len(series.ds)) for series in panel], [], [])
-    if entry(model).learns == "closed form":
+    if entry(model).learns in ("closed form", "per series"):
         return whole
     longest = max(len(series.ds) for series in panel)
     if task.kind == "forecast" and longest <= task.horizon:
@@ -305,7 +323,9 @@ class MnemoForecaster(BaseForecaster):
             warnings.warn(note, stacklevel=2)
         settings = settled(self.model, task, panel, self.settings or {})
         self.trained_ = fit_model(self.model, task, parts, settings=settings, seed=self.random_state)
-        self.streams_ = Streams.read(self.trained_.model, panel)
+        self.streams_ = Streams.of(self.trained_, panel)
+        for note in () if self.trained_.states is None else self.trained_.states.notes(self.model):
+            warnings.warn(note, stacklevel=2)
         return self
 
     def _update(self, y: pd.DataFrame, X: pd.DataFrame | None = None, update_params: bool = True) -> MnemoForecaster:

@@ -103,7 +103,7 @@ class StepModel(nn.Module, ABC):
 
     streams: ClassVar[bool] = True
     tasks: ClassVar[tuple[TaskKind, ...]] = ("forecast", "classify", "regress")
-    library: ClassVar[str] = ""  # the package that fits it, where that is not ours; the card names its version
+    library: str = ""  # what one imports to fit it, where that is not ours; the card names its version
 
     def __init__(self, signature: Signature) -> None:
         super().__init__()

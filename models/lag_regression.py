@@ -74,6 +74,7 @@ class Learner(ABC):
     """A library that fits one part of a `LagForecaster`."""
 
     name: str  # in the catalog
+    library: str  # what one imports
     by_level: bool = True  # whether it fits quantiles; else the mean
     rounded: bool = True  # whether its features are: whether it jumps where they cross a threshold
 
@@ -88,6 +89,7 @@ class Learner(ABC):
 
 class XGBoost(Learner):
     name = "xgboost"
+    library = "xgboost"
 
     def __init__(self, config: XGBoostConfig) -> None:
         self.config = config
@@ -101,6 +103,7 @@ class XGBoost(Learner):
 
 class Forest(Learner):
     name = "random-forest"
+    library = "sklearn"
     by_level = False
 
     def __init__(self, config: ForestConfig) -> None:
@@ -136,6 +139,7 @@ class QuantileRegression(Learner):
     """
 
     name = "quantile-regression"
+    library = "statsmodels"
     rounded = False
 
     def __init__(self, config: QuantileConfig) -> None:
@@ -179,6 +183,7 @@ class LagForecaster(StepModel, Fitted):
         super().__init__(signature)
         self.config = config
         self.learner = learner
+        self.library = learner.library
         self.recursive = config.strategy == "recursive"
         self.levels = signature.quantiles if learner.by_level and not self.recursive else (0.5,)
         self.features = LagFeatures(signature, config.lags, config.phase, learner.rounded)

@@ -180,6 +180,22 @@ def test_one_series_of_a_panel_may_be_updated_and_a_new_one_may_join():
         np.testing.assert_allclose(predicted.loc[name, "level"], said(forecaster, one)[:1], rtol=1e-5)
 
 
+def test_a_model_fitted_to_each_series_goes_on_from_its_fits():
+    from statsforecast.models import AutoETS
+
+    both = panel(walk(60, seed=1), walk(80, seed=2))
+    forecaster = MnemoForecaster("ets").fit(both, fh=[1, 3])
+    found = forecaster.predict()
+    for name, series in (("a", walk(60, seed=1)), ("b", walk(80, seed=2))):
+        theirs = AutoETS(season_length=7).fit(series.to_numpy()).predict(3)["mean"][[0, 2]]
+        np.testing.assert_allclose(found.loc[name].to_numpy()[:, 0], theirs, rtol=1e-5)
+    more = walk(90, seed=2)[80:].to_frame().set_axis(both.columns, axis=1)
+    forecaster.update(pd.concat({"b": more}, names=["shop", "day"]))
+    assert np.abs(forecaster.predict().loc["b"].to_numpy() - found.loc["b"].to_numpy()).max() > 0
+    with pytest.raises(TaskError, match=r"not in fit \(c\)"):
+        forecaster.update(panel(walk(9, start="2021-01-01"), names="c"))
+
+
 def test_a_hierarchy_keeps_its_levels():
     y = _make_hierarchical(hierarchy_levels=(2, 3), min_timepoints=20, max_timepoints=20, random_state=0)
     predicted = MnemoForecaster("ridge").fit(y, fh=[1, 2]).predict()
