@@ -124,13 +124,11 @@ class Theta(LinearGaussian):
         ramp = (1 - (1 - alpha) * fading) / alpha
         one, none = torch.ones_like(n), torch.zeros_like(n)
         looking = torch.stack([one, weight * fading, weight * (ramp - (n + 1) / 2 * fading)], -1)
-        gain = torch.stack([alpha.expand_as(n), 1 / (n + 1), 6 / ((n + 1) * (n + 2))], -1)
-        rows = (
-            ((1 - alpha).expand_as(n), none, none),
-            (none, n / (n + 1), none),
-            (none, -6 / ((n + 1) * (n + 2)), (n - 1) / (n + 2)),
-        )
-        without = torch.stack([torch.stack(row, -1) for row in rows], -2)
+        gain = torch.stack([alpha * one, 1 / (n + 1), 6 / ((n + 1) * (n + 2))], -1)
+        kept = torch.stack([(1 - alpha) * one, n / (n + 1), (n - 1) / (n + 2)], -1)
+        crossing = torch.stack([none, -6 / ((n + 1) * (n + 2)), none], -1)  # of the mean, in the slope
+        without = torch.diag_embed(kept)
+        without = without + torch.stack([torch.zeros_like(kept), torch.zeros_like(kept), crossing], -2)
         return looking, without + gain[..., :, None] * looking[..., None, :], gain
 
     def outlook(self, state: State) -> tuple[Tensor, Tensor]:
