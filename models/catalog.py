@@ -22,7 +22,6 @@ from models.naive import NaiveConfig, Prior, SeasonalNaive
 from models.network import Network, NetworkConfig
 from models.recurrent import Bidirectional, Recurrent, RecurrentConfig
 from models.simple import AverageConfig, Drift, HistoricAverage, WindowAverage
-from models.theta import Theta, ThetaConfig
 from models.trees import ForestConfig, XGBoostConfig
 from models.volatility import Egarch, Garch, VolatilityConfig
 
@@ -93,7 +92,6 @@ MODELS: dict[str, Entry] = {
     "ridge": Entry("closed-form map of the last lags", _ridge, (RidgeConfig,), ALL, "closed form", covariates=()),
     "ets": Entry("exponential smoothing, fitted per series", Ets, (EtsConfig,), FORECAST, "per series", covariates=()),
     "arima": Entry("seasonal ARIMA, fitted per series", Arima, (ArimaConfig,), FORECAST, "per series", covariates=()),
-    "theta": Entry("the theta method, fitted per series", Theta, (ThetaConfig,), FORECAST, "per series", covariates=()),
     "quantile-regression": Entry(
         "linear quantiles of lags and rolling statistics",
         _lags(QuantileRegression),

@@ -85,7 +85,7 @@ def test_an_unknown_field_lists_the_known_ones():
 
 def test_a_task_that_a_model_does_not_do_lists_those_that_do():
     with pytest.raises(
-        ModelError, match=r"bilstm does not forecast; these do: naive, ridge, ets, arima, theta, rnn, lstm, gru"
+        ModelError, match=r"bilstm does not forecast; these do: naive, ridge, ets, arima, rnn, lstm, gru"
     ):
         build("bilstm", FORECAST)
 
