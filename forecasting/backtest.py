@@ -29,7 +29,7 @@ from forecasting.task import Task, TaskError
 from forecasting.training import Trained, TrainingConfig, fit_model, parse_settings
 from forecasting.windows import Parts, Span, split
 from models.catalog import build, entry, field_defaults
-from models.contract import Local, StepModel
+from models.contract import Local, ModelError, StepModel
 
 ALWAYS = ("naive", "ridge")
 JUDGED_BY = {"forecast": "mase", "classify": "accuracy", "regress": "mae"}  # what the leaderboard is sorted by
@@ -218,10 +218,12 @@ def compare(
     progress: bool = False,
     directory: Path | None = None,
     resume: Path | None = None,
+    leave_out: bool = False,
 ) -> Report:
     """Train on the parts' training, judge on their test; the arguments are those of `backtest` and `fit_model`.
 
-    `directory` and `resume` are for the first model named.
+    `directory` and `resume` are for the first model named. With `leave_out` a model that these data do not suit is left
+    out with a note; without, what it says is raised.
     """
     if stride < 1 or (refit is not None and refit < 1):
         raise TaskError(f"the stride and the refit interval are at least 1 cut-off, got {stride} and {refit}.")
@@ -243,7 +245,13 @@ def compare(
                 fit = partial(fit_model, name, task, settings=shared[name], seed=seed, progress=progress)
                 if name in models[:1]:
                     fit = partial(fit, directory=directory, resume=resume)
-                trained[name], rows[name], seconds = _run(fit, parts, positions, refit, stride)
+                try:
+                    trained[name], rows[name], seconds = _run(fit, parts, positions, refit, stride)
+                except (ModelError, TaskError) as error:
+                    if not leave_out or name in ALWAYS:
+                        raise
+                    notes.append(f"{name} is left out: {error}")
+                    continue
         costs[name] = {"fit_seconds": seconds[0], "predict_seconds": seconds[1], "peak_mb": peak.mb}
     score = {"forecast": _score_forecasts, "classify": _score_classes, "regress": _score_numbers}[task.kind]
     leaderboard = _leaderboard(task, rows, costs, score(task, rows), stride)

@@ -83,10 +83,12 @@ def select(
             name for name in able if MODELS[name].learns != "per series"
         ]  # these know only what they were fitted to
     inside = Parts(parts.train, parts.validation, parts.validation)
-    board = compare(inside, able, task, seed=seed, settings=settings, progress=progress).leaderboard
+    report = compare(inside, able, task, seed=seed, settings=settings, progress=progress, leave_out=True)
+    board = report.leaderboard
     column, best = JUDGED_BY[task.kind], str(board["model"][0])
     figures = ", ".join(f"{name} {value:.4g}" for name, value in zip(board["model"], board[column], strict=True))
-    return best, f"auto chose {best} by {column} on validation: {figures}."
+    left_out = "".join(f" {note}" for note in report.notes if " is left out: " in note)
+    return best, f"auto chose {best} by {column} on validation: {figures}.{left_out}"
 
 
 def winner(report: Report) -> str:

@@ -707,6 +707,7 @@ def test_train_auto_says_what_it_chose_and_takes_settings_of_any_model(place):
     asked = ["--model", "auto", "--horizon", 3, "--out", "b", *SMALL, "--set", "lags=8"]
     said = done("train", "--data", "sales.csv", *asked)
     assert re.search(r"note: auto chose [\w-]+ by mase on validation: .*naive .*", said.err)
+    assert "garch is left out: garch needs at least 100 returns" in said.err
     chosen = re.search(r"auto chose ([\w-]+)", said.err)
     assert read_bundle("b").card["name"] == chosen[1]
     assert "'nope'" in mnemo("train", "--data", "sales.csv", *asked, "--set", "nope=1").error
