@@ -50,8 +50,9 @@ def chunked(rule: Rule, tokens: Tokens, state: State, look: bool = False) -> tup
                 f"the state stands at token {offset} of a chunk, the chunks of this memory have {rule.chunk}: "
                 "it comes from a memory with longer chunks; start from initial_state, or set chunk as it was."
             )
-    complete = bool((tokens.present > 0.5).all())  # then every token is effective, and passes over them are saved
-    streams = _streams(rule, tokens if complete else effective(tokens), state)
+    # Even where all are present: the products below must meet the same strides, or what is missing later would show in
+    # the last bits of what came before.
+    streams = _streams(rule, effective(tokens), state)
     layers = sum(name.startswith("memory") for name in state)
     memories = [_stacked(rule, state, layer) for layer in range(layers)]
     anchors = [state[f"anchor{layer}"].flatten(0, 1) for layer in range(layers)] if offset else None
