@@ -24,7 +24,8 @@ from data.frame import Dataset
 from data.panel import Series, to_panel
 from forecasting import metrics
 from forecasting.metrics import mean_of_quantiles
-from forecasting.refit import Answer, RefitModel, Rows, is_refit, known_fields
+from forecasting.predictions import Rows
+from forecasting.refit import Answer, RefitModel, is_refit, known_fields
 from forecasting.task import Task, TaskError
 from forecasting.training import Trained, TrainingConfig, fit_model, parse_settings
 from forecasting.windows import Parts, Span, split
@@ -256,9 +257,9 @@ def compare(
     score = {"forecast": _score_forecasts, "classify": _score_classes, "regress": _score_numbers}[task.kind]
     leaderboard = _leaderboard(task, rows, costs, score(task, rows), stride)
     frame = {"forecast": _forecast_frame, "classify": _class_frame, "regress": _number_frame}[task.kind](task, rows)
-    for name, one in trained.items():
-        if isinstance(one, Trained) and one.states is not None:
-            notes += one.states.notes(name)
+    for one in trained.values():
+        if isinstance(one, Trained):
+            notes += one.notes()
     instead = pd.DataFrame(substitutes, columns=list(SUBSTITUTES))
     return Report(task, leaderboard, frame, _history(task, parts), trained, tuple(notes), instead)
 

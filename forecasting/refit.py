@@ -26,31 +26,13 @@ import pandas as pd
 
 from data.frame import Freq, show_time
 from data.panel import Series
-from forecasting.metrics import mean_of_quantiles
+from forecasting.predictions import Rows
 from forecasting.task import Task, TaskError
 from forecasting.windows import Span
 
 PREFIX = "sktime:"
 SUBSTITUTE = "naive"
 KINDS = {"forecast": "forecaster", "classify": "classifier"}  # of our tasks, as sktime calls them
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Predictions for one series: at `positions` (N,), `values` (N, *prediction shape)."""
-
-    span: Span
-    positions: np.ndarray
-    values: np.ndarray  # all NaN where a model forecasts points only
-    points: np.ndarray | None = None  # (N, H) a forecast's own mean; None takes the mean of its quantiles
-
-    @property
-    def has_quantiles(self) -> bool:
-        return not np.isnan(self.values).all()
-
-    def mean(self, levels: np.ndarray) -> np.ndarray:
-        """Of a forecast, (N, H); of a number, (N,)."""
-        return mean_of_quantiles(self.values, levels) if self.points is None else self.points
 
 
 @dataclass

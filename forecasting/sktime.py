@@ -37,6 +37,8 @@ LEVELS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 
 ROWS_A_LAG = 3  # training rows for each weight of a closed form; with fewer it learns its few rows by heart
 VALUES_AT_ONCE = 8_000_000  # predictions held in memory by one scan
 TARGET, LABEL = "y", "label"
+OURS = {"authors": "The Mnemosyne authors", "maintainers": "The Mnemosyne authors"}  # tags of sktime's
+TINY = {"hidden": 4, "max_epochs": 1, "batch_size": 256}  # the smallest network that learns
 
 
 @torch.no_grad()
@@ -257,8 +259,7 @@ class MnemoForecaster(BaseForecaster):
     """
 
     _tags = {  # noqa: RUF012  (sktime's own way)
-        "authors": "The Mnemosyne authors",
-        "maintainers": "The Mnemosyne authors",
+        **OURS,
         "y_inner_mtype": ["pd.DataFrame", "pd-multiindex", "pd_multiindex_hier"],
         "X_inner_mtype": ["pd.DataFrame", "pd-multiindex", "pd_multiindex_hier"],
         "capability:multivariate": False,
@@ -324,7 +325,7 @@ class MnemoForecaster(BaseForecaster):
         settings = settled(self.model, task, panel, self.settings or {})
         self.trained_ = fit_model(self.model, task, parts, settings=settings, seed=self.random_state)
         self.streams_ = Streams.of(self.trained_, panel)
-        for note in () if self.trained_.states is None else self.trained_.states.notes(self.model):
+        for note in self.trained_.notes():
             warnings.warn(note, stacklevel=2)
         return self
 
@@ -451,11 +452,10 @@ class MnemoForecaster(BaseForecaster):
     @classmethod
     def get_test_params(cls, parameter_set: str = "default") -> list[dict[str, Any]]:
         """Closed forms, with and without a horizon of their own, and the smallest network that learns."""
-        tiny = {"hidden": 4, "max_epochs": 1, "batch_size": 256}
         return [
             {"model": "naive"},
             {"model": "ridge", "horizon": 5, "settings": {"penalty": 0.1}},
-            {"model": "gru", "settings": tiny},
+            {"model": "gru", "settings": TINY},
         ]
 
 
@@ -490,8 +490,7 @@ class MnemoClassifier(BaseClassifier):
     """
 
     _tags = {  # noqa: RUF012
-        "authors": "The Mnemosyne authors",
-        "maintainers": "The Mnemosyne authors",
+        **OURS,
         "X_inner_mtype": "df-list",
         "capability:multivariate": True,
         "capability:unequal_length": True,
@@ -553,5 +552,4 @@ class MnemoClassifier(BaseClassifier):
     @classmethod
     def get_test_params(cls, parameter_set: str = "default") -> list[dict[str, Any]]:
         """Closed forms and the smallest network that learns."""
-        tiny = {"hidden": 4, "max_epochs": 1, "batch_size": 256}
-        return [{"model": "naive"}, {"model": "ridge"}, {"model": "gru", "settings": tiny}]
+        return [{"model": "naive"}, {"model": "ridge"}, {"model": "gru", "settings": TINY}]

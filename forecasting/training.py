@@ -117,6 +117,12 @@ class Trained:
     device: str  # where it was really trained
     states: SeriesStates | None = None  # of a local model
 
+    def notes(self) -> tuple[str, ...]:
+        """For a report: what was fitted otherwise than asked, and to less than all."""
+        remarks = self.model.remarks if isinstance(self.model, Fitted) else ()
+        said = tuple(f"{self.name}: {remark}" for remark in remarks)
+        return said if self.states is None else (*said, *self.states.notes(self.name))
+
 
 def parse_settings(name: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], TrainingConfig]:
     """Fields of the model and of its training, from names and values that may be text.

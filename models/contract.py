@@ -185,6 +185,7 @@ class Fitted(ABC):
     """A model whose parameters have a closed form or are fitted by a library, or that has none."""
 
     context: int = 1  # steps of a window's past without which its targets are of no use to `fit`
+    remarks: tuple[str, ...] = ()  # what a user should know of the last fit, such as series that it left out
 
     @abstractmethod
     def fit(self, batches: Iterable[Batch], validation: Iterable[Batch] = ()) -> None:

@@ -257,6 +257,8 @@ class LagForecaster(StepModel, Fitted):
         known = any(bool(keep.any()) for _, keep in self._positions(validation, "all"))
         held_out = (validation, "all") if known else (batches, "tail")
         learned = self._draw(batches, "all" if known else "head", self.config.rows, rng)
+        still = f"{learned.still} of {learned.still + len(learned.target)} drawn positions do not move: left out."
+        self.remarks = (still,) if learned.still else ()
         checked = self._draw(*held_out, max(CHECKED_POSITIONS, self.config.rows // 4), rng)
         for part, block in zip(self.parts, self.blocks, strict=True):
             rows = self._rows(learned, block, self.config.rows, rng)
@@ -328,7 +330,7 @@ class LagForecaster(StepModel, Fitted):
             return _Drawn(self.features.nothing(), torch.zeros(0, self.signature.horizon, dtype=torch.float64))
         drawn = _Drawn(Past._make(torch.cat(part) for part in zip(*pasts, strict=True)), torch.cat(targets))
         moves = drawn.past.scale[:, 0] > SMALLEST
-        return _Drawn(drawn.past.at(moves), drawn.target[moves])
+        return _Drawn(drawn.past.at(moves), drawn.target[moves], int((~moves).sum()))
 
     def _rows(self, drawn: _Drawn, leads: slice, count: int, rng: np.random.Generator) -> Sample:
         """At most `count` pairs of a position and one of the leads."""
@@ -388,3 +390,4 @@ class _Drawn(NamedTuple):
 
     past: Past  # (n, ...)
     target: Tensor  # (n, H) less the last value, in the data's unit, float64
+    still: int = 0  # positions drawn but left out, for their series does not move

@@ -242,6 +242,8 @@ class Volatility(StepModel, Fitted):
                 f"{len(series)} training series, and the others have {varied} returns, fewer than {FEWEST}: there is "
                 "no variance to learn. Leave such series out, or take drift."
             )
+        still = f"{len(series) - len(moving)} of {len(series)} training series are constant or grow evenly: left out."
+        self.remarks = (still,) if len(moving) < len(series) else ()
         sizes = [float(np.sqrt(np.mean(returns**2))) for returns in moving]
         measured = np.concatenate([returns / size for returns, size in zip(moving, sizes, strict=True)])
         distribution = Normal() if self.config.innovations == "normal" else StudentsT()

@@ -164,7 +164,9 @@ def _child(queue: multiprocessing.Queue, memory_gb: float | None, *arguments: ob
     try:
         queue.put(measure(*arguments))  # type: ignore[arg-type]
     except Exception as error:
-        queue.put(f"{type(error).__name__}: {error}".splitlines()[0][:60])
+        no_memory = isinstance(error, MemoryError) or "alloc" in str(error)  # torch raises RuntimeError, of any depth
+        text = f"{type(error).__name__}: {error}".splitlines()[0][:60]
+        queue.put(f"out of memory, of {memory_gb:.1f} GB" if no_memory and memory_gb is not None else text)
 
 
 def answer(queue: multiprocessing.Queue, process: BaseProcess) -> tuple[float, float] | str:

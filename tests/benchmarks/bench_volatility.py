@@ -27,7 +27,8 @@ from figures import machine, table
 from data.catalog import load
 from data.panel import to_panel
 from forecasting import metrics
-from forecasting.backtest import Rows, cutoff_positions, one_pass
+from forecasting.backtest import cutoff_positions, one_pass
+from forecasting.predictions import Rows
 from forecasting.task import Task
 from forecasting.training import fit_model
 from forecasting.windows import Parts, Span, split

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from data.frame import Dataset, Splits
+from data.frame import Channel, Dataset, Splits
 from data.panel import to_panel
 from forecasting import backtest as engine
-from forecasting.backtest import compare, local_pass
+from forecasting.backtest import backtest, compare, local_pass
 from forecasting.bundle import BundleError
 from forecasting.export import ExportError, FittedSeries, export_bundle
 from forecasting.pipeline import select, train_bundle
@@ -95,6 +95,19 @@ def test_what_is_judged_on_validation_is_fitted_to_the_training_part_alone(task,
     trained = fit_model("ets", task, Parts(parts.train, parts.validation, parts.validation))
     begins = {span.series.unique_id: span.begin for span in parts.validation}
     assert {name: trained.states.ends[name] for name in begins} == begins
+
+
+def test_a_report_says_what_a_fit_left_out():
+    t = pd.date_range("2024-01-01", periods=90, freq="D")
+    rng = np.random.default_rng(0)
+    frame = pd.concat(
+        pd.DataFrame({"unique_id": name, "ds": t, "y": values})
+        for name, values in (("flat", np.full(90, 2.0)), ("walk", rng.normal(size=90).cumsum()))
+    )
+    dataset = Dataset("two", frame, "forecast", (Channel("y", ""),), "D", 7, 1, Splits(), "y")
+    report = backtest(dataset, ["quantile-regression"], Task.of(dataset, horizon=2), settings={"lags": 14})
+    (note,) = [note for note in report.notes if note.startswith("quantile-regression:")]
+    assert "drawn positions do not move: left out" in note
 
 
 def test_a_report_names_the_substitute_and_judges_all_series(task, parts):

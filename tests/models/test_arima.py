@@ -3,13 +3,12 @@
 Shapes: B series, T time, H horizon, Q quantiles.
 """
 
-import os
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from m3_cases import m3_monthly, needs_m3
 from statsforecast.models import ARIMA, AutoARIMA
 
 from models.arima import Arima, ArimaConfig, states_of
@@ -195,20 +194,15 @@ def test_a_seasonal_root_near_one_that_has_not_converged_is_carried_on():
     assert np.abs(after(model, steady, further) - of(expected)).max() > 1e-3
 
 
-M3 = Path(os.environ.get("MNEMO_DATA_DIR", "")) / "m3" / "m3_monthly_a.parquet"
-
-
-@pytest.mark.skipif("MNEMO_DATA_DIR" not in os.environ or not M3.exists(), reason="m3 needs MNEMO_DATA_DIR")
+@needs_m3
 def test_m3_monthly_forecasts_are_the_librarys():
     """Every 180th series; all of them are in bench_local.py."""
-    import pandas as pd
-
-    table = pd.read_parquet(M3).iloc[::180]
+    table = list(m3_monthly(180))
     signature = Signature("forecast", 1, horizon=18, season=12, quantiles=LEVELS)
     model = Arima(signature).double()
-    fits = model.fit_series({name: np.array(values) for name, values in zip(table["id"], table["train"], strict=True)})
+    fits = model.fit_series({name: values for name, values, _ in table})
     assert not fits.failures
-    for name, values, test in zip(table["id"], table["train"], table["test"], strict=True):
-        library = AutoARIMA(season_length=12).fit(np.array(values))
+    for name, values, test in table:
+        library = AutoARIMA(season_length=12).fit(values)
         expected = library.forward(np.concatenate([values, test]), 18, level=[80, 95])
-        assert_equal(after(model, fits.state_of([name]), np.array(test)), of(expected), 1e-6)
+        assert_equal(after(model, fits.state_of([name]), test), of(expected), 1e-6)

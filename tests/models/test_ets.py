@@ -6,15 +6,14 @@ compared with other parts of the library (its simulator, its last step of every 
 Shapes: B series, T time, H horizon, Q quantiles, m season.
 """
 
-import os
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from m3_cases import m3_monthly, needs_m3
 from statsforecast.ets import forecast_ets, forward_ets, simulate_ets
 from statsforecast.models import AutoETS
 
@@ -350,23 +349,19 @@ def test_settings_out_of_range_name_what_is_known(field, value):
 
 # Real data.
 
-M3 = Path(os.environ.get("MNEMO_DATA_DIR", "")) / "m3" / "m3_monthly_a.parquet"
 
-
-@pytest.mark.skipif("MNEMO_DATA_DIR" not in os.environ or not M3.exists(), reason="m3 needs MNEMO_DATA_DIR")
+@needs_m3
 def test_m3_monthly_point_forecasts_and_first_steps_are_the_librarys():
     """Every 90th series, the form chosen by AICc; all of them, and the intervals, are in bench_local.py."""
-    import pandas as pd
-
-    table = pd.read_parquet(M3).iloc[::90]
+    table = list(m3_monthly(90))
     signature = Signature("forecast", 1, horizon=12, season=12, quantiles=LEVELS)
     model = Ets(signature).double()
-    fits = model.fit_series({name: np.array(values) for name, values in zip(table["id"], table["train"], strict=True)})
+    fits = model.fit_series({name: values for name, values, _ in table})
     assert not fits.failures
-    for name, values, test in zip(table["id"], table["train"], table["test"], strict=True):
-        library = AutoETS(season_length=12).fit(np.array(values))
+    for name, values, test in table:
+        library = AutoETS(season_length=12).fit(values)
         found = forward_ets(library.model_, np.concatenate([values, test])) | {"sigma2": library.model_["sigma2"]}
-        after = quantiles(model, fits.state_of([name]), np.array(test))
+        after = quantiles(model, fits.state_of([name]), test)
         expected = library_quantiles(found, 12)
         rows = slice(None) if found["components"][3] == "N" and found["components"][2] != "M" else slice(1)
         if found["components"][2] == "M" and found["components"][3] == "N":

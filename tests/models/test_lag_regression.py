@@ -83,6 +83,11 @@ def test_a_constant_series_is_forecast_to_stay_and_not_learned_from(name):
     x = torch.full((1, 30, 1), 1234.5)
     found, _ = model.scan(x, torch.ones_like(x), model.initial_state(1))
     assert bool((found == 1234.5).all())
+    assert model.remarks == ()
+    moving = series(12, 80, 0)
+    model.fit([batch(torch.cat([moving, torch.full((2, 80), 3.0)]))], [batch(series(12, 60, 1))])
+    assert len(model.remarks) == 1
+    assert "positions do not move: left out" in model.remarks[0]
     with pytest.raises(ModelError, match=rf"{name} found 0 rows to learn from and 0 to check by, of series that move"):
         build(name, SIGNATURE, lags=12).fit([batch(x[..., 0].expand(5, -1))])
 

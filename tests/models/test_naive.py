@@ -4,11 +4,11 @@ Shapes: B series, T time, H horizon, Q quantiles, K classes.
 """
 
 import math
-from statistics import NormalDist
 
 import numpy as np
 import pytest
 import torch
+from hand_cases import middle_and_sigma, run, signature
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,34 +17,10 @@ from models.catalog import build
 from models.contract import Batch, ModelError, Signature
 
 NAN = math.nan
-Z = NormalDist().inv_cdf(0.9)
-
-
-def run(signature: Signature, *values: float) -> Tensor:
-    """(T, H, Q) forecasts along one series; NaN is a gap. The steps, once the scan has been seen to agree."""
-    model = build("naive", signature).double()
-    x = torch.tensor(values, dtype=torch.float64)[None, :, None]
-    mask = x.isfinite().double()
-    scanned, _ = model.scan(x, mask, model.initial_state(1))
-    state, predictions = model.initial_state(1), []
-    for t in range(len(values)):
-        prediction, state = model.step(x[:, t], mask[:, t], state)
-        predictions.append(prediction)
-    torch.testing.assert_close(scanned, torch.stack(predictions, 1), rtol=1e-9, atol=1e-9)
-    return scanned[0]
-
-
-def middle_and_sigma(forecast: Tensor) -> tuple[list[float], list[float]]:
-    """Of a forecast (H, 3) at the levels 0.1, 0.5, 0.9: the median, and the deviation that the fan stands for."""
-    return forecast[:, 1].tolist(), ((forecast[:, 2] - forecast[:, 0]) / (2 * Z)).tolist()
-
-
-def signature(horizon: int, season: int) -> Signature:
-    return Signature("forecast", channels=1, horizon=horizon, season=season, quantiles=(0.1, 0.5, 0.9))
 
 
 def test_the_forecast_is_the_value_of_one_season_ago():
-    forecasts = run(signature(horizon=5, season=3), 10, 20, 30, 13, 21, 34)
+    forecasts = run("naive", signature(horizon=5, season=3), 10, 20, 30, 13, 21, 34)
     middle, sigma = middle_and_sigma(forecasts[-1])
     assert middle == pytest.approx([13, 21, 34, 13, 21])
     # The buffer was full of 10 at the start, so the differences are 10, 20, 3, 1, 4: their mean square is 105.2.
@@ -53,13 +29,13 @@ def test_the_forecast_is_the_value_of_one_season_ago():
 
 
 def test_the_random_walk_fans_out_with_the_square_root_of_the_step():
-    middle, sigma = middle_and_sigma(run(signature(horizon=4, season=1), 1, 2, 4)[-1])
+    middle, sigma = middle_and_sigma(run("naive", signature(horizon=4, season=1), 1, 2, 4)[-1])
     assert middle == pytest.approx([4] * 4)
     assert sigma == pytest.approx([math.sqrt(2.5 * k) for k in (1, 2, 3, 4)])  # differences 1 and 2
 
 
 def test_a_missing_value_is_taken_from_one_season_before():
-    forecasts = run(signature(horizon=2, season=2), 1, 5, 2, NAN, NAN, 8)
+    forecasts = run("naive", signature(horizon=2, season=2), 1, 5, 2, NAN, NAN, 8)
     # Even steps: 1, 2, then 2 again; odd steps: 5, 5 again, then 8. Differences of what came: 4, 1, and 8 - 5.
     middle, sigma = middle_and_sigma(forecasts[-1])
     assert middle == pytest.approx([2, 8])
@@ -68,12 +44,12 @@ def test_a_missing_value_is_taken_from_one_season_before():
 
 
 def test_a_gap_adds_nothing_to_what_is_known_of_the_spread():
-    known = run(signature(horizon=1, season=1), 1, 2, 4)[-1]
-    torch.testing.assert_close(run(signature(horizon=1, season=1), 1, 2, 4, NAN, NAN)[-1], known)
+    known = run("naive", signature(horizon=1, season=1), 1, 2, 4)[-1]
+    torch.testing.assert_close(run("naive", signature(horizon=1, season=1), 1, 2, 4, NAN, NAN)[-1], known)
 
 
 def test_before_the_first_value_nothing_is_known_and_none_shows_early():
-    forecasts = run(signature(horizon=2, season=3), NAN, NAN, 7)
+    forecasts = run("naive", signature(horizon=2, season=3), NAN, NAN, 7)
     assert forecasts[:2].abs().max() == 0
     assert forecasts[2].flatten().tolist() == [7] * 6
 
@@ -89,7 +65,7 @@ def test_only_channel_0_counts():
 def test_the_naive_forecast_is_the_plain_loop(seed, season, horizon, steps):
     rng = np.random.default_rng(seed)
     values = np.where(rng.random(steps) < 0.3, NAN, rng.normal(size=steps))
-    forecasts = run(signature(horizon, season), *values)
+    forecasts = run("naive", signature(horizon, season), *values)
     filled: list[float] = []  # what is known, the first value standing for the season before it
     squares: list[float] = []
     for t, value in enumerate(values):

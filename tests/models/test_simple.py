@@ -4,43 +4,17 @@ Shapes: B series, T time, H horizon, Q quantiles.
 """
 
 import math
-from statistics import NormalDist
 
 import numpy as np
 import pytest
-import torch
+from hand_cases import middle_and_sigma, run, signature
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from models.catalog import build
-from models.contract import ModelError, Signature
+from models.contract import ModelError
 
 NAN = math.nan
-Z = NormalDist().inv_cdf(0.9)
-
-
-def signature(horizon: int, season: int = 1) -> Signature:
-    return Signature("forecast", channels=1, horizon=horizon, season=season, quantiles=(0.1, 0.5, 0.9))
-
-
-def run(name: str, asked: Signature, *values: float, **settings: int) -> Tensor:
-    """(T, H, Q) forecasts along one series; NaN is a gap. The steps, once the scan has been seen to agree."""
-    model = build(name, asked, **settings).double()
-    x = torch.tensor(values, dtype=torch.float64)[None, :, None]
-    mask = x.isfinite().double()
-    scanned, _ = model.scan(x, mask, model.initial_state(1))
-    state, predictions = model.initial_state(1), []
-    for t in range(len(values)):
-        prediction, state = model.step(x[:, t], mask[:, t], state)
-        predictions.append(prediction)
-    torch.testing.assert_close(scanned, torch.stack(predictions, 1), rtol=1e-9, atol=1e-9)
-    return scanned[0]
-
-
-def middle_and_sigma(forecast: Tensor) -> tuple[list[float], list[float]]:
-    """Of a forecast (H, 3) at the levels 0.1, 0.5, 0.9: the median, and the deviation that the fan stands for."""
-    return forecast[:, 1].tolist(), ((forecast[:, 2] - forecast[:, 0]) / (2 * Z)).tolist()
 
 
 def test_drift_is_the_line_from_the_first_value_to_the_last():

@@ -259,6 +259,8 @@ def test_series_of_any_size_share_the_parameters():
     alone, both = (build("garch", ONE_STEP, paths=64).double() for _ in range(2))
     alone.fit(windows([calm], 400))
     both.fit(windows([calm, wild, np.full(300, 8.0)], 400))  # and one that does not move, which says nothing
+    assert alone.remarks == ()
+    assert both.remarks == ("1 of 3 training series are constant or grow evenly: left out.",)
     assert both.alpha.item() == pytest.approx(alone.alpha.item(), abs=0.01)
     assert both.beta.item() == pytest.approx(alone.beta.item(), abs=0.02)
     u2 = np.mean(np.diff(np.log(calm)) ** 2)
