@@ -50,9 +50,8 @@ def chunked(rule: Rule, tokens: Tokens, state: State, look: bool = False) -> tup
                 f"the state stands at token {offset} of a chunk, the chunks of this memory have {rule.chunk}: "
                 "it comes from a memory with longer chunks; start from initial_state, or set chunk as it was."
             )
-    # Even where all are present: the products below must meet the same strides, or what is missing later would show in
-    # the last bits of what came before.
-    streams = _streams(rule, effective(tokens), state)
+    complete = bool((tokens.present > 0.5).all())
+    streams = _streams(rule, tokens if complete else effective(tokens), state)
     layers = sum(name.startswith("memory") for name in state)
     memories = [_stacked(rule, state, layer) for layer in range(layers)]
     anchors = [state[f"anchor{layer}"].flatten(0, 1) for layer in range(layers)] if offset else None
@@ -81,10 +80,17 @@ def chunked(rule: Rule, tokens: Tokens, state: State, look: bool = False) -> tup
 
 
 def _streams(rule: Rule, tokens: Tokens, state: State) -> Streams:
-    """Effective tokens (B, P, T, ...) as (N, T, ...), their rows with the window's before them."""
+    """Effective tokens (B, P, T, ...) as (N, T, ...), their rows with the window's before them.
+
+    Contiguous, whether or not all are present: other strides are other roundings in the products that follow, and then
+    what is missing later would show in the last bits of what came before.
+    """
 
     def rows(name: str, part: Tensor) -> Tensor:
-        return (torch.cat([state[f"past.{name}"], part], 2) if rule.window > 1 else part).flatten(0, 1)
+        return flat(torch.cat([state[f"past.{name}"], part], 2) if rule.window > 1 else part)
+
+    def flat(part: Tensor) -> Tensor:
+        return part.flatten(0, 1).contiguous()
 
     residual = tokens.key_residual
     fade = state.get("fade", tokens.keep.new_ones(tokens.keep.shape[:2]))  # with a chunk of 1 there is no other
@@ -95,11 +101,11 @@ def _streams(rule: Rule, tokens: Tokens, state: State) -> Streams:
         residual=nothing if residual is None else rows("residual", residual),
         importance=rows("importance", tokens.importance.expand_as(tokens.keep)),
         clip=rows("clip", tokens.clip),
-        query=tokens.query.flatten(0, 1),
-        keep=tokens.keep.flatten(0, 1),
-        momentum=tokens.momentum.flatten(0, 1),
-        rate=tokens.rate.flatten(0, 1),
-        present=tokens.present.expand_as(tokens.keep).flatten(0, 1),
+        query=flat(tokens.query),
+        keep=flat(tokens.keep),
+        momentum=flat(tokens.momentum),
+        rate=flat(tokens.rate),
+        present=flat(tokens.present.expand_as(tokens.keep)),
         fade=fade.flatten(0, 1)[:, None] if rule.decay_first else nothing,
     )
 
