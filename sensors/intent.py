@@ -1,0 +1,24 @@
+"""What the operator wants at this moment, as the recogniser's side tells `safety`.
+
+An intent is an opinion, not a command: `safety` ages it, limits it or ignores it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+STILL: NDArray[np.float64] = np.zeros(6)
+STILL.flags.writeable = False
+
+
+class Intent(NamedTuple):
+    """Made of one frame."""
+
+    received: float  # s, monotonic: when the frame that it comes from was here; it ages from then on
+    gesture: str | None  # what was recognised; None for no gesture, "unknown" for one that is rejected
+    confidence: float  # 0 to 1; NaN counts as none
+    twist: NDArray[np.float64] = STILL  # (6,) wanted velocity of the tool, m/s and rad/s, in the robot's base frame
+    gripper: float | None = None  # 0 closed to 1 open; None leaves it

@@ -1,0 +1,1 @@
+"""Drivers of robots, one file a kind."""
