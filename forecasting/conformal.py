@@ -25,6 +25,9 @@ Array = NDArray[Any]
 
 # A step's own factor counts as much as that of all steps together where it rests on so many scores.
 SHRINK_SCORES = 100
+# Outcomes of one period share its shocks, however many series there are: a factor found on so many periods is half
+# trusted, in its logarithm, against 1, which leaves the model's own quantiles.
+HALF_TRUSTED_PERIODS = 0.5
 LARGEST_LOG_FACTOR = 10.0  # online: a factor of 22,000; what is still not covered then is not a matter of width
 ONLINE = ("rate", "log_factor", "issued")  # the arrays of `OnlineCalibration.state`
 
@@ -84,19 +87,31 @@ class Calibration:
         return cls(levels, factors, scores, on)
 
 
-def calibrate(actual: ArrayLike, quantiles: ArrayLike, levels: Sequence[float], on: str = "validation") -> Calibration:
+def calibrate(
+    actual: ArrayLike,
+    quantiles: ArrayLike,
+    levels: Sequence[float],
+    *,
+    periods: float = np.inf,
+    on: str = "validation",
+) -> Calibration:
     """Factors with which these forecasts would have covered as often as their levels say.
 
     Args:
         actual: (N, H) outcomes, NaN where unknown.
         quantiles: (N, H, Q) forecasts of them; of any number of series and cut-offs.
         levels: (Q,), rising.
+        periods: over how many horizons, one after the other, the outcomes reach; infinite for outcomes that are
+            exchangeable with those to come.
 
-    For each level the factor is the finite-sample conformal quantile of its scores (the ceil((n + 1) p)-th smallest, p
-    the level or 1 less it, whichever is larger), so that for exchangeable errors P(y beyond the quantile) is at most
-    1 - p. Below n = p / (1 - p) scores no finite factor has that; the largest score is taken. The scores of step h give
-    its factor, drawn towards that of all steps together, which counts as `SHRINK_SCORES` scores. A forecast whose
-    quantile is its median has no width to be multiplied and is left out; a level without scores keeps its quantile.
+    The quantiles at q and 1 - q share a factor, so that it is intervals that are calibrated and the model's own skew
+    stays: outcomes near each other in time err to the same side, and a side learned from them would be of that time.
+    The factor is the finite-sample conformal quantile of the scores (the ceil((n + 1) p)-th smallest, p = |1 - 2 q| the
+    interval's coverage), so that for exchangeable errors the interval covers with probability p at least. Below
+    n = p / (1 - p) scores no finite factor does that; the largest score is taken. The scores of step h give its factor,
+    drawn towards that of all steps together, which counts as `SHRINK_SCORES` scores. An outcome on a side where the
+    quantile is the median has no score, for no width is there to be multiplied; a level without scores keeps its
+    quantile, as does one without its opposite. Factors of few periods are drawn towards 1 (`HALF_TRUSTED_PERIODS`).
 
     Raises:
         CalibrationError: the shapes do not fit together.
@@ -107,30 +122,37 @@ def calibrate(actual: ArrayLike, quantiles: ArrayLike, levels: Sequence[float], 
             f"outcomes have shape {y.shape} and quantiles {values.shape}, expected (N, H) and (N, H, {len(levels)})."
         )
     middle = median_of(values, levels)
-    distance = values - middle
+    grid = np.asarray(levels)
+    opposite = np.array([int(np.abs(grid - (1 - level)).argmin()) for level in grid])  # (Q,)
+    paired = np.isclose(grid[opposite], 1 - grid) & (opposite != np.arange(len(grid)))
+    error = y[..., None] - middle
+    # The quantile of the pair that lies on the outcome's side.
+    own_side = (error > 0) == (grid > 0.5)
+    distance = np.where(own_side, values, values[..., opposite]) - middle
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        scores = np.where(distance == 0, np.nan, (y[..., None] - middle) / distance)
-    scores[~np.isfinite(scores)] = np.nan
-    outer = np.maximum(levels, 1 - np.asarray(levels))
-    pooled, _ = _conformal_quantiles(scores.reshape(-1, len(levels)), outer)
-    own, count = _conformal_quantiles(scores, outer)
+        scores = np.where(error == 0, 0.0, error / distance)
+    scores[~np.isfinite(scores) | ~paired] = np.nan
+    inside = np.abs(1 - 2 * grid)
+    pooled, _ = _conformal_quantiles(scores.reshape(-1, len(levels)), inside)
+    own, count = _conformal_quantiles(scores, inside)
     weight = count / (count + SHRINK_SCORES)
     factors = np.where(count > 0, weight * own + (1 - weight) * pooled, pooled)
+    factors **= 1 / (1 + HALF_TRUSTED_PERIODS / periods)
     return Calibration(tuple(levels), factors, int(np.isfinite(y).sum()), on)
 
 
 def scores_needed(levels: Sequence[float]) -> int:
     """From how many scores on the outermost level has a finite factor with which it covers."""
-    outer = max(max(level, 1 - level) for level in levels)
-    return int(np.ceil(np.round(outer / (1 - outer), 9)))
+    inside = max(abs(1 - 2 * level) for level in levels)
+    return max(1, int(np.ceil(np.round(inside / (1 - inside), 9))))
 
 
-def _conformal_quantiles(scores: Array, outer: Array) -> tuple[Array, Array]:
+def _conformal_quantiles(scores: Array, coverage: Array) -> tuple[Array, Array]:
     """Of scores (n, ..., Q) the factors (..., Q), at least 0 and 1 without scores, and how many scores each has."""
     ordered = np.sort(scores, axis=0)  # NaN last
     count = np.isfinite(scores).sum(0)
     # The rounding guards against (n + 1) p that is a whole number but for its last bit.
-    rank = np.clip(np.ceil(np.round((count + 1) * outer, 9)).astype(int), 1, np.maximum(count, 1))
+    rank = np.clip(np.ceil(np.round((count + 1) * coverage, 9)).astype(int), 1, np.maximum(count, 1))
     if not len(scores):
         return np.ones(scores.shape[1:]), count
     found = np.take_along_axis(ordered, rank[None] - 1, 0)[0]

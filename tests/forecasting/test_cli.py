@@ -31,6 +31,7 @@ DECILES = [f"q{level / 10:g}" for level in range(1, 10)]
 PROMISED = [
     "model", "task", "n_series", "n_cutoffs", "mase", "smape", "mae", "rmse", "mse", "pinball", "coverage_80",
     "skill_vs_naive", "dm_p_value", "fit_seconds", "predict_seconds", "peak_mb",
+    "calibrated", "pinball_raw", "coverage_80_raw", "calibrate_seconds",
 ]  # fmt: skip
 OF_OTHER_TASKS = {"accuracy", "macro_f1", "earliness", "mape"}
 
