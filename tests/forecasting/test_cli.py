@@ -294,6 +294,22 @@ def test_backtest_writes_the_promised_files_with_the_promised_columns(place):
     assert re.search(r"^naive +forecast", said.out, re.MULTILINE)
 
 
+def test_backtest_judges_ensembles_and_leaves_calibration_out_where_asked(place):
+    asked = ["--data", "sales.csv", "--model", "naive,ridge", "--horizon", 3, "--ensemble", "mean, median"]
+    done("backtest", *asked, "--out", "runs/a")
+    done("backtest", *asked, "--out", "runs/b", "--no-calibrate")
+    ensembles = {"mean(naive,ridge)", "median(naive,ridge)"}
+    for out, calibrated in (("runs/a", True), ("runs/b", False)):
+        board = pd.read_csv(f"{out}/leaderboard.csv")
+        assert set(board["model"]) == {"naive", "ridge"} | ensembles
+        assert set(board["calibrated"]) == {calibrated}
+        assert board["pinball"].eq(board["pinball_raw"]).all() != calibrated
+        assert set(pd.read_parquet(f"{out}/forecasts.parquet")["model"]) == set(board["model"])
+    said = mnemo("backtest", *asked[:-1], "mode")
+    assert said.code == 2
+    assert "no ensemble is called 'mode'" in said.err
+
+
 def test_backtest_sets_a_forecaster_of_sktimes_beside_ours(place):
     croston = "sktime:sktime.forecasting.croston.Croston"
     asked = ["--horizon", 3, "--stride", 4, "--set", "smoothing=0.3", "--out", "out"]
