@@ -288,7 +288,7 @@ def compare(
                     notes.append(f"{name} is left out: {error}")
                     continue
         costs[name] = {"fit_seconds": seconds[0], "predict_seconds": seconds[1], "peak_mb": peak.mb}
-        if calibrated:
+        if calibrated and any(row.has_quantiles for row in rows[name]):
             began = time.perf_counter()
             try:
                 if parts.judges_validation:

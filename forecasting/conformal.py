@@ -14,6 +14,7 @@ The file needs numpy alone, for it runs where bundles run. Shapes: N forecasts, 
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -161,7 +162,7 @@ def _conformal_quantiles(scores: Array, coverage: Array) -> tuple[Array, Array]:
 
 def median_of(quantiles: Array, levels: Sequence[float]) -> Array:
     """(..., Q) -> (..., 1): the quantile at 0.5, linear between the levels and the nearest outside them."""
-    right = int(np.searchsorted(levels, 0.5))
+    right = bisect_left(levels, 0.5)
     if right == len(levels) or right == 0 or levels[right] == 0.5:
         nearest = min(right, len(levels) - 1)
         return quantiles[..., nearest : nearest + 1]
@@ -174,8 +175,8 @@ def stretched(quantiles: Array, levels: Sequence[float], factors: Array) -> Arra
     """Quantiles (..., Q) with each distance from the median times its factor; outward none falls behind another."""
     middle = median_of(quantiles, levels)
     result = middle + factors.astype(quantiles.dtype, copy=False) * (quantiles - middle)
-    right = int(np.searchsorted(levels, 0.5, side="right"))
-    left = int(np.searchsorted(levels, 0.5))
+    right = bisect_right(levels, 0.5)
+    left = bisect_left(levels, 0.5)
     result[..., left:right] = quantiles[..., left:right]
     upper, lower = result[..., right:], result[..., left - 1 :: -1] if left else result[..., :0]
     np.maximum.accumulate(np.maximum(upper, middle, out=upper), axis=-1, out=upper)

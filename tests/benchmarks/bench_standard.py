@@ -10,9 +10,10 @@ are of the former. --every N takes every N-th series of each set.
 
 MASE, sMAPE (percent) and pinball (over the deciles, in units of the seasonal naive error before the test) are means
 over all series and steps; `owa` is the mean of sMAPE and MASE relative to Naive2's, on M4's definition of both; `rel`
-columns are relative to the seasonal naive forecast of the same series; coverage is of the 80 % interval, as the model
-gives it and after calibration on the validation part; `pinball` is of the calibrated quantiles. Series whose past is
-shorter than two horizons and a step cannot be validated and are left out, so sets of short series are not whole.
+columns are relative to the seasonal naive forecast of the same series, with its quantiles as it gives them itself;
+coverage is of the 80 % interval, as the model gives it and after calibration on the validation part; `pinball` is of
+the calibrated quantiles. Series whose past is shorter than two horizons and a step cannot be validated and are left
+out, so sets of short series are not whole.
 
 PEERS are figures of issue 4, made with the peers' own code and not by this file; PUBLISHED are of the competitions'
 reports, for whole sets: Makridakis and Hibon, Int. J. Forecasting 16(4), 451-476 (2000), table 6 (sMAPE), and
@@ -141,6 +142,7 @@ def run(name: str, models: list[str], every: int, seed: int) -> pd.DataFrame:
         compare(parts, models, task, seed=seed, ensembles=ENSEMBLES if len(models) > 1 else (), leave_out=True),
         compare(parts, NAIVE_FAMILY, task, seed=seed, leave_out=True),
     ]
+    plain = scaled_pinball(compare(parts, ("naive",), task, calibrated=False), parts)["naive"]
     smape2, mase2 = naive2_figures(parts, task)
     rows: dict[str, dict[str, object]] = {
         "Naive2": {"model": "Naive2", "mase": mase2, "smape": smape2, "owa": 1.0, "series": len(parts.test)}
@@ -156,7 +158,7 @@ def run(name: str, models: list[str], every: int, seed: int) -> pd.DataFrame:
             rows.setdefault(str(model), {
                 "model": model, "mase": row["mase"], "smape": row["smape"],
                 "owa": (row["mase"] / mase2 + row["smape"] / smape2) / 2, "pinball": pinball[str(model)],
-                "rel_mase": row["mase"] / reference["mase"], "rel_pinball": pinball[str(model)] / pinball["naive"],
+                "rel_mase": row["mase"] / reference["mase"], "rel_pinball": pinball[str(model)] / plain,
                 "coverage_raw": row["coverage_80_raw"], "coverage": row["coverage_80"],
                 "series_per_second": len(parts.test) / spent, "series": len(parts.test),
             })  # fmt: skip
