@@ -371,13 +371,7 @@ def _calibrations(task: Task, checks: Mapping[str, list[Rows]]) -> tuple[dict[st
                 f"{task.quantiles[0]:g} and {task.quantiles[-1]:g} need {needed}."
             )
             continue
-        lengths = [row.span.end - row.positions[0] - 1 for row in known]
-        found[name] = calibrate(
-            actual,
-            np.concatenate([row.values for row in known]),
-            task.quantiles,
-            periods=float(np.median(lengths)) / task.horizon,
-        )
+        found[name] = calibrate(actual, np.concatenate([row.values for row in known]), task.quantiles)
     return found, notes
 
 

@@ -26,9 +26,6 @@ Array = NDArray[Any]
 
 # A step's own factor counts as much as that of all steps together where it rests on so many scores.
 SHRINK_SCORES = 100
-# Outcomes of one period share its shocks, however many series there are: a factor found on so many periods is half
-# trusted, in its logarithm, against 1, which leaves the model's own quantiles.
-HALF_TRUSTED_PERIODS = 0.5
 LARGEST_LOG_FACTOR = 10.0  # online: a factor of 22,000; what is still not covered then is not a matter of width
 ONLINE = ("rate", "log_factor", "issued")  # the arrays of `OnlineCalibration.state`
 
@@ -88,22 +85,13 @@ class Calibration:
         return cls(levels, factors, scores, on)
 
 
-def calibrate(
-    actual: ArrayLike,
-    quantiles: ArrayLike,
-    levels: Sequence[float],
-    *,
-    periods: float = np.inf,
-    on: str = "validation",
-) -> Calibration:
+def calibrate(actual: ArrayLike, quantiles: ArrayLike, levels: Sequence[float], on: str = "validation") -> Calibration:
     """Factors with which these forecasts would have covered as often as their levels say.
 
     Args:
         actual: (N, H) outcomes, NaN where unknown.
         quantiles: (N, H, Q) forecasts of them; of any number of series and cut-offs.
         levels: (Q,), rising.
-        periods: over how many horizons, one after the other, the outcomes reach; infinite for outcomes that are
-            exchangeable with those to come.
 
     The quantiles at q and 1 - q share a factor, so that it is intervals that are calibrated and the model's own skew
     stays: outcomes near each other in time err to the same side, and a side learned from them would be of that time.
@@ -112,7 +100,10 @@ def calibrate(
     n = p / (1 - p) scores no finite factor does that; the largest score is taken. The scores of step h give its factor,
     drawn towards that of all steps together, which counts as `SHRINK_SCORES` scores. An outcome on a side where the
     quantile is the median has no score, for no width is there to be multiplied; a level without scores keeps its
-    quantile, as does one without its opposite. Factors of few periods are drawn towards 1 (`HALF_TRUSTED_PERIODS`).
+    quantile, as does one without its opposite.
+
+    Outcomes of one period share its shocks, however many series there are, and no count of scores makes up for that:
+    where the period to come is harder or easier than the one learned from, coverage is off by the difference.
 
     Raises:
         CalibrationError: the shapes do not fit together.
@@ -138,7 +129,6 @@ def calibrate(
     own, count = _conformal_quantiles(scores, inside)
     weight = count / (count + SHRINK_SCORES)
     factors = np.where(count > 0, weight * own + (1 - weight) * pooled, pooled)
-    factors **= 1 / (1 + HALF_TRUSTED_PERIODS / periods)
     return Calibration(tuple(levels), factors, int(np.isfinite(y).sum()), on)
 
 

@@ -1,4 +1,4 @@
-"""Interval calibration: coverage for exchangeable errors, order, what few scores and few periods do, and online."""
+"""Interval calibration: coverage for exchangeable errors, order, what few scores do, and online."""
 
 from statistics import NormalDist
 
@@ -79,8 +79,6 @@ def test_factors_are_what_pencil_and_paper_give():
     said = np.broadcast_to([-2.0, 0.0, 1.0], (4, 1, 3))
     # On the outcome's side: 1 / 1, -3 / -2, 2 / 1, 0.5 / 1; the ceil(5 * 0.8) = 4th smallest is 2.
     np.testing.assert_allclose(calibrate(y, said, levels).factors, [[2.0, 1.0, 2.0]])
-    # Of one period the logarithm counts by 1 / (1 + 0.5).
-    np.testing.assert_allclose(calibrate(y, said, levels, periods=1).factors, [[2 ** (2 / 3), 1.0, 2 ** (2 / 3)]])
 
 
 def test_a_step_with_few_scores_is_drawn_towards_all_steps_together():
