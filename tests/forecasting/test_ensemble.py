@@ -1,6 +1,7 @@
 """Ensembles: quantile by quantile, named, calibrated as any model, and refused where they make no sense."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,10 +14,26 @@ from forecasting.pipeline import winner
 from forecasting.predictions import Rows
 from forecasting.task import Task, TaskError
 from forecasting.windows import Span
-from tests.forecasting.test_backtest import dataset, walk
 
 SPAN = Span(Series("a", np.arange(9), np.zeros((9, 1)), None), 5, 9)
 LEVELS = np.array([0.1, 0.5, 0.9])
+
+
+def dataset(*lengths) -> Dataset:
+    """A random walk of each length."""
+    frames = [
+        pd.DataFrame(
+            {
+                "unique_id": f"s{seed}",
+                "ds": np.arange(length),
+                "y": np.random.default_rng(seed).normal(size=length).cumsum(),
+            }
+        )  # fmt: skip
+        for seed, length in enumerate(lengths)
+    ]
+    return Dataset(
+        "toy", pd.concat(frames, ignore_index=True), "forecast", (Channel("y", "1"),), 1, 1, 3, Splits(), "y"
+    )
 
 
 def rows_of(values, points=None) -> list[Rows]:
@@ -45,7 +62,7 @@ def test_members_in_order_give_an_ensemble_in_order(seed, count, how):
 
 @pytest.fixture(scope="module")
 def report():
-    data = dataset(walk(90), walk(80, seed=1))
+    data = dataset(90, 80)
     names = ["naive", "drift", "ridge"]
     return backtest(data, names, Task.of(data), test_size=20, ensembles=["mean", "median"], calibrated=False)
 
@@ -64,7 +81,7 @@ def test_a_backtest_names_its_ensembles_and_judges_what_they_say(report):
 
 
 def test_an_ensemble_is_calibrated_on_its_own_forecasts_and_never_the_winner_that_is_exported():
-    data = dataset(walk(90), walk(80, seed=1))
+    data = dataset(90, 80)
     names = ["naive", "ridge"]
     found = backtest(data, names, Task.of(data), test_size=20, ensembles=["mean"])
     name = "mean(naive,ridge)"
@@ -83,13 +100,13 @@ def test_an_ensemble_is_calibrated_on_its_own_forecasts_and_never_the_winner_tha
     ],
 )
 def test_what_is_no_ensemble_is_refused_before_anything_is_trained(models, ensembles, message):
-    data = dataset(walk(60))
+    data = dataset(60)
     with pytest.raises(TaskError, match=message):
         backtest(data, models, Task.of(data), test_size=10, ensembles=ensembles)
 
 
 def test_classes_have_no_ensemble():
-    frame = dataset(walk(30)).frame.assign(label=lambda table: np.where(table["ds"] % 2 == 0, "even", "odd"))
+    frame = dataset(30).frame.assign(label=lambda table: np.where(table["ds"] % 2 == 0, "even", "odd"))
     data = Dataset("toy", frame, "classify", (Channel("y", "1"),), 1, 1, 1, Splits(), "label")
     with pytest.raises(TaskError, match="combine forecasts, and this task is to classify"):
         backtest(data, ["naive", "ridge"], Task.of(data), test_size=10, ensembles=["mean"])
