@@ -21,19 +21,10 @@ LEVELS = np.array([0.1, 0.5, 0.9])
 
 def dataset(*lengths) -> Dataset:
     """A random walk of each length."""
-    frames = [
-        pd.DataFrame(
-            {
-                "unique_id": f"s{seed}",
-                "ds": np.arange(length),
-                "y": np.random.default_rng(seed).normal(size=length).cumsum(),
-            }
-        )  # fmt: skip
-        for seed, length in enumerate(lengths)
-    ]
-    return Dataset(
-        "toy", pd.concat(frames, ignore_index=True), "forecast", (Channel("y", "1"),), 1, 1, 3, Splits(), "y"
-    )
+    walks = [np.random.default_rng(seed).normal(size=length).cumsum() for seed, length in enumerate(lengths)]
+    frames = [pd.DataFrame({"unique_id": f"s{i}", "ds": np.arange(len(y)), "y": y}) for i, y in enumerate(walks)]
+    frame = pd.concat(frames, ignore_index=True)
+    return Dataset("toy", frame, "forecast", (Channel("y", "1"),), 1, 1, 3, Splits(), "y")
 
 
 def rows_of(values, points=None) -> list[Rows]:
