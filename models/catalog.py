@@ -21,7 +21,9 @@ from models.memory.hybrid import ContextConfig, MacBackbone, MagBackbone, MalBac
 from models.naive import NaiveConfig, Prior, SeasonalNaive
 from models.network import Network, NetworkConfig
 from models.recurrent import Bidirectional, Recurrent, RecurrentConfig
+from models.rocket import Rocket, RocketConfig
 from models.simple import AverageConfig, Drift, HistoricAverage, WindowAverage
+from models.theta import Theta, ThetaConfig
 from models.trees import ForestConfig, XGBoostConfig
 from models.volatility import Egarch, Garch, VolatilityConfig
 
@@ -92,6 +94,7 @@ MODELS: dict[str, Entry] = {
     "ridge": Entry("closed-form map of the last lags", _ridge, (RidgeConfig,), ALL, "closed form", covariates=()),
     "ets": Entry("exponential smoothing, fitted per series", Ets, (EtsConfig,), FORECAST, "per series", covariates=()),
     "arima": Entry("seasonal ARIMA, fitted per series", Arima, (ArimaConfig,), FORECAST, "per series", covariates=()),
+    "theta": Entry("the theta method, fitted per series", Theta, (ThetaConfig,), FORECAST, "per series", covariates=()),
     "quantile-regression": Entry(
         "linear quantiles of lags and rolling statistics",
         _lags(QuantileRegression),
@@ -134,6 +137,9 @@ VOLATILITY: dict[str, tuple[str, Callable[..., StepModel]]] = {
     "garch": ("random walk whose variance has a memory, for prices", Garch),
     "egarch": ("the same, where falls may raise the variance more", Egarch),
 }
+MODELS["rocket"] = Entry(
+    "random convolution kernels, averaged over time", Rocket, (RocketConfig,), ("classify",), "gradient"
+)
 MODELS |= {
     name: Entry(summary, model, (config,), FORECAST, "closed form", covariates=())
     for name, (summary, model, config) in SIMPLE.items()

@@ -174,7 +174,10 @@ class Trainable(ABC):
 
     @abstractmethod
     def prepare(self, batches: Iterable[Batch]) -> None:
-        """See the training windows once, before training: constants such as typical scales are set here."""
+        """See the training windows before training: constants such as typical scales are set here.
+
+        batches: can be iterated several times.
+        """
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:

@@ -70,6 +70,28 @@ class Backbone(Protocol):
     def scan(self, e: Tensor, state: State, present: Tensor | None = None) -> tuple[Tensor, State]: ...
 
 
+def channel_statistics(batches: Iterable[Batch], share: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, variance and smallest scale of each channel, (C,) each; the last is `share` of the spread.
+
+    Raises:
+        ModelError: there are no batches.
+    """
+    total: Tensor | None = None
+    for batch in batches:
+        seen = observed(batch.x, batch.mask)
+        x = torch.where(seen, batch.x, torch.zeros_like(batch.x)).double()
+        moments = torch.stack([seen.double().sum((0, 1)), x.sum((0, 1)), (x * x).sum((0, 1))])
+        total = moments if total is None else total + moments
+    if total is None:
+        raise ModelError("there are no training windows to prepare from.")
+    count = total[0].clamp(min=1.0)
+    mean = total[1] / count
+    var = (total[2] / count - mean * mean).clamp(min=0.0)
+    spread = var.sqrt()
+    usual = torch.where(spread > 0, spread, torch.ones_like(spread))
+    return mean.float(), var.float(), (share * usual).float()
+
+
 class Quantiles(nn.Module):
     """D features -> (..., H, Q) quantiles that never cross.
 
@@ -237,36 +259,14 @@ class Network(StepModel, Trainable):
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Set the constants of the graph: each channel's statistics, its smallest scale, the target's units."""
-        count = total = squares = None
-        target_count = target_total = target_squares = 0.0
-        for batch in batches:
-            seen = observed(batch.x, batch.mask)
-            x = torch.where(seen, batch.x, torch.zeros_like(batch.x)).double()
-            parts = (seen.sum((0, 1)).double(), x.sum((0, 1)), (x * x).sum((0, 1)))
-            if count is None or total is None or squares is None:
-                count, total, squares = parts
-            else:
-                count, total, squares = count + parts[0], total + parts[1], squares + parts[2]
-            if self.signature.task == "regress":
-                known = batch.target[batch.target.isfinite()].double()
-                target_count += known.numel()
-                target_total += float(known.sum())
-                target_squares += float((known * known).sum())
-        if count is None or total is None or squares is None:
-            raise ModelError("there are no training windows to prepare from.")
-        count = count.clamp(min=1.0)
-        mean = total / count
-        var = (squares / count - mean * mean).clamp(min=0.0)
-        spread = var.sqrt()
-        usual = torch.where(spread > 0, spread, torch.ones_like(spread))
-        share = 1e-4 if self.signature.task == "forecast" else 1e-2
-        self.normaliser.calibrate(mean.float(), var.float(), (share * usual).float())
+        self.normaliser.calibrate(*channel_statistics(batches, 1e-4 if self.signature.task == "forecast" else 1e-2))
         if self.skip is not None:
             self.skip.fit(batches)
-        if target_count:
-            target_mean = target_total / target_count
-            self.target_mean.fill_(target_mean)
-            self.target_std.fill_(max(target_squares / target_count - target_mean**2, 0.0) ** 0.5 or 1.0)
+        if self.signature.task == "regress":
+            known = torch.cat([batch.target[batch.target.isfinite()] for batch in batches]).double()
+            if known.numel():
+                self.target_mean.fill_(float(known.mean()))
+                self.target_std.fill_(float(known.std(correction=0)) or 1.0)
 
     def loss(self, batch: Batch) -> Tensor:
         """Dense supervision: every position with a known target counts.

@@ -34,6 +34,7 @@ SMALL = {
     "hidden": 5, "embed": 4, "lags": 5, "norm_window": 6, "prior": 20,
     "width": 8, "heads": 2, "blocks": 1, "feed_forward": 1,
     "window": 5, "paths": 1024, "patch": 3, "patches": 3, "persistent": 2, "trees": 12, "depth": 3, "leaf_rows": 5,
+    "dilations": 2, "thresholds": 2, "levels": 3, "short": 3, "long": 12,
 }  # fmt: skip
 RIDGE = {"lags": 4, "level_window": 20, "error_rate": 0.3, "error_span": 30.0, "error_keys": 3}
 VARIANTS: tuple[dict[str, Any], ...] = (

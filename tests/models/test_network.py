@@ -244,7 +244,7 @@ def test_a_large_level_costs_the_loss_no_digits(skip_lags):
 def test_constants_are_those_of_the_observed_training_data():
     batches = [batch_for(REGRESS), batch_for(REGRESS)]
     model = build("gru", REGRESS, **SMALL)
-    model.prepare(iter(batches))
+    model.prepare(batches)
     x = torch.cat([batch.x for batch in batches]).flatten(0, 1).double().numpy()
     target = torch.cat([batch.target for batch in batches]).double().numpy()
     np.testing.assert_allclose(model.normaliser.prior_mean, np.nanmean(x, 0), rtol=1e-5)

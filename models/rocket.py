@@ -1,0 +1,260 @@
+"""Random convolution kernels, how often they fire averaged over time, read by a small network: MiniRocket as a step.
+
+MiniRocket (Dempster, Schmidt & Webb, KDD 2021, arXiv 2012.08791) convolves a series with 84 fixed kernels at several
+dilations and keeps, for each of several thresholds, the proportion of values above it. Here every proportion (from -1
+for none to 1 for all) is a running mean over a short and a long window and part of the state, so that there is a
+prediction at every step for the cost of one step; and the head is trained at all lengths of the past together, told how
+much of it there was. Further from the paper: the threshold is soft, so that rounding cannot flip a value; kernels see
+rectified channels too, for signals that carry their meaning in their power, such as EMG; and because the kernels sum to
+0, thresholds on the channels themselves keep the level. Kernels are drawn, thresholds are set from the training data,
+and neither is learned.
+
+Shapes: B series, T time, C channels, V views of them (2 C), K thresholds of a dilation, R running means of each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv1d, cross_entropy, dropout, gelu
+
+from models.contract import Batch, ModelError, Signature, State, StepModel, Trainable
+from models.network import channel_statistics
+from models.observation import RunningNormaliser
+
+TAPS = 9  # of a kernel
+KERNELS = 84  # all ways to choose three of nine taps
+LARGEST_LEVEL = 8.0  # in training standard deviations; a spike beyond it says no more than one at it
+SOFTNESS = 0.2  # half of the width of a threshold, in standard deviations of what it cuts
+AGES = 8  # how many functions of the length of the past the head sees
+SAMPLE = 100_000  # values at most from which one threshold is set
+SAMPLE_WINDOWS = 2  # of each batch, from which thresholds and statistics are set
+LEAST_DEVIATION = 0.02  # of a share; one that never changes says nothing
+
+
+@dataclass(frozen=True)
+class RocketConfig:
+    dilations: int = 6  # 1, 2, 4 ...; a kernel sees 8 * 2**(dilations - 1) + 1 steps
+    thresholds: int = 6  # of each kernel
+    levels: int = 24  # thresholds of each channel itself
+    short: int = 32  # steps of the short running mean
+    long: int = 512  # steps of the long one; both are plain means until then
+    hidden: int = 256
+    dropout: float = 0.5
+    positions: int = 12  # of a window that the head learns from at a time; 0 for all
+    smoothing: float = 0.05  # of the labels
+    prior: int = 100_000  # observations that the training statistics weigh against a stream's
+
+    def __post_init__(self) -> None:
+        least = {"dilations": 1, "thresholds": 1, "levels": 0, "short": 1, "long": 1, "hidden": 1, "positions": 0}
+        wrong = [name for name, low in least.items() if getattr(self, name) < low]
+        if wrong or not 0 <= self.dropout < 1 or not 0 <= self.smoothing < 1 or self.prior < 1:
+            raise ModelError(
+                "dilations, thresholds, short, long, hidden and prior are at least 1, levels and positions at least 0, "
+                "dropout and smoothing from 0 to below 1; got "
+                + ", ".join(f"{name}={value}" for name, value in vars(self).items())
+            )
+
+
+class Rocket(StepModel, Trainable):
+    """Normalise, convolve, cut, average over time, read."""
+
+    tasks = ("classify",)
+    ages: Tensor
+    level_cuts: Tensor
+
+    def __init__(self, signature: Signature, config: RocketConfig) -> None:
+        super().__init__(signature)
+        self.config = config
+        channels = signature.channels
+        self.normaliser = RunningNormaliser(channels, config.prior, config.prior)
+        self.dilations = [2**power for power in range(config.dilations)]
+        self.past = (TAPS - 1) * self.dilations[-1]  # steps before the present one that a kernel sees
+        for index in range(config.dilations):
+            self.register_buffer(f"kernels{index}", random_kernels(2 * channels))
+            self.register_buffer(f"cuts{index}", torch.zeros(KERNELS, config.thresholds))
+            self.register_buffer(f"softness{index}", torch.ones(KERNELS, 1))
+        self.register_buffer("level_cuts", torch.linspace(-2, 2, config.levels).repeat(channels, 1))
+        self.sizes = [KERNELS * config.thresholds] * config.dilations + [channels * config.levels]
+        for index, size in enumerate(self.sizes):
+            self.register_buffer(f"mean{index}", torch.zeros(2 * size))
+            self.register_buffer(f"std{index}", torch.ones(2 * size))
+        self.read = nn.ModuleList(nn.Linear(2 * size, config.hidden) for size in self.sizes)
+        self.register_buffer("ages", torch.linspace(0, math.log(1 + config.long), AGES))
+        self.gate = nn.Linear(AGES, config.hidden)
+        self.shift = nn.Linear(AGES, config.hidden)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.ones_(self.gate.bias)
+        self.head = nn.Linear(config.hidden, signature.classes)
+
+    def initial_state(self, batch: int) -> State:
+        return self.normaliser.initial_state(batch) | {
+            "age": self.zeros(batch, 1),
+            "past": self.zeros(batch, self.past, 2 * self.signature.channels),
+            **{f"shares{index}": self.zeros(batch, 2 * size) for index, size in enumerate(self.sizes)},
+        }
+
+    def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        seen, after = self.normaliser.step(x, mask, state)
+        logits, rest = self._read(seen.level[:, None], seen.present[:, None], state)
+        return logits[:, 0].softmax(-1), after | rest
+
+    def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        seen, after = self.normaliser.scan(x, mask, state)
+        logits, rest = self._read(seen.level, seen.present, state)
+        return logits.softmax(-1), after | rest
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Statistics of the channels, then the thresholds: evenly spaced quantiles of what they cut; then of shares."""
+        self.normaliser.calibrate(*channel_statistics(batches, share=1e-2))
+        parts = [some_windows(batch) for batch in batches]
+        cuts = torch.linspace(0, 1, self.config.thresholds + 2)[1:-1]
+        levels = torch.linspace(0, 1, self.config.levels + 2)[1:-1]
+        some = [self._views(part) for part in parts]
+        for index in range(len(self.dilations)):
+            found = torch.cat([self._convolved(index, views).flatten(1) for views, _ in some], 1)  # (84, n)
+            found = found[:, :: max(1, found.shape[1] // SAMPLE)]
+            # Each kernel cuts at quantiles of its own, a little beside the next one's, as in the paper.
+            moved = (cuts + (torch.rand(KERNELS, 1) - 0.5) * (cuts[0])).clamp(0.01, 0.99)
+            ordered = found.sort(1).values
+            at = (moved * (found.shape[1] - 1)).long()
+            self.get_buffer(f"cuts{index}").copy_(ordered.gather(1, at))
+            self.get_buffer(f"softness{index}").copy_((SOFTNESS * found.std(1, keepdim=True)).clamp(min=1e-3))
+        values = torch.cat([views[:, -steps:, : self.signature.channels].flatten(0, 1) for views, steps in some])
+        values = values[:: max(1, len(values) // SAMPLE)]
+        if self.config.levels:
+            self.level_cuts.copy_(torch.quantile(values, levels, dim=0).T)
+        self._standardise(parts)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Cross-entropy at some positions of the windows, other ones each time."""
+        known = (batch.target >= 0).any(0).nonzero()[:, 0]  # positions at which some window has a label
+        chosen = self.config.positions
+        if chosen and self.training and len(known) > chosen:
+            parts = (torch.arange(chosen) + torch.rand(chosen)) * len(known) / chosen
+            known = known[parts.long()]
+        with torch.no_grad():
+            seen, _ = self.normaliser.scan(batch.x, batch.mask, self.initial_state(len(batch.x)))
+        logits, _ = self._read(seen.level, seen.present, self.initial_state(len(batch.x)), known)
+        return cross_entropy(
+            logits.flatten(0, 1),
+            batch.target[:, known].flatten(),
+            ignore_index=-1,
+            label_smoothing=self.config.smoothing,
+        )
+
+    def _read(
+        self, level: Tensor, present: Tensor, state: State, positions: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Logits (B, T, classes), or at the named positions of the time; the next state.
+
+        level, present: (B, T, C).
+        """
+        shares, age, after = self._shares(level, present, state, positions)
+        hidden: Tensor | float = 0.0
+        for index, share in enumerate(shares):
+            z = (share - self.get_buffer(f"mean{index}")) / self.get_buffer(f"std{index}")
+            hidden = hidden + self.read[index](dropout(z, self.config.dropout, self.training))
+        near = torch.exp(-((torch.log1p(age) - self.ages) ** 2))  # (B, T, AGES)
+        hidden = gelu(hidden * self.gate(near) + self.shift(near))
+        return self.head(dropout(hidden, self.config.dropout / 2, self.training)), after
+
+    @torch.no_grad()
+    def _shares(
+        self, level: Tensor, present: Tensor, state: State, positions: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor, State]:
+        """Running proportions (B, T, R K) of each dilation and of the levels; how much past there was (B, T, 1)."""
+        there = present.amax(-1, keepdim=True)
+        age = state["age"][:, None] + there.cumsum(1)
+        level = level.clamp(-LARGEST_LEVEL, LARGEST_LEVEL)
+        views = torch.cat([state["past"], torch.cat([level, level.abs()], -1)], 1)
+        rates = [there / age.clamp(1.0, float(window)) for window in (self.config.short, self.config.long)]
+        after = {"age": age[:, -1], "past": views[:, views.shape[1] - self.past :]}
+        shares = []
+        for index in range(len(self.sizes)):
+            above = self._above(index, views, level)
+            found, last = running_means(above, rates, state[f"shares{index}"], positions)
+            after[f"shares{index}"] = last
+            shares.append(found)
+        return shares, age if positions is None else age[:, positions], after
+
+    def _above(self, index: int, views: Tensor, level: Tensor) -> Tensor:
+        """(B, T, K) where each value lies, -1 below each threshold to 1 above; softly."""
+        if index == len(self.dilations):
+            return torch.tanh((level[..., None] - self.level_cuts) / SOFTNESS).flatten(2)
+        found = self._convolved(index, views).permute(1, 2, 0)[..., None]  # (B, T, 84, 1)
+        softness = self.get_buffer(f"softness{index}")
+        return torch.tanh((found - self.get_buffer(f"cuts{index}")) / softness).flatten(2)
+
+    def _convolved(self, index: int, views: Tensor) -> Tensor:
+        """views (B, past + T, V) -> (84, B, T)."""
+        dilation = self.dilations[index]
+        start = self.past - (TAPS - 1) * dilation
+        kernels = self.get_buffer(f"kernels{index}")
+        return conv1d(views[:, start:].transpose(1, 2), kernels, dilation=dilation).transpose(0, 1)
+
+    @torch.no_grad()
+    def _views(self, batch: Batch) -> tuple[Tensor, int]:
+        seen, _ = self.normaliser.scan(batch.x, batch.mask, self.initial_state(len(batch.x)))
+        level = seen.level.clamp(-LARGEST_LEVEL, LARGEST_LEVEL)
+        past = self.initial_state(len(level))["past"]
+        return torch.cat([past, torch.cat([level, level.abs()], -1)], 1), level.shape[1]
+
+    @torch.no_grad()
+    def _standardise(self, batches: Iterable[Batch]) -> None:
+        """So that the head meets shares of mean 0 and deviation 1, whatever their threshold."""
+        totals: list[Tensor] = []
+        count = 0
+        for batch in batches:
+            state = self.initial_state(len(batch.x))
+            seen, _ = self.normaliser.scan(batch.x, batch.mask, state)
+            positions = torch.arange(0, batch.x.shape[1], max(1, batch.x.shape[1] // 16))
+            shares, _, _ = self._shares(seen.level, seen.present, state, positions)
+            moments = [
+                torch.stack([share.double().sum((0, 1)), share.double().square().sum((0, 1))]) for share in shares
+            ]
+            totals = moments if not totals else [a + b for a, b in zip(totals, moments, strict=True)]
+            count += len(batch.x) * len(positions)
+        for index, total in enumerate(totals):
+            mean, square = total / count
+            self.get_buffer(f"mean{index}").copy_(mean)
+            self.get_buffer(f"std{index}").copy_((square - mean**2).clamp(min=0).sqrt() + LEAST_DEVIATION)
+
+
+def some_windows(batch: Batch) -> Batch:
+    rows = torch.randperm(len(batch.x))[:SAMPLE_WINDOWS]
+    return Batch(*(None if part is None else part[rows] for part in batch))  # type: ignore[arg-type]
+
+
+def random_kernels(views: int) -> Tensor:
+    """(84, V, 9): the paper's kernels, two thirds of their weights -1 and the others 2, each on a few of the views."""
+    weights = torch.zeros(KERNELS, views, TAPS)
+    for row, taps in enumerate(combinations(range(TAPS), 3)):
+        kernel = torch.full((TAPS,), -1.0)
+        kernel[list(taps)] = 2.0
+        seen = int(2 ** (float(torch.rand(())) * math.log2(min(views, TAPS) + 1)))
+        weights[row, torch.randperm(views)[:seen]] = kernel
+    return weights
+
+
+def running_means(
+    values: Tensor, rates: list[Tensor], before: Tensor, positions: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """m_t = m_{t-1} + rate_t (value_t - m_{t-1}) for each rate; at all times or the named ones, and at the last.
+
+    values: (B, T, K); rates: (B, T, 1) each, R of them; before: (B, R K). Returns (B, T, R K) and (B, R K).
+    """
+    kept = range(values.shape[1]) if positions is None else positions.tolist()
+    wanted = set(kept)
+    found = {}
+    means = list(before.chunk(len(rates), -1))
+    for t in range(values.shape[1]):
+        means = [mean + rate[:, t] * (values[:, t] - mean) for mean, rate in zip(means, rates, strict=True)]
+        if t in wanted:
+            found[t] = torch.cat(means, -1)
+    return torch.stack([found[t] for t in kept], 1), torch.cat(means, -1)

@@ -1,0 +1,256 @@
+"""Accuracy on real gestures, seen whole and in part, for people or repetitions that were kept out of training.
+
+For each set and fold: accuracy and macro-F1 after 25, 50, 75 and 100 % of each gesture (`ceil((L - 1) f)`, as UC2017
+does), with a 95 % interval from resampling what is judged. A streaming model is one for all fractions and is asked at
+every frame; random forest and MiniRocket are trained anew for each fraction, on series cut there, as a batch method
+would have to be. They stand beside in the same run: random forest with scikit-learn, MiniRocket and MultiRocket-Hydra
+where aeon is installed (`pip install aeon` into an environment that has this project, or any that has torch).
+
+Sets and folds: `isl_myo`, the last repetitions of 20; `vmg30_glove`, the source's validation part; `uc2017_sg`, each
+user in turn (one frame a gesture, so only 100 %); `myo_wrist`, each person in turn, and each session of those who have
+two: continuous recordings, judged at the end of every half second by the label there, peers on that half second alone.
+
+Options: --sets isl_myo,... --models gru,rocket,... --peers random-forest,minirocket,hydra --seeds 1 --folds 0 (all)
+--set field=value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import RidgeClassifierCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from data.catalog import load
+from data.frame import Dataset
+from data.panel import Series, to_panel
+from forecasting.backtest import one_pass
+from forecasting.metrics import macro_f1
+from forecasting.task import Task
+from forecasting.training import fit_model
+from forecasting.windows import Parts, Span
+from tests.benchmarks.figures import machine, table
+
+FRACTIONS = (0.25, 0.5, 0.75, 1.0)
+HALF_SECOND = 100  # frames of myo_wrist
+SETTINGS: dict[str, dict[str, Any]] = {  # training windows are whole gestures, or five seconds of a recording
+    "isl_myo": {"lookback": 400},
+    "vmg30_glove": {"lookback": 400},
+    "uc2017_sg": {"lookback": 1},
+    "myo_wrist": {"lookback": 1000},
+}
+
+
+class Fold(NamedTuple):
+    name: str
+    train: list[Series]
+    validation: list[Series]
+    test: list[Series]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What was said of each judged gesture or half second at each fraction."""
+
+    truth: np.ndarray  # (N,)
+    said: dict[float, np.ndarray]  # (N,) each
+
+
+def folds(name: str, dataset: Dataset, panel: list[Series]) -> Iterator[Fold]:
+    parts, people = dataset.splits.entity or {}, dataset.splits.group or {}
+    everyone = sorted(set(people.values()))
+    if name == "uc2017_sg":
+        for person in everyone:
+            yield _fold(panel, person, lambda s, p=person: people[s] == p)  # type: ignore[misc]
+    elif name == "myo_wrist":
+        sessions = {series.unique_id: series.unique_id.split("/")[0] for series in panel}
+        for person in everyone:
+            yield _fold(panel, f"person {person}", lambda s, p=person: people[s] == p)  # type: ignore[misc]
+        for session in sorted({session for session in sessions.values() if not session.endswith("-1")}):
+            yield _fold(panel, f"session {session}", lambda s, p=session: sessions[s] == p)  # type: ignore[misc]
+    else:
+        judged = "test" if "test" in parts.values() else "validation"
+        yield _fold(panel, judged, lambda s: parts[s] == judged)
+
+
+def _fold(panel: list[Series], name: str, is_test: Callable[[str], bool]) -> Fold:
+    """Of what is not judged, every fifth series chooses the epoch."""
+    test = [series for series in panel if is_test(series.unique_id)]
+    rest = [series for series in panel if not is_test(series.unique_id)]
+    return Fold(name, [s for i, s in enumerate(rest) if i % 5], rest[::5], test)
+
+
+def judged_at(series: Series) -> dict[float, np.ndarray]:
+    """Positions at which a series is judged for each fraction."""
+    length = len(series.values)
+    if length > 10 * HALF_SECOND:
+        return {1.0: np.arange(HALF_SECOND - 1, length, HALF_SECOND)}
+    return {fraction: np.array([math.ceil((length - 1) * fraction)]) for fraction in FRACTIONS}
+
+
+def truths(test: list[Series]) -> np.ndarray:
+    return np.concatenate([np.asarray(s.target)[judged_at(s)[1.0]] for s in test]).astype(int)
+
+
+def ours(name: str, task: Task, fold: Fold, settings: dict[str, Any], seed: int) -> Judged:
+    def spans(group: list[Series]) -> list[Span]:
+        return [Span(series, 0, len(series.values)) for series in group]
+
+    parts = Parts(spans(fold.train), spans(fold.validation), spans(fold.test))
+    trained = fit_model(name, task, parts, settings=settings, seed=seed)
+    every = [np.arange(len(series.values)) for series in fold.test]
+    found = [rows.values.argmax(-1) for rows in one_pass(trained.model, parts.test, every)]
+    said = {
+        fraction: np.concatenate([labels[judged_at(s)[fraction]] for labels, s in zip(found, fold.test, strict=True)])
+        for fraction in judged_at(fold.test[0])
+    }
+    return Judged(truths(fold.test), said)
+
+
+def peer(make: Callable[[int], Any], task: Task, fold: Fold, settings: dict[str, Any], seed: int) -> Judged:
+    """A batch method: for each fraction fitted anew on training series cut there."""
+    said = {}
+    for fraction in judged_at(fold.test[0]):
+        x, y = pieces([*fold.train, *fold.validation], fraction)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            said[fraction] = make(seed).fit(x, y).predict(pieces(fold.test, fraction)[0]).astype(int)
+    return Judged(truths(fold.test), said)
+
+
+def pieces(group: list[Series], fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """(N, C, L): what a batch method sees at each judged position; of a recording the last half second alone.
+
+    Gestures of other lengths are resampled to the median one, with missing values filled.
+    """
+    found, labels = [], []
+    for series in group:
+        values = np.nan_to_num(np.asarray(series.values, float))
+        for at in judged_at(series)[fraction]:
+            first = at + 1 - HALF_SECOND if len(values) > 10 * HALF_SECOND else 0
+            found.append(values[first : at + 1])
+            labels.append(int(np.asarray(series.target)[at]))
+    length = int(np.median([len(piece) for piece in found]))
+    if len({len(piece) for piece in found}) > 1:
+        grid = np.linspace(0, 1, length)
+        found = [np.stack([np.interp(grid, np.linspace(0, 1, len(p)), c) for c in p.T], 1) for p in found]
+    return np.stack(found).transpose(0, 2, 1), np.array(labels)
+
+
+class ForestOfStatistics:
+    """Random forest on the mean, deviation, extremes and mean magnitude of each tenth of each channel."""
+
+    def __init__(self, seed: int) -> None:
+        self.forest = RandomForestClassifier(300, n_jobs=-1, random_state=seed)
+
+    def fit(self, x: np.ndarray, y: np.ndarray) -> ForestOfStatistics:
+        self.forest.fit(self._features(x), y)
+        return self
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        return self.forest.predict(self._features(x))
+
+    @staticmethod
+    def _features(x: np.ndarray) -> np.ndarray:
+        tenths = np.array_split(x, min(10, x.shape[2]), axis=2)
+        local = [f(part) for part in tenths for f in (lambda p: p.mean(2), lambda p: np.abs(p).mean(2))]
+        return np.concatenate([*local, x.mean(2), x.std(2), x.min(2), x.max(2)], 1)
+
+
+class Convolutions:
+    """aeon's transform, then its authors' ridge."""
+
+    def __init__(self, transform: Any) -> None:
+        self.transform = transform
+        self.ridge = make_pipeline(StandardScaler(), RidgeClassifierCV(np.logspace(-3, 5, 15)))
+
+    def fit(self, x: np.ndarray, y: np.ndarray) -> Convolutions:
+        self.ridge.fit(self.transform.fit_transform(x.astype(np.float32)), y)
+        return self
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        return self.ridge.predict(self.transform.transform(x.astype(np.float32)))
+
+
+def minirocket(seed: int) -> Any:
+    from aeon.transformations.collection.convolution_based import MiniRocket
+
+    return Convolutions(MiniRocket(random_state=seed))
+
+
+def hydra(seed: int) -> Any:
+    from aeon.classification.convolution_based import MultiRocketHydraClassifier
+
+    return MultiRocketHydraClassifier(random_state=seed)
+
+
+PEERS: dict[str, Callable[[int], Any]] = {"random-forest": ForestOfStatistics, "minirocket": minirocket, "hydra": hydra}
+
+
+def interval(right: np.ndarray, seed: int = 0) -> float:
+    """Half of a 95 % interval of the mean, by resampling, in percent."""
+    rng = np.random.default_rng(seed)
+    means = right[rng.integers(0, len(right), (2000, len(right)))].mean(1)
+    return 50 * float(np.quantile(means, 0.975) - np.quantile(means, 0.025))
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--sets", default=",".join(SETTINGS))
+    options.add_argument("--models", default="rocket,gru,lstm,titans-lmm")
+    options.add_argument("--peers", default="random-forest,minirocket")
+    options.add_argument("--seeds", type=int, default=1)
+    options.add_argument("--folds", type=int, default=0, help="only the first so many; 0 for all")
+    options.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
+    chosen = options.parse_args()
+    extra = dict(pair.split("=", 1) for pair in chosen.set)
+    print(machine())
+    for name in chosen.sets.split(","):
+        dataset = load(name)
+        panel = to_panel(dataset)
+        task = Task.of(dataset)
+        rows: list[list[str]] = []
+        for number, fold in enumerate(folds(name, dataset, panel)):
+            if chosen.folds and number >= chosen.folds:
+                break
+            runs = [(model, lambda *a, m=model: ours(m, *a)) for model in filter(None, chosen.models.split(","))]
+            runs += [(model, lambda *a, m=model: peer(PEERS[m], *a)) for model in filter(None, chosen.peers.split(","))]
+            if len(fold.test[0].values) == 1:
+                runs = [run for run in runs if run[0] not in ("minirocket", "hydra")]  # one frame is no series
+            for model, run in runs:
+                began = time.perf_counter()
+                found = [run(task, fold, SETTINGS[name] | extra, seed) for seed in range(chosen.seeds)]
+                row = [name, fold.name, model]
+                for fraction in FRACTIONS:
+                    row.append(cell(found, fraction, len(task.labels)) if fraction in found[0].said else "")
+                rows.append([*row, f"{(time.perf_counter() - began) / chosen.seeds:.0f}"])
+                print("  ".join(rows[-1]), flush=True)
+        print()
+        table(["set", "judged", "model", *(f"{f:.0%}" for f in FRACTIONS), "s a seed"], rows)
+        print("each: accuracy % ± 95 % interval / macro-F1 %; medians over seeds; myo_wrist: accuracy / macro-F1\n")
+
+
+def cell(found: list[Judged], fraction: float, classes: int) -> str:
+    accuracy = [100 * float((each.said[fraction] == each.truth).mean()) for each in found]
+    scores = [100 * macro_f1(each.truth, each.said[fraction], classes) for each in found]
+    width = interval(np.stack([each.said[fraction] == each.truth for each in found]).mean(0))
+    return f"{np.median(accuracy):.1f}±{width:.1f}/{np.median(scores):.1f}"
+
+
+if __name__ == "__main__":
+    main()

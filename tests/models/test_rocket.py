@@ -1,0 +1,75 @@
+"""Random kernels as a step: what they see, and that they learn. The contract suite asks for parity and causality."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.catalog import build
+from models.contract import Batch, ModelError, Signature
+from models.rocket import Rocket, running_means
+
+SIGNATURE = Signature("classify", channels=2, classes=3)
+SMALL = {"dilations": 3, "thresholds": 2, "levels": 4, "hidden": 16, "short": 8, "long": 64, "positions": 4}
+
+
+def waves(seed: int, rows: int = 24, steps: int = 40) -> tuple[Tensor, Tensor]:
+    """Three classes: slow, fast, and fast with the second channel strong; each at its own phase."""
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.arange(rows) % 3
+    phase = 6.3 * torch.rand(rows, 1, generator=generator)
+    t = torch.arange(steps)[None, :]
+    first = torch.sin(torch.where(label > 0, 1.5, 0.3)[:, None] * t + phase)
+    second = torch.where(label == 2, 3.0, 0.5)[:, None] * torch.randn(rows, steps, generator=generator)
+    return torch.stack([first, second], -1), label
+
+
+def batch(seed: int) -> Batch:
+    x, label = waves(seed)
+    return Batch(x, torch.ones_like(x), label[:, None].expand(x.shape[:2]), torch.ones(len(x)))
+
+
+def trained() -> Rocket:
+    torch.manual_seed(0)
+    model = build("rocket", SIGNATURE, **SMALL)
+    assert isinstance(model, Rocket)
+    model.prepare([batch(1)])
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(40):
+        optimiser.zero_grad()
+        model.loss(batch(1)).backward()
+        optimiser.step()
+    return model.eval()
+
+
+def test_frequency_and_power_are_told_apart_on_new_series_and_better_the_longer_they_are():
+    model = trained()
+    x, label = waves(2, rows=60)
+    with torch.no_grad():
+        said, _ = model.scan(x, torch.ones_like(x), model.initial_state(len(x)))
+    right = (said.argmax(-1) == label[:, None]).float().mean(0)
+    assert right[-1] > 0.9
+    assert right[-1] > right[0]
+
+
+def test_shares_are_standardised_on_the_training_data():
+    model = trained()
+    x, _ = waves(1)
+    seen, _ = model.normaliser.scan(x, torch.ones_like(x), model.initial_state(len(x)))
+    shares, _, _ = model._shares(seen.level, seen.present, model.initial_state(len(x)))
+    z = (shares[0] - model.get_buffer("mean0")) / model.get_buffer("std0")
+    assert abs(z.mean()) < 0.3
+    assert 0.5 < z.std() < 2
+
+
+def test_a_running_mean_is_plain_until_its_window_and_exponential_after():
+    values = torch.tensor([1.0, 3.0, 8.0])[None, :, None]
+    rates = [torch.tensor([1.0, 1 / 2, 1 / 2])[None, :, None]]  # a window of two
+    found, last = running_means(values, rates, torch.zeros(1, 1))
+    assert found.flatten().tolist() == [1.0, 2.0, 5.0]
+    assert last.flatten().tolist() == [5.0]
+
+
+@pytest.mark.parametrize("setting", [{"dilations": 0}, {"dropout": 1.0}, {"levels": -1}])
+def test_settings_out_of_range_are_refused(setting):
+    with pytest.raises(ModelError, match=next(iter(setting))):
+        build("rocket", SIGNATURE, **setting)
