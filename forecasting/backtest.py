@@ -1,5 +1,8 @@
 """Every cut-off in one pass, with naive and ridge always beside.
 
+Quantiles are calibrated before they are judged: on the forecasts that a model, fitted to the training part, makes of
+the validation part. Nothing of the test is used.
+
 A model scans each series once, from its beginning through the test: its state at a cut-off has seen everything up to
 there and nothing after, so no refit, no new window and no look ahead is needed for the next cut-off.
 
@@ -23,11 +26,13 @@ import torch
 from data.frame import Dataset, show_time
 from data.panel import Series, to_panel
 from forecasting import metrics
+from forecasting.conformal import Calibration, calibrate, scores_needed
+from forecasting.ensemble import check_ensembles, combined, ensemble_name
 from forecasting.metrics import mean_of_quantiles
 from forecasting.predictions import Rows, substituted
 from forecasting.refit import Answer, RefitModel, is_refit, known_fields
 from forecasting.task import Task, TaskError
-from forecasting.training import Trained, TrainingConfig, fit_model, parse_settings
+from forecasting.training import Trained, TrainingConfig, fit_local, fit_model, parse_settings
 from forecasting.windows import Parts, Span, split
 from models.catalog import build, entry, field_defaults
 from models.contract import Local, ModelError, StepModel
@@ -36,10 +41,12 @@ ALWAYS = ("naive", "ridge")
 JUDGED_BY = {"forecast": "mase", "classify": "accuracy", "regress": "mae"}  # what the leaderboard is sorted by
 CONFIDENCE, DWELL = 0.8, 3  # an early decision: this probability for so many frames in a row
 VALUES_AT_ONCE = 8_000_000  # predictions held in memory by one scan
+CALIBRATION_SCORES = 200_000  # outcomes of the validation part that a calibration rests on at most
 LEADERBOARD = (
     "model", "task", "n_series", "n_cutoffs", "mase", "smape", "mae", "rmse", "mse", "pinball", "coverage_80",
     "skill_vs_naive", "dm_p_value", "fit_seconds", "predict_seconds", "peak_mb",
     "mape", "accuracy", "macro_f1", "earliness",
+    "calibrated", "pinball_raw", "coverage_80_raw", "calibrate_seconds",
     "n_substituted",
 )  # fmt: skip
 SUBSTITUTES = ("model", "unique_id", "cutoff", "substitute", "reason")
@@ -52,13 +59,16 @@ Scores = dict[str, tuple[dict[str, float], np.ndarray]]
 @dataclass(frozen=True)
 class Report:
     task: Task
-    leaderboard: pd.DataFrame  # a row a model, columns LEADERBOARD
+    # A row a model, columns LEADERBOARD: pinball and coverage_80 are of the quantiles in `forecasts`, which are
+    # calibrated where `calibrated` says so; pinball_raw and coverage_80_raw are of those that the model itself gave.
+    leaderboard: pd.DataFrame
     forecasts: pd.DataFrame
     history: pd.DataFrame  # what was known: unique_id, ds, and y or the channels
     models: dict[str, Trained | RefitModel]
     notes: tuple[str, ...]
     # A row a forecast that is not the model's own: model, unique_id, cutoff, substitute, reason.
     substitutes: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(SUBSTITUTES)))
+    calibrations: dict[str, Calibration] = field(default_factory=dict)  # of the models, and ensembles, that have one
 
     def with_notes(self, notes: Sequence[str]) -> Report:
         return replace(self, notes=(*notes, *self.notes))
@@ -187,6 +197,8 @@ def backtest(
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
     progress: bool = False,
+    calibrated: bool = True,
+    ensembles: Sequence[str] = (),
 ) -> Report:
     """Train each model before the test and judge it at every cut-off of the test, beside naive and ridge.
 
@@ -197,6 +209,9 @@ def backtest(
         stride: steps from one cut-off to the next.
         refit: train anew after every so many cut-offs, on all that is known by then; None trains once.
         settings: fields of the models' configs; each is given to the models that have it.
+        calibrated: whether forecast quantiles are calibrated on the validation part, once, before the test. A model
+            that is fitted per series is then fitted a second time, to the training part alone.
+        ensembles: "mean", "median" or both: of the models named, as further rows such as mean(ets,arima).
 
     Raises:
         TaskError, ModelError: what cannot be done, before anything is trained.
@@ -206,7 +221,16 @@ def backtest(
     if not parts.test:
         raise TaskError(f"{dataset.name}: no series has a test part of at least {task.horizon} steps.")
     return compare(
-        parts, models, task, stride=stride, refit=refit, seed=seed, settings=settings, progress=progress
+        parts,
+        models,
+        task,
+        stride=stride,
+        refit=refit,
+        seed=seed,
+        settings=settings,
+        progress=progress,
+        calibrated=calibrated,
+        ensembles=ensembles,
     ).with_notes(dataset.notes)
 
 
@@ -223,21 +247,31 @@ def compare(
     directory: Path | None = None,
     resume: Path | None = None,
     leave_out: bool = False,
+    calibrated: bool = True,
+    ensembles: Sequence[str] = (),
 ) -> Report:
     """Train on the parts' training, judge on their test; the arguments are those of `backtest` and `fit_model`.
 
     `directory` and `resume` are for the first model named. With `leave_out` a model that these data do not suit is left
     out with a note; without, what it says is raised.
+
+    Where the validation part is also what is judged, calibrations are found, for a bundle, but the forecasts and
+    figures of the report stay uncalibrated: their outcomes are what the factors were found on.
     """
     if stride < 1 or (refit is not None and refit < 1):
         raise TaskError(f"the stride and the refit interval are at least 1 cut-off, got {stride} and {refit}.")
+    check_ensembles(ensembles, models, task.kind)
     names = list(dict.fromkeys((*ALWAYS, *models)))
     shared = _share(settings or {}, names, task)
     positions = _predicted(parts, task, stride)
     refits = {name: RefitModel(name, task, shared[name]) for name in names if is_refit(name)}
     trained: dict[str, Trained | RefitModel] = {}
     rows: dict[str, list[Rows]] = {}
-    costs, notes = {}, [*parts.notes]
+    checks: dict[str, list[Rows]] = {}
+    costs: dict[str, dict[str, float]] = {}
+    notes = [*parts.notes]
+    calibrated = calibrated and task.kind == "forecast"
+    at_checks = _check_positions(parts, task) if calibrated else []
     for name in names:
         with _PeakMemory() as peak:
             if name in refits:
@@ -256,15 +290,100 @@ def compare(
                     notes.append(f"{name} is left out: {error}")
                     continue
         costs[name] = {"fit_seconds": seconds[0], "predict_seconds": seconds[1], "peak_mb": peak.mb}
+        if calibrated and any(row.has_quantiles for row in rows[name]):
+            began = time.perf_counter()
+            try:
+                if parts.judges_validation:
+                    checks[name] = rows[name]
+                else:
+                    checks[name] = _check(trained[name], task, parts, at_checks, shared[name], checks.get("naive", []))
+            except TaskError as error:
+                notes.append(f"{name}: is not calibrated: {error}")
+            costs[name]["calibrate_seconds"] = time.perf_counter() - began
+    for how in ensembles:
+        members = [name for name in dict.fromkeys(models) if name in rows]
+        name = ensemble_name(how, members)
+        levels = np.array(task.quantiles)
+        rows[name] = combined(how, [rows[member] for member in members], levels)
+        costs[name] = {
+            cost: sum(costs[member].get(cost, 0.0) for member in members) for cost in ("fit_seconds", "predict_seconds")
+        }
+        if all(member in checks for member in members):
+            checks[name] = combined(how, [checks[member] for member in members], levels)
+    calibrations, said = _calibrations(task, checks) if calibrated else ({}, [])
+    notes += said
+    raw, judged = rows, {}
+    if not parts.judges_validation:
+        judged = calibrations
+        rows = {name: _calibrated(task, rows[name], judged.get(name)) for name in rows}
     score = {"forecast": _score_forecasts, "classify": _score_classes, "regress": _score_numbers}[task.kind]
-    leaderboard = _leaderboard(task, rows, costs, score(task, rows), stride)
+    scores = score(task, rows)
+    if task.kind == "forecast":
+        for name, (measures, _) in scores.items():
+            own = _interval_scores(task, raw[name])
+            measures |= {"calibrated": name in judged, **{f"{measure}_raw": value for measure, value in own.items()}}
+    leaderboard = _leaderboard(task, rows, costs, scores, stride)
     frame = {"forecast": _forecast_frame, "classify": _class_frame, "regress": _number_frame}[task.kind](task, rows)
     for one in trained.values():
         if isinstance(one, Trained):
             notes += one.notes()
     instead = _substitutes(rows)
     notes += _substitute_notes(instead, rows)
-    return Report(task, leaderboard, frame, _history(task, parts), trained, tuple(notes), instead)
+    return Report(task, leaderboard, frame, _history(task, parts), trained, tuple(notes), instead, calibrations)
+
+
+def _check_positions(parts: Parts, task: Task) -> list[np.ndarray]:
+    """Per validation series the cut-offs to calibrate on: all, or so many-th where they are more than needed."""
+    everything = sum(len(cutoff_positions(span, task.horizon)) for span in parts.validation)
+    every = max(1, -(-everything * task.horizon // CALIBRATION_SCORES))
+    return [cutoff_positions(span, task.horizon, every) for span in parts.validation]
+
+
+def _check(
+    trained: Trained | RefitModel,
+    task: Task,
+    parts: Parts,
+    positions: Sequence[np.ndarray],
+    settings: Mapping[str, Any],
+    naive: Sequence[Rows],
+) -> list[Rows]:
+    """Forecasts of the validation part by a model that was fitted to the training part alone."""
+    if isinstance(trained, RefitModel):
+        first = [at[:1] for at in positions]  # every one more is a fit
+        fallback = [replace(row, positions=row.positions[:1], values=row.values[:1]) for row in naive]
+        return trained.forecast(parts.validation, first, fallback).rows
+    if trained.states is None:
+        return one_pass(trained.model, parts.validation, positions)
+    model_settings, training = parse_settings(trained.name, settings)
+    before = fit_local(trained.name, task, replace(parts, validation=[]), model_settings, training.threads)
+    return local_pass(before, parts.validation, positions)
+
+
+def _calibrations(task: Task, checks: Mapping[str, list[Rows]]) -> tuple[dict[str, Calibration], list[str]]:
+    """Per model its calibration, and who has none for what reason."""
+    found, notes, needed = {}, [], scores_needed(task.quantiles)
+    for name, everyone in checks.items():
+        known = [row for row in everyone if len(row.positions)]
+        if not all(row.has_quantiles for row in known):
+            continue  # what forecasts points only says so in a note of its own
+        actual = np.concatenate([np.empty((0, task.horizon)), *(_actual(row, task.horizon) for row in known)])
+        scores = int(np.isfinite(actual).sum())
+        if scores < needed:
+            notes.append(
+                f"{name}: is not calibrated: the validation part gives {scores} outcomes, and quantiles at "
+                f"{task.quantiles[0]:g} and {task.quantiles[-1]:g} need {needed}."
+            )
+            continue
+        found[name] = calibrate(actual, np.concatenate([row.values for row in known]), task.quantiles)
+    return found, notes
+
+
+def _calibrated(task: Task, everyone: Sequence[Rows], calibration: Calibration | None) -> list[Rows]:
+    """The forecasts with calibrated quantiles; their means stay those of the model's own."""
+    if calibration is None:
+        return list(everyone)
+    levels = np.array(task.quantiles)
+    return [replace(row, values=calibration.apply(row.values), points=row.mean(levels)) for row in everyone]
 
 
 def _substitutes(rows: Mapping[str, list[Rows]]) -> pd.DataFrame:
@@ -418,10 +537,8 @@ def _score_forecasts(task: Task, rows: Mapping[str, list[Rows]]) -> Scores:
     scores = {}
     for name, everyone in rows.items():
         actual = np.concatenate([_actual(row, task.horizon) for row in everyone])
-        quantiles = np.concatenate([row.values for row in everyone])
         mean = np.concatenate([row.mean(levels) for row in everyone])
         scale = np.concatenate([np.full(len(row.positions), _in_sample_scale(row.span, task)) for row in everyone])
-        outer = [index for index, level in enumerate(levels) if np.isclose(level, 0.1) or np.isclose(level, 0.9)]
         measures = {
             "mase": metrics.mase(actual, mean, scale).value,
             "smape": metrics.smape(actual, mean),
@@ -429,16 +546,26 @@ def _score_forecasts(task: Task, rows: Mapping[str, list[Rows]]) -> Scores:
             "rmse": metrics.rmse(actual, mean),
             "mse": metrics.mse(actual, mean),
         }
-        has_quantiles = all(row.has_quantiles for row in everyone)
-        if has_quantiles:
-            measures["pinball"] = metrics.pinball(actual, quantiles, levels)
-        if has_quantiles and len(outer) == 2:
-            measures["coverage_80"] = metrics.coverage(actual, quantiles[..., outer[0]], quantiles[..., outer[1]])
+        measures |= _interval_scores(task, everyone)
         error = np.abs(actual - mean) / np.where(scale > 0, scale, np.nan)[:, None]
         known = np.isfinite(error)
         per_row = np.where(known, error, 0).sum(1) / np.where(known.any(1), known.sum(1), np.nan)
         scores[name] = measures, _by_time_or_series(per_row, [len(row.positions) for row in everyone])
     return scores
+
+
+def _interval_scores(task: Task, everyone: Sequence[Rows]) -> dict[str, float]:
+    """The pinball loss and the coverage of the 80 % interval, of forecasts that have quantiles, and these levels."""
+    if not all(row.has_quantiles for row in everyone):
+        return {}
+    levels = np.array(task.quantiles)
+    actual = np.concatenate([_actual(row, task.horizon) for row in everyone])
+    quantiles = np.concatenate([row.values for row in everyone])
+    measures = {"pinball": metrics.pinball(actual, quantiles, levels)}
+    outer = [index for index, level in enumerate(levels) if np.isclose(level, 0.1) or np.isclose(level, 0.9)]
+    if len(outer) == 2:
+        measures["coverage_80"] = metrics.coverage(actual, quantiles[..., outer[0]], quantiles[..., outer[1]])
+    return measures
 
 
 def _in_sample_scale(span: Span, task: Task) -> float:

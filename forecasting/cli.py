@@ -62,6 +62,14 @@ Freq = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Calibrate = Annotated[
+    bool,
+    typer.Option(
+        "--calibrate/--no-calibrate",
+        help="Widen or narrow forecast quantiles until they cover the validation part, which precedes the test, as "
+        "often as they say; a model fitted per series is fitted twice for it.",
+    ),
+]
 BundlePath = Annotated[Path, typer.Option("--bundle", metavar="BUNDLE", help="Folder of a trained bundle.")]
 CAUSALITY = {
     True: "every prediction depends on the past alone",
@@ -278,6 +286,7 @@ def train(
     seed: Seed = 0,
     settings: Settings = None,
     resume: Annotated[Path | None, typer.Option(metavar="CKPT", help="Go on from a last.ckpt, exactly.")] = None,
+    calibrate: Calibrate = True,
     id: IdColumn = "unique_id",
     time: TimeColumn = "ds",
     target: TargetColumn = None,
@@ -299,7 +308,7 @@ def train(
     try:
         report, card = train_bundle(
             dataset, model, asked, out, until=until, seed=seed, settings=_settings(settings), resume=resume,
-            progress=on_a_terminal(),
+            progress=on_a_terminal(), calibrated=calibrate,
         )  # fmt: skip
     except KeyboardInterrupt:
         last = out.with_name(out.name + ".training") / "last.ckpt"
@@ -337,6 +346,11 @@ def backtest(
     cutoff: Annotated[str | None, typer.Option(metavar="C", help="Test on what follows this time.")] = None,
     stride: Annotated[int, typer.Option(min=1, help="Steps from one cut-off to the next.")] = 1,
     refit: Annotated[str, typer.Option(metavar="never|K", help="Train anew after every K cut-offs.")] = "never",
+    ensemble: Annotated[
+        str | None,
+        typer.Option(metavar="mean,median", help="Also judge the named models' ensembles, quantile by quantile."),
+    ] = None,
+    calibrate: Calibrate = True,
     quantiles: Quantiles = DECILES,
     covariates: Covariates = None,
     seed: Seed = 0,
@@ -348,7 +362,11 @@ def backtest(
     freq: Freq = None,
     as_json: Json = False,
 ) -> None:
-    """Judge models at every cut-off of a test period, beside naive and ridge."""
+    """Judge models at every cut-off of a test period, beside naive and ridge.
+
+    In the leaderboard pinball and coverage_80 are of the quantiles in forecasts.parquet, which are calibrated where
+    the column calibrated says so; pinball_raw and coverage_80_raw are of those that the model itself gives.
+    """
     from forecasting.task import TaskError
 
     if test_size is not None and cutoff is not None:
@@ -368,6 +386,7 @@ def backtest(
     report = engine.backtest(
         dataset, _names(model), asked, test_size=test_size, cutoff=cutoff, stride=stride,
         refit=None if refit == "never" else int(refit), seed=seed, settings=chosen, progress=on_a_terminal(),
+        calibrated=calibrate, ensembles=_names(ensemble) if ensemble else (),
     )  # fmt: skip
     write_report(report, out, dataset=dataset.name, seed=seed, settings=dict(chosen))
     for note in report.notes[len(dataset.notes) :]:
@@ -388,6 +407,13 @@ def forecast(
         Path | None, typer.Option(metavar="FILE", help="A saved state: only what is new is stepped.")
     ] = None,
     save_state: Annotated[Path | None, typer.Option(metavar="FILE", help="Save the state after the last row.")] = None,
+    adapt: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE",
+            help="Go on calibrating quantiles as outcomes arrive, such as 0.05; a saved state that does goes on so.",
+        ),
+    ] = None,
     id: IdColumn = "unique_id",
     time: TimeColumn = "ds",
     target: TargetColumn = None,
@@ -418,7 +444,7 @@ def forecast(
         channels=[Channel.from_json(channel) for channel in loaded.channels],
         target_required=loaded.kind == "forecast",
     )  # fmt: skip
-    answer = loaded.forecast(dataset, state=state, save_state=save_state)
+    answer = loaded.forecast(dataset, state=state, save_state=save_state, adapt=adapt)
     if as_json:
         typer.echo(answer.to_json(orient="records", date_format="iso", double_precision=15))
     elif place is None:

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 
 from forecasting.bundle import LOOK, SCAN, STATE, STEP, Bundle, BundleError, seal, write_bundle, write_npz
 from forecasting.certificate import certify, explain, relative_difference, sample_input
+from forecasting.conformal import Calibration
 from forecasting.runtime import LoadedBundle
 from forecasting.simplify import simplified
 from forecasting.task import Task
@@ -74,6 +75,7 @@ def export_bundle(
     intended_use: str = "",
     limits: str = "",
     fitted: FittedSeries | None = None,
+    calibration: Calibration | None = None,
 ) -> dict[str, Any]:
     """Write the model as a bundle, certified on this machine, and return its card.
 
@@ -83,6 +85,7 @@ def export_bundle(
         training: data_set, fingerprint (sha256 of the training frame), period, n_series, seed, libraries; and
             `typical`, {"level": [C], "scale": [C]}, if the certificate shall use data like the training data.
         metrics: rows of the backtest, the naive forecast's and the ridge's among them.
+        calibration: what the runtime does to the graph's quantiles; the graphs and their certificate are without it.
         fitted: of a local model; the bundle then knows these series and refuses others.
 
     Raises:
@@ -120,7 +123,7 @@ def export_bundle(
         | training
         | {"libraries": training.get("libraries") or libraries(model)},
         "metrics": metrics,
-        "calibration": None,
+        "calibration": None if calibration is None else calibration.to_json(),
         "intended_use": intended_use or _intended_use(task),
         "limits": limits or _limits(task, training),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -33,12 +33,14 @@ def train_bundle(
     settings: Mapping[str, Any] | None = None,
     resume: Path | None = None,
     progress: bool = False,
+    calibrated: bool = True,
 ) -> tuple[Report, dict[str, Any]]:
     """Train `model`, write its bundle to `out`, and return how it did and the bundle's card.
 
     Training sees nothing after `until`; what follows it is the test. Without it, a data set with its own split keeps
     that; any other forecast is trained on the whole, and the figures are those of the validation part, which also
     chose the epoch: the card says which. Of recordings to classify or regress a fifth is always kept for the test.
+    Its quantiles are calibrated on the validation part if `calibrated`; the bundle's card keeps the factors.
     `model` may be "auto": the best of the catalog on the validation part is trained.
 
     Checkpoints and the log stay in a folder named like the bundle with `.training` behind it.
@@ -59,7 +61,15 @@ def train_bundle(
         parts = Parts(parts.train, parts.validation, parts.validation, parts.notes)
     home = out.with_name(out.name + ".training") if entry(model).learns == "gradient" else None
     report = compare(
-        parts, [model], task, seed=seed, settings=settings, progress=progress, directory=home, resume=resume
+        parts,
+        [model],
+        task,
+        seed=seed,
+        settings=settings,
+        progress=progress,
+        directory=home,
+        resume=resume,
+        calibrated=calibrated,
     ).with_notes(notes)
     return report, export_winner(report, model, dataset, parts, out, seed=seed, judged_on=judged_on)
 
@@ -83,7 +93,9 @@ def select(
             name for name in able if MODELS[name].learns != "per series"
         ]  # these know only what they were fitted to
     inside = Parts(parts.train, parts.validation, parts.validation)
-    report = compare(inside, able, task, seed=seed, settings=settings, progress=progress, leave_out=True)
+    report = compare(
+        inside, able, task, seed=seed, settings=settings, progress=progress, leave_out=True, calibrated=False
+    )
     board = report.leaderboard
     column, best = JUDGED_BY[task.kind], str(board["model"][0])
     figures = ", ".join(f"{name} {value:.4g}" for name, value in zip(board["model"], board[column], strict=True))
@@ -92,8 +104,9 @@ def select(
 
 
 def winner(report: Report) -> str:
-    """The best model of the leaderboard, which is sorted, that can be streamed."""
-    return next(str(name) for name in report.leaderboard["model"] if not is_refit(str(name)) and entry(name).streams)
+    """The best model of the leaderboard, which is sorted, that can be streamed; an ensemble is no model."""
+    able = {name for name in report.models if not is_refit(name) and entry(name).streams}
+    return next(str(name) for name in report.leaderboard["model"] if name in able)
 
 
 def export_winner(
@@ -141,6 +154,7 @@ def export_winner(
         training=training,
         metrics=metrics,
         fitted=fitted,
+        calibration=report.calibrations.get(model),
     )
 
 

@@ -22,7 +22,19 @@ import numpy as np
 import onnxruntime
 from numpy.typing import ArrayLike, NDArray
 
-from forecasting.bundle import LOOK, SCAN, STEP, Bundle, BundleError, read_bundle, read_npz, write_atomic, write_npz
+from forecasting.bundle import (
+    CARD,
+    LOOK,
+    SCAN,
+    STEP,
+    Bundle,
+    BundleError,
+    read_bundle,
+    read_npz,
+    write_atomic,
+    write_npz,
+)
+from forecasting.conformal import ONLINE, Calibration, CalibrationError, OnlineCalibration, chosen, joined
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,6 +99,7 @@ class LoadedBundle:
         self.has_look = LOOK in bundle.files
         self._files = bundle.files
         self._initial = bundle.state
+        self.calibration = self._read_calibration()
         # Of a local model: series -> row of its state, with what else the bundle keeps of it.
         self.fitted: dict[str, int] = {}
         self._fitted_last, self._fitted_predictions = (
@@ -153,7 +166,7 @@ class LoadedBundle:
         rows = np.arange(batch) % max(1, len(self.fitted))
         return {name: self._initial[name][rows] for name in self.state_names}
 
-    def fresh(self, names: list[str]) -> Stream:
+    def fresh(self, names: list[str], adapt: float | None = None) -> Stream:
         """A stream of the named series where the bundle leaves them: before their first observation, or, of a local
         model, after the last that each was fitted to.
 
@@ -161,7 +174,7 @@ class LoadedBundle:
             BundleError: a series that a local model was not fitted to.
         """
         if not self.fitted:
-            return Stream(self, names)
+            return Stream(self, names, adapt=adapt)
         unknown = [name for name in names if name not in self.fitted]
         if unknown:
             raise BundleError(
@@ -173,7 +186,25 @@ class LoadedBundle:
         assert self._fitted_predictions is not None
         rows = [self.fitted[name] for name in names]
         state = {name: self._initial[name][rows] for name in self.state_names}
-        return Stream(self, names, state, self._fitted_last[rows], None, self._fitted_predictions[rows])
+        return Stream(self, names, state, self._fitted_last[rows], None, self._fitted_predictions[rows], adapt)
+
+    def calibrated(self, predictions: Array) -> Array:
+        """What the graphs predict, (..., H, Q), with the quantiles calibrated as the card says; else unchanged."""
+        return predictions if self.calibration is None else self.calibration.apply(predictions)
+
+    def _read_calibration(self) -> Calibration | None:
+        if self.card.get("calibration") is None:
+            return None
+        try:
+            calibration = Calibration.from_json(self.card["calibration"])
+        except CalibrationError as error:
+            raise BundleError(f"{self.path / CARD}: {error} Write the bundle again.") from error
+        if self.kind != "forecast" or calibration.factors.shape != self.prediction_shape:
+            raise BundleError(
+                f"{self.path / CARD}: the calibration is of shape {calibration.factors.shape}, the predictions are "
+                f"{self.prediction_shape} to {self.kind}. Write the bundle again."
+            )
+        return calibration
 
     def run_step(self, x: ArrayLike, mask: ArrayLike, state: State) -> tuple[Array, State]:
         """One observation of B series: x, mask (B, C) give predictions (B, ...) and the next state."""
@@ -196,11 +227,17 @@ class LoadedBundle:
         )
 
     def stream(
-        self, series: Iterable[str] | None = None, state: str | os.PathLike[str] | bytes | None = None
+        self,
+        series: Iterable[str] | None = None,
+        state: str | os.PathLike[str] | bytes | None = None,
+        adapt: float | None = None,
     ) -> Stream:
         """A stream of the named series, each at the initial state or at the one it had when `state` was saved.
 
         Without names it holds the series of the state, those that a local model was fitted to, or one without a name.
+        `adapt` is the rate at which a forecast's quantiles go on being calibrated as outcomes arrive, such as 0.05 (see
+        `forecasting.conformal.OnlineCalibration`); what was learned is part of the state, and a state that was saved
+        adapting goes on so at its own rate where none is given.
         """
         _ = self.step_session
         if series is not None and not isinstance(series, str):
@@ -208,8 +245,8 @@ class LoadedBundle:
         else:
             names = None if series is None else [series]
         if state is None:
-            return self.fresh(names or list(self.fitted) or [ANONYMOUS])
-        return self._restore(state, names)
+            return self.fresh(names or list(self.fitted) or [ANONYMOUS], adapt)
+        return self._restore(state, names, adapt)
 
     def forecast(
         self,
@@ -217,6 +254,7 @@ class LoadedBundle:
         *,
         state: str | os.PathLike[str] | bytes | None = None,
         save_state: str | os.PathLike[str] | None = None,
+        adapt: float | None = None,
     ) -> pd.DataFrame:
         """Predict from the end of every series of a long frame.
 
@@ -226,31 +264,34 @@ class LoadedBundle:
                 that of the new data. A series unknown to it starts from the initial state. A local model's series
                 start from the states that they were fitted to, and it refuses others.
             save_state: a file for the state after the last observation.
+            adapt: as `stream` takes it; the frame is then stepped one observation after the other.
 
         Returns:
-            forecast: unique_id, cutoff, ds, model, mean, q0.1 ..., substitute: one row for each step of the horizon;
-                the last names what forecasts in the model's place, and is empty where that is the model itself.
+            forecast: unique_id, cutoff, ds, model, mean, q0.1 ..., substitute: one row for each step of the horizon.
+                The mean is that of the model's own quantiles, which the card's calibration moves; the last names what
+                forecasts in the model's place, and is empty where that is the model itself.
             classify: unique_id, ds, model, label, p_<label> ... : one row for each series, at its last time.
             regress: unique_id, ds, model, mean, q0.1 ... : the same.
         """
         panel = self._panel(frame)
         ids = [series.unique_id for series in panel]
         if not self.streams:
-            if state is not None or save_state is not None:
+            if state is not None or save_state is not None or adapt is not None:
                 raise BundleError(f"{self.path}: {self.name} labels complete sequences, so it has no state to keep.")
             predictions = self._complete([series.values for series in panel])
-            return self._tabulate(ids, [series.ds[-1] for series in panel], predictions)
+            return self._tabulate(ids, [series.ds[-1] for series in panel], predictions, predictions)
         if state is None:
-            stream = self.stream(ids)
+            stream = self.stream(ids, adapt=adapt)
         else:
-            stream = self._restore(state, None)
+            stream = self._restore(state, None, adapt)
             known = set(stream.series)
             stream = stream.extended([name for name in ids if name not in known])
         stream.catch_up(panel)
         if save_state is not None:
             stream.save(save_state)
         times = [np.asarray(stream.time_of(series.unique_id)).astype(series.ds.dtype)[()] for series in panel]
-        return self._tabulate(ids, times, stream.predictions[[stream.row[name] for name in ids]])
+        rows = [stream.row[name] for name in ids]
+        return self._tabulate(ids, times, stream.predictions[rows], stream.raw[rows])
 
     def check_channels(self, channels: Iterable[Any]) -> None:
         """Raise BundleError unless the channels have the card's names, units and order; an unknown unit ("") passes.
@@ -300,7 +341,9 @@ class LoadedBundle:
         feeds |= {f"state.{name}": state[name] for name in self.state_names}
         return feeds, ["prediction", *(f"next.{name}" for name in self.state_names)]
 
-    def _restore(self, source: str | os.PathLike[str] | bytes, names: list[str] | None) -> Stream:
+    def _restore(
+        self, source: str | os.PathLike[str] | bytes, names: list[str] | None, adapt: float | None = None
+    ) -> Stream:
         where = "state" if isinstance(source, bytes) else str(source)
         try:
             content = source if isinstance(source, bytes) else Path(source).read_bytes()
@@ -315,6 +358,7 @@ class LoadedBundle:
                 f"{where}: the state belongs to another bundle than {self.path} (its step.onnx differs). "
                 "Start without a state: a state has meaning only for the weights that made it."
             )
+        learned = {name: arrays.pop(f"adapt.{name}", None) for name in ONLINE}
         rows = len(arrays["series"]) if "series" in arrays else 0
         if set(arrays) != wanted or any(len(arrays[name]) != rows for name in wanted - {"step_sha256"}):
             raise BundleError(f"{where}: the state is not complete; start without it.")
@@ -325,6 +369,8 @@ class LoadedBundle:
             arrays["last"],
             arrays["since"],
             arrays["predictions"],
+            adapt,
+            {name: array for name, array in learned.items() if array is not None} or None,
         )
         if names is None or names == saved.series:
             return saved
@@ -401,7 +447,8 @@ class LoadedBundle:
                 block, t = block[~ended], end
         return predictions, after
 
-    def _tabulate(self, ids: list[str], times: list[Any], predictions: Array) -> pd.DataFrame:
+    def _tabulate(self, ids: list[str], times: list[Any], predictions: Array, raw: Array) -> pd.DataFrame:
+        """`raw` is what the graph gave: a mean is that of the model's own quantiles."""
         import pandas as pd
 
         from forecasting.metrics import mean_of_quantiles
@@ -413,7 +460,8 @@ class LoadedBundle:
             return pd.DataFrame(table | probabilities)
         steps = self.prediction_shape[0] if self.kind == "forecast" else 1
         flat = predictions.reshape(-1, len(self.quantiles)).astype(float)  # (B * H, Q)
-        numbers = {"mean": mean_of_quantiles(flat, np.array(self.quantiles))}
+        own = raw.reshape(-1, len(self.quantiles)).astype(float)
+        numbers = {"mean": mean_of_quantiles(own, np.array(self.quantiles))}
         numbers |= {f"q{level:g}": flat[:, k] for k, level in enumerate(self.quantiles)}
         table = {"unique_id": np.repeat(np.array(ids, dtype=object), steps)}
         if self.kind == "forecast":
@@ -444,6 +492,8 @@ class Stream:
         last: Array | None = None,
         since: Array | None = None,
         predictions: Array | None = None,
+        adapt: float | None = None,
+        learned: Mapping[str, Array] | None = None,
     ) -> None:
         if not series or len(set(series)) < len(series):
             raise BundleError(f"a stream needs at least one series, each named once; got {series}.")
@@ -457,7 +507,9 @@ class Stream:
         self._last: Array = np.full(batch, unknown) if last is None else last.copy()
         self._since: Array = np.zeros(batch, np.int64) if since is None else since.copy()
         shape = (batch, *bundle.prediction_shape)
-        self.predictions: Array = np.full(shape, np.nan, np.float32) if predictions is None else predictions.copy()
+        # As the graph gives them, which writes here; `predictions` are what is told.
+        self.raw: Array = np.full(shape, np.nan, np.float32) if predictions is None else predictions.copy()
+        self._online = self._adapting(adapt, learned)
         self._x = np.zeros((batch, len(bundle.channels)), np.float32)
         self._mask = np.zeros_like(self._x)
         self._seen = np.zeros(self._x.shape, np.bool_)
@@ -469,6 +521,11 @@ class Stream:
         self._now = 0  # which of the two is current
         self._run_bound = bundle.step_session.run_with_iobinding
         self._bindings = self._bind() if bundle.providers[0] == CPU else None
+
+    @property
+    def predictions(self) -> Array:
+        """(B, ...) the last predictions, calibrated where the bundle or the stream is; NaN before the first."""
+        return self.bundle.calibrated(self.raw) if self._online is None else self._online.current
 
     @property
     def state(self) -> State:
@@ -490,7 +547,7 @@ class Stream:
         if not isinstance(values, Mapping):
             self._enter_all(values)
             self._step_all(at)
-            return self.predictions.copy()
+            return np.array(self.predictions)
         if len(values) < len(self.series):
             return self._step_some(values, at)
         for row, name in enumerate(self.series):
@@ -500,7 +557,7 @@ class Stream:
         if len(values) > len(self.series):
             raise self._unknown(values)
         self._step_all(at)
-        predictions = self.predictions.copy()
+        predictions = np.array(self.predictions)
         return {name: predictions[row] for row, name in enumerate(self.series)}
 
     def look(self, values: Mapping[str, Any] | ArrayLike, at: Time | None = None) -> tuple[Any, Any]:
@@ -533,6 +590,8 @@ class Stream:
     def to_bytes(self) -> bytes:
         """What `save` writes."""
         states = {f"state.{name}": value for name, value in self._states[self._now].items()}
+        if self._online is not None:
+            states |= {f"adapt.{name}": value for name, value in self._online.state.items()}
         return write_npz(
             states
             | {
@@ -540,7 +599,7 @@ class Stream:
                 "series": np.array(self.series, dtype=np.str_),
                 "last": self._last,
                 "since": self._since,
-                "predictions": self.predictions,
+                "predictions": self.raw,
             }
         )
 
@@ -548,14 +607,16 @@ class Stream:
         """This stream and further series at the initial state."""
         if not names:
             return self
-        fresh = self.bundle.fresh(names)
+        fresh = self.bundle.fresh(names, None if self._online is None else self._online.rate)
         return Stream(
             self.bundle,
             self.series + names,
             {name: np.concatenate([value, fresh.state[name]]) for name, value in self.state.items()},
             np.concatenate([self._last, fresh._last]),
             np.concatenate([self._since, fresh._since]),
-            np.concatenate([self.predictions, fresh.predictions]),
+            np.concatenate([self.raw, fresh.raw]),
+            None,
+            None if self._online is None else joined(self._online.state, fresh._online.state),  # type: ignore[union-attr]
         )
 
     def chosen(self, names: list[str]) -> Stream:
@@ -567,7 +628,9 @@ class Stream:
             {name: value[rows] for name, value in self.state.items()},
             self._last[rows],
             self._since[rows],
-            self.predictions[rows],
+            self.raw[rows],
+            None,
+            None if self._online is None else chosen(self._online.state, rows),
         )
 
     def time_of(self, name: str) -> Any:
@@ -616,6 +679,8 @@ class Stream:
         np.isfinite(self._x, out=self._seen)
         np.copyto(self._mask, self._seen)
         self.run()
+        if self._online is not None:
+            self._learn(np.arange(len(self.series)), self._x[:, 0])
 
     def run(self) -> None:
         """Run the graph on the inputs as they stand: the bare cost of a step, for measurements."""
@@ -623,7 +688,7 @@ class Stream:
             self._run_bound(self._bindings[self._now])
         else:
             prediction, after = self.bundle.run_step(self._x, self._mask, self._states[self._now])
-            self.predictions[:] = prediction
+            self.raw[:] = prediction
             for name, value in after.items():
                 self._states[1 - self._now][name][:] = value
         self._now = 1 - self._now
@@ -633,13 +698,12 @@ class Stream:
         if not len(rows):
             return {}
         prediction, after = self.bundle.run_step(*self._begin(rows, at))
-        self._end(rows, prediction, after)
-        return dict(zip(values, prediction, strict=True))
+        told = self._end(rows, prediction, after, self._x[rows, 0])
+        return dict(zip(values, told, strict=True))
 
     def _look_rows(self, rows: Array, at: Time | None) -> tuple[Array, Inside]:
         prediction, after, look = self.bundle.run_look(*self._begin(rows, at))
-        self._end(rows, prediction, after)
-        return prediction, look
+        return self._end(rows, prediction, after, self._x[rows, 0]), look
 
     def _enter_some(self, values: Mapping[str, Any]) -> Array:
         """Write the named series' values into the input, and return their rows in that order."""
@@ -658,16 +722,54 @@ class Stream:
         state = self._states[self._now]
         return *_as_input(self._x[rows]), {name: value[rows] for name, value in state.items()}
 
-    def _end(self, rows: Array, prediction: Array, after: State) -> None:
-        """Keep the states and predictions of some series."""
+    def _end(self, rows: Array, prediction: Array, after: State, observed: Array) -> Array:
+        """Keep the states and predictions of some series, and return what is told; `observed` (b,) came just now."""
         for name, value in after.items():
             self._states[self._now][name][rows] = value
-        self.predictions[rows] = prediction
+        self.raw[rows] = prediction
+        return self.bundle.calibrated(prediction) if self._online is None else self._learn(rows, observed)
+
+    def _adapting(self, rate: float | None, learned: Mapping[str, Array] | None) -> OnlineCalibration | None:
+        """The stream's own calibration, at the rate asked for or the one that it was saved with."""
+        if rate is None and learned is None:
+            return None
+        if self.bundle.kind != "forecast":
+            raise BundleError(f"{self.bundle.path}: adapts the quantiles of a forecast; this is to {self.bundle.kind}.")
+        horizon, levels = self.bundle.prediction_shape[0], self.bundle.quantiles
+        if learned is not None and set(learned) != set(ONLINE):
+            raise BundleError(
+                f"the state's calibration holds {sorted(learned)}, not {sorted(ONLINE)}; start without it."
+            )
+        if learned is not None and rate is None:
+            rate = float(learned["rate"])
+        try:
+            online = OnlineCalibration(len(self.series), horizon, levels, rate or 0.0, learned)
+        except CalibrationError as error:
+            raise BundleError(str(error)) from error
+        if learned is None and np.isfinite(self.raw).any():  # what a local model says where its fit ends
+            online.issue(np.arange(len(self.series)), self.bundle.calibrated(self.raw))
+        return online
+
+    def _learn(self, rows: Array, observed: Array) -> Array:
+        """Judge what was told by what came, and return the new predictions as they are to be told."""
+        assert self._online is not None
+        self._online.judge(rows, observed)
+        return self._online.issue(rows, self.bundle.calibrated(self.raw[rows]))
 
     def _scan_rows(self, rows: Array, sequences: list[Array]) -> None:
         state = self._states[self._now]
+        if self._online is not None:  # every step's forecast is told, and judged when its outcome comes
+            lengths = np.array([len(values) for values in sequences])
+            for t in range(int(lengths.max(initial=0))):
+                going = np.flatnonzero(lengths > t)
+                values, at = np.stack([sequences[row][t] for row in going]), rows[going]
+                prediction, after = self.bundle.run_step(
+                    *_as_input(values), {name: value[at] for name, value in state.items()}
+                )
+                self._end(at, prediction, after, values[:, 0])
+            return
         predictions, after = self.bundle._scan_ragged(sequences, {name: value[rows] for name, value in state.items()})
-        self._end(rows, predictions, after)
+        self._end(rows, predictions, after, np.array([values[-1, 0] for values in sequences]))
 
     def _bind(self) -> list[Any]:
         """One binding for each direction between the two copies of the state; all memory is ours and stays in place."""
@@ -676,7 +778,7 @@ class Stream:
             binding = self.bundle.step_session.io_binding()
             inputs = {"x": self._x, "mask": self._mask}
             inputs |= {f"state.{name}": value for name, value in self._states[now].items()}
-            outputs = {"prediction": self.predictions}
+            outputs = {"prediction": self.raw}
             outputs |= {f"next.{name}": value for name, value in self._states[1 - now].items()}
             for name, array in inputs.items():
                 binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)

@@ -52,10 +52,12 @@ class Parts:
 
     def before_judgement(self) -> Parts:
         """`until_test`, or the training part alone where the validation part is also what is judged."""
+        return replace(self, validation=[]) if self.judges_validation else self.until_test()
+
+    @property
+    def judges_validation(self) -> bool:
         judged = {(span.series.unique_id, span.begin, span.end) for span in self.test}
-        if any((span.series.unique_id, span.begin, span.end) in judged for span in self.validation):
-            return replace(self, validation=[])
-        return self.until_test()
+        return any((span.series.unique_id, span.begin, span.end) in judged for span in self.validation)
 
 
 def split(

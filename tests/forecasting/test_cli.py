@@ -31,6 +31,7 @@ DECILES = [f"q{level / 10:g}" for level in range(1, 10)]
 PROMISED = [
     "model", "task", "n_series", "n_cutoffs", "mase", "smape", "mae", "rmse", "mse", "pinball", "coverage_80",
     "skill_vs_naive", "dm_p_value", "fit_seconds", "predict_seconds", "peak_mb",
+    "calibrated", "pinball_raw", "coverage_80_raw", "calibrate_seconds",
 ]  # fmt: skip
 OF_OTHER_TASKS = {"accuracy", "macro_f1", "earliness", "mape"}
 
@@ -292,6 +293,22 @@ def test_backtest_writes_the_promised_files_with_the_promised_columns(place):
     assert "not used: promo" in said.err
     assert "note" not in said.out
     assert re.search(r"^naive +forecast", said.out, re.MULTILINE)
+
+
+def test_backtest_judges_ensembles_and_leaves_calibration_out_where_asked(place):
+    asked = ["--data", "sales.csv", "--model", "naive,ridge", "--horizon", 3, "--ensemble", "mean, median"]
+    done("backtest", *asked, "--out", "runs/a")
+    done("backtest", *asked, "--out", "runs/b", "--no-calibrate")
+    ensembles = {"mean(naive,ridge)", "median(naive,ridge)"}
+    for out, calibrated in (("runs/a", True), ("runs/b", False)):
+        board = pd.read_csv(f"{out}/leaderboard.csv")
+        assert set(board["model"]) == {"naive", "ridge"} | ensembles
+        assert set(board["calibrated"]) == {calibrated}
+        assert board["pinball"].eq(board["pinball_raw"]).all() != calibrated
+        assert set(pd.read_parquet(f"{out}/forecasts.parquet")["model"]) == set(board["model"])
+    said = mnemo("backtest", *asked[:-1], "mode")
+    assert said.code == 2
+    assert "no ensemble is called 'mode'" in said.err
 
 
 def test_backtest_sets_a_forecaster_of_sktimes_beside_ours(place):

@@ -220,7 +220,12 @@ def test_a_bundle_knows_its_series_and_forecasts_them_before_any_new_point(bundl
     stream = loaded.stream()
     with torch.no_grad():
         expected = trained.model.predict(trained.states.fits.state)
-    np.testing.assert_allclose(stream.predictions, expected, rtol=1e-6)
+    np.testing.assert_allclose(stream.raw, expected, rtol=1e-6)
+    factors = np.array(card["calibration"]["factors"])
+    assert factors.shape == (HORIZON, 9)
+    middle = stream.raw[..., 4:5]
+    np.testing.assert_allclose(stream.predictions, middle + factors * (stream.raw - middle), rtol=1e-4)
+    assert not np.allclose(stream.predictions, stream.raw, rtol=1e-3)
     assert stream.time_of("walk") == np.datetime64("2023-12-31", "ns")
 
 

@@ -9,7 +9,7 @@ import torch
 from data.frame import Channel, Dataset, Splits
 from data.panel import to_panel
 from forecasting import pipeline
-from forecasting.backtest import one_pass
+from forecasting.backtest import compare, one_pass
 from forecasting.pipeline import fingerprint, select, train_bundle, winner
 from forecasting.runtime import load_bundle
 from forecasting.task import Task, TaskError
@@ -129,14 +129,52 @@ def test_a_bundle_forecasts_what_its_model_forecast_at_the_same_cutoff(request, 
     rows = report.forecasts[(report.forecasts["model"] == name) & (report.forecasts["cutoff"] == cutoff)]
     both = rows.merge(from_bundle, on=["unique_id", "cutoff", "ds", "model"], suffixes=("", "_bundle"))
     assert len(both) == len(from_bundle) == 2 * 3
-    for column in ("mean", "q0.1", "q0.5", "q0.9"):
+    # Where validation is what was judged, the report is uncalibrated; the median and the mean are the same anyway.
+    for column in ("mean", "q0.5", *(("q0.1", "q0.9") if kind == "tested" else ())):
         np.testing.assert_allclose(both[f"{column}_bundle"], both[column], rtol=1e-4, atol=1e-4)
     task = Task.of(data)
     parts = split(data, to_panel(data), task, cutoff=cutoff)
     again = one_pass(report.models[name].model, parts.test, [np.array([cutoff])] * 2)
-    values = np.concatenate([row.values for row in again]).reshape(6, 9)
+    calibration = report.calibrations[name]
+    assert not np.allclose(calibration.factors, 1, atol=0.05)
+    values = calibration.apply(np.concatenate([row.values for row in again])).reshape(6, 9)
     shown = from_bundle[[f"q{level:g}" for level in task.quantiles]]
     np.testing.assert_allclose(shown, values, rtol=1e-4, atol=1e-4)
+
+
+def test_the_report_says_which_figures_are_of_calibrated_quantiles(tested, whole):
+    for (_, report, card, _), calibrated in ((tested, True), (whole, False)):
+        assert set(report.leaderboard["calibrated"]) == {calibrated}
+        same = report.leaderboard["coverage_80"] == report.leaderboard["coverage_80_raw"]
+        assert same.all() != calibrated
+        assert card["calibration"]["on"] == "validation"
+        assert card["calibration"]["scores"] > 100
+
+
+def test_a_bundle_without_calibration_says_what_its_graph_says(tmp_path):
+    data = dataset()
+    task = Task.of(data)
+    report, card = train_bundle(
+        data, "ridge", task, tmp_path / "b", until=UNTIL, settings={"lags": 12}, calibrated=False
+    )
+    assert card["calibration"] is None
+    assert set(report.leaderboard["calibrated"]) == {False}
+    stream = load_bundle(tmp_path / "b").stream(["a"])
+    np.testing.assert_array_equal(stream.step({"a": [1.0, 2.0]})["a"], stream.raw[0])
+
+
+def test_nothing_of_the_test_reaches_the_calibration(tested):
+    data, report, _, _ = tested
+    changed = data.frame.copy()
+    changed.loc[changed["ds"] > UNTIL, ["y", "load"]] *= 100
+    other = replace(data, frame=changed)
+    parts = split(other, to_panel(other), Task.of(other), cutoff=UNTIL, hold_out=False)
+    again = compare(parts, ["gru"], Task.of(other), settings=SMALL)
+    for name, calibration in report.calibrations.items():
+        np.testing.assert_array_equal(again.calibrations[name].factors, calibration.factors)
+    first = report.forecasts["cutoff"] == UNTIL
+    assert first.sum() == again.forecasts["cutoff"].eq(UNTIL).sum() > 0
+    np.testing.assert_array_equal(report.forecasts.loc[first, "q0.9"], again.forecasts.loc[first, "q0.9"])
 
 
 # auto

@@ -78,6 +78,22 @@ def test_a_forecast_is_that_of_the_class_fitted_up_to_the_cutoff_alone():
     pd.testing.assert_series_equal(changed.loc[first, "mean"], rows.loc[first, "mean"])
 
 
+def test_its_quantiles_are_calibrated_by_one_fit_a_series_before_the_test():
+    data = sales(*(walk(40, seed) for seed in range(4)))
+    report, raw = run(data, THETA), run(data, THETA, calibrated=False)
+    factors, scores = report.calibrations[THETA].factors, report.calibrations[THETA].scores
+    assert scores == 4 * 3
+    middle = forecasts_of(raw, THETA)["q0.5"]
+    for column, level in (("q0.1", 0), ("q0.9", 8)):
+        width = forecasts_of(raw, THETA)[column] - middle
+        told = middle + np.tile(factors[:, level], len(width) // 3) * width
+        np.testing.assert_allclose(forecasts_of(report, THETA)[column], told)
+    assert not np.allclose(factors, 1, atol=0.05)
+    board = report.leaderboard.set_index("model").loc[THETA]
+    assert board["pinball_raw"] == pytest.approx(raw.leaderboard.set_index("model")["pinball"][THETA])
+    assert len(report.substitutes) == 0
+
+
 def test_a_forecaster_of_points_has_no_quantiles_and_says_so():
     report = run(sales(walk(40)), CROSTON)
     row = report.leaderboard.set_index("model").loc[CROSTON]
@@ -85,6 +101,7 @@ def test_a_forecaster_of_points_has_no_quantiles_and_says_so():
     assert np.isnan(row["pinball"])
     assert np.isnan(row["coverage_80"])
     assert forecasts_of(report, CROSTON)["q0.5"].isna().all()
+    assert CROSTON not in report.calibrations
     assert any(note.startswith(f"{CROSTON}: forecasts points only") for note in report.notes)
 
 
