@@ -23,13 +23,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from data.frame import Dataset
+from data.frame import Dataset, show_time
 from data.panel import Series, to_panel
 from forecasting import metrics
 from forecasting.conformal import Calibration, calibrate, scores_needed
 from forecasting.ensemble import check_ensembles, combined, ensemble_name
 from forecasting.metrics import mean_of_quantiles
-from forecasting.predictions import Rows
+from forecasting.predictions import Rows, substituted
 from forecasting.refit import Answer, RefitModel, is_refit, known_fields
 from forecasting.task import Task, TaskError
 from forecasting.training import Trained, TrainingConfig, fit_local, fit_model, parse_settings
@@ -47,6 +47,7 @@ LEADERBOARD = (
     "skill_vs_naive", "dm_p_value", "fit_seconds", "predict_seconds", "peak_mb",
     "mape", "accuracy", "macro_f1", "earliness",
     "calibrated", "pinball_raw", "coverage_80_raw", "calibrate_seconds",
+    "n_substituted",
 )  # fmt: skip
 SUBSTITUTES = ("model", "unique_id", "cutoff", "substitute", "reason")
 
@@ -65,7 +66,7 @@ class Report:
     history: pd.DataFrame  # what was known: unique_id, ds, and y or the channels
     models: dict[str, Trained | RefitModel]
     notes: tuple[str, ...]
-    # A row a forecast that a refit model could not make: model, unique_id, cutoff, substitute, reason.
+    # A row a forecast that is not the model's own: model, unique_id, cutoff, substitute, reason.
     substitutes: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(SUBSTITUTES)))
     calibrations: dict[str, Calibration] = field(default_factory=dict)  # of the models, and ensembles, that have one
 
@@ -148,8 +149,10 @@ def local_pass(trained: Trained, spans: Sequence[Span], positions: Sequence[np.n
                 x = torch.stack(parts).to(model.device)
                 values = torch.cat([values, model.scan(x, x.isfinite().to(x.dtype), state)[0]], 1)
             for row, (index, end) in enumerate(zip(members, ends, strict=True)):
-                at = positions[index]
-                rows[index] = Rows(spans[index], at, values[row, torch.from_numpy(at - (end - 1))].cpu().numpy())
+                at, substitute = positions[index], states.substitutes.get(names[row])
+                instead = {} if substitute is None else dict.fromkeys(at.tolist(), substitute)
+                said = values[row, torch.from_numpy(at - (end - 1))].cpu().numpy()
+                rows[index] = Rows(spans[index], at, said, instead=instead)
     return [row for row in rows if row is not None]
 
 
@@ -266,7 +269,7 @@ def compare(
     rows: dict[str, list[Rows]] = {}
     checks: dict[str, list[Rows]] = {}
     costs: dict[str, dict[str, float]] = {}
-    notes, substitutes = [*parts.notes], []
+    notes = [*parts.notes]
     calibrated = calibrated and task.kind == "forecast"
     at_checks = _check_positions(parts, task) if calibrated else []
     for name in names:
@@ -275,7 +278,6 @@ def compare(
                 trained[name], answer = refits[name], _refitted(refits[name], parts, positions, rows["naive"])
                 rows[name], seconds = answer.rows, (answer.fit_seconds, answer.predict_seconds)
                 notes += answer.notes
-                substitutes += answer.substitutes
             else:
                 fit = partial(fit_model, name, task, settings=shared[name], seed=seed, progress=progress)
                 if name in models[:1]:
@@ -325,7 +327,8 @@ def compare(
     for one in trained.values():
         if isinstance(one, Trained):
             notes += one.notes()
-    instead = pd.DataFrame(substitutes, columns=list(SUBSTITUTES))
+    instead = _substitutes(rows)
+    notes += _substitute_notes(instead, rows)
     return Report(task, leaderboard, frame, _history(task, parts), trained, tuple(notes), instead, calibrations)
 
 
@@ -381,6 +384,26 @@ def _calibrated(task: Task, everyone: Sequence[Rows], calibration: Calibration |
         return list(everyone)
     levels = np.array(task.quantiles)
     return [replace(row, values=calibration.apply(row.values), points=row.mean(levels)) for row in everyone]
+
+
+def _substitutes(rows: Mapping[str, list[Rows]]) -> pd.DataFrame:
+    """A row a prediction that is not the model's own, columns SUBSTITUTES."""
+    table: list[tuple[Any, ...]] = []
+    for name, everyone in rows.items():
+        times = {row.span.series.unique_id: row.span.series.ds for row in everyone}
+        table += [(name, uid, times[uid][at], one.name, one.reason) for uid, at, one in substituted(everyone)]
+    return pd.DataFrame(table, columns=list(SUBSTITUTES))
+
+
+def _substitute_notes(substitutes: pd.DataFrame, rows: Mapping[str, list[Rows]]) -> Iterator[str]:
+    for name, cases in substitutes.groupby("model", sort=False):
+        everyone, first = rows[str(name)], cases.iloc[0]
+        total = sum(len(row.positions) for row in everyone)
+        yield (
+            f"{name}: {len(cases)} of {total} forecasts, of {cases['unique_id'].nunique()} of {len(everyone)} series, "
+            f"are those of {', '.join(cases['substitute'].unique())} instead, first {first['unique_id']} at "
+            f"{show_time(first['cutoff'])}: {first['reason']}"
+        )
 
 
 def _refitted(model: RefitModel, parts: Parts, positions: Sequence[np.ndarray], naive: Sequence[Rows]) -> Answer:
@@ -450,10 +473,11 @@ def _run(
             pieces.append(local_pass(trained, known.test, chosen))
         predict_seconds += time.perf_counter() - began
     assert first is not None
-    rows = [
-        Rows(span, at, np.concatenate([piece[index].values for piece in pieces]))
-        for index, (span, at) in enumerate(zip(parts.test, positions, strict=True))
-    ]
+    rows = []
+    for index, (span, at) in enumerate(zip(parts.test, positions, strict=True)):
+        mine = [piece[index] for piece in pieces]
+        instead = {position: one for row in mine for position, one in row.instead.items()}
+        rows.append(Rows(span, at, np.concatenate([row.values for row in mine]), instead=instead))
     return first, rows, (fit_seconds, predict_seconds)
 
 
@@ -624,7 +648,7 @@ def _leaderboard(
         judged = max(len(row.positions) for row in everyone) if task.kind == "forecast" else len(_judge(everyone)[0])
         table.append({
             "model": name, "task": task.kind, "n_series": len(everyone), "n_cutoffs": judged,
-            **measures, **beside, **costs[name],
+            **measures, **beside, **costs[name], "n_substituted": len(substituted(everyone)),
         })  # fmt: skip
     frame = pd.DataFrame(table).reindex(columns=list(LEADERBOARD))
     return frame.sort_values(JUDGED_BY[task.kind], ascending=task.kind != "classify", kind="stable", ignore_index=True)
@@ -643,7 +667,7 @@ def quantile_column(level: float) -> str:
 
 
 def _forecast_frame(task: Task, rows: Mapping[str, list[Rows]]) -> pd.DataFrame:
-    """unique_id, cutoff, ds, model, mean, q..., y: a row per series, cut-off, step and model."""
+    """unique_id, cutoff, ds, model, mean, q..., y, substitute: a row per series, cut-off, step and model."""
     levels = np.array(task.quantiles)
     frames = []
     for name, everyone in rows.items():
@@ -663,6 +687,7 @@ def _forecast_frame(task: Task, rows: Mapping[str, list[Rows]]) -> pd.DataFrame:
                 for index, level in enumerate(levels):
                     frame[quantile_column(level)] = quantiles[:, index]
             frame["y"] = _actual(row, task.horizon).ravel()
+            frame["substitute"] = np.repeat(np.array(row.names(), object), task.horizon)
             frames.append(frame)
     return pd.concat(frames, ignore_index=True)
 

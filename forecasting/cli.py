@@ -456,6 +456,13 @@ def forecast(
         else:
             write_whole(place, lambda path: answer.to_parquet(path, index=False))
         _say(f"{place}: {answer['unique_id'].nunique()} series, {len(answer)} rows, by {loaded.name}")
+    instead = [name for name in answer["unique_id"].unique() if name in loaded.substitutes]
+    if instead:
+        first = loaded.substitutes[instead[0]]
+        _say(
+            f"note: {loaded.name}: {len(instead)} of {answer['unique_id'].nunique()} series are forecast by a "
+            f"substitute, first {instead[0]} by {first['substitute']}: {first['reason']}"
+        )
 
 
 @app.command(epilog="Example: mnemo certify --bundle bundles/sp500")

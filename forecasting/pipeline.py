@@ -140,7 +140,9 @@ def export_winner(
     fitted = None
     if trained.states is not None:
         states = trained.states
-        training["substitutes"] = states.substitutes
+        training["substitutes"] = {
+            series: {"substitute": one.name, "reason": one.reason} for series, one in states.substitutes.items()
+        }
         training["remarks"] = states.fits.notes
         fitted = FittedSeries(states.fits.series, states.fits.state, states.last)
     return export_bundle(

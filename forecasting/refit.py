@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data.frame import Freq, show_time
+from data.frame import Freq
 from data.panel import Series
-from forecasting.predictions import Rows
+from forecasting.predictions import Rows, Substitute, substituted
 from forecasting.task import Task, TaskError
 from forecasting.windows import Span
 
@@ -43,7 +43,6 @@ class Answer:
     fit_seconds: float = 0.0
     predict_seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
-    substitutes: list[dict[str, Any]] = field(default_factory=list)  # model, unique_id, cutoff, substitute, reason
 
 
 def is_refit(name: str) -> bool:
@@ -140,6 +139,7 @@ class RefitModel:
             for span, at, fallback in zip(spans, positions, naive, strict=True):
                 points = np.empty((len(at), self.task.horizon))
                 values = np.full((*points.shape, len(levels)), np.nan)
+                instead = {}
                 for row, position in enumerate(at):
                     try:
                         points[row], values[row] = self._one(span.series, int(position), has_quantiles, answer)
@@ -147,13 +147,9 @@ class RefitModel:
                         points[row] = fallback.mean(levels)[row]
                         if has_quantiles:
                             values[row] = fallback.values[row]
-                        cutoff = span.series.ds[position]
-                        answer.substitutes.append({
-                            "model": self.name, "unique_id": span.series.unique_id, "cutoff": cutoff,
-                            "substitute": SUBSTITUTE, "reason": _reason(error),
-                        })  # fmt: skip
-                answer.rows.append(Rows(span, at, values, points))
-        answer.notes += self._notes(answer, sum(map(len, positions)), len(spans), has_quantiles, heard)
+                        instead[int(position)] = Substitute(SUBSTITUTE, _reason(error))
+                answer.rows.append(Rows(span, at, values, points, instead))
+        answer.notes += self._notes(answer, sum(map(len, positions)), has_quantiles, heard)
         return answer
 
     def _one(
@@ -174,19 +170,10 @@ class RefitModel:
             raise ArithmeticError("its forecast is not finite.")
         return points, values
 
-    def _notes(
-        self, answer: Answer, forecasts: int, series: int, has_quantiles: bool, heard: Counter[str]
-    ) -> Iterator[str]:
-        failed = answer.substitutes
+    def _notes(self, answer: Answer, forecasts: int, has_quantiles: bool, heard: Counter[str]) -> Iterator[str]:
+        failed = substituted(answer.rows)
         if forecasts and len(failed) == forecasts:
-            raise TaskError(f"{self.name}: failed at every cut-off of every series, first with {failed[0]['reason']}")
-        if failed:
-            first = failed[0]
-            yield (
-                f"{self.name}: {len(failed)} of {forecasts} forecasts, of "
-                f"{len({one['unique_id'] for one in failed})} of {series} series, are those of {SUBSTITUTE} instead, "
-                f"first {first['unique_id']} at {show_time(first['cutoff'])}: {first['reason']}"
-            )
+            raise TaskError(f"{self.name}: failed at every cut-off of every series, first with {failed[0][2].reason}")
         if not has_quantiles:
             yield f"{self.name}: forecasts points only, so it has no quantiles, no pinball loss and no coverage."
         if len(self.task.channels) > 1:

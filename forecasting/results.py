@@ -1,8 +1,8 @@
 """What a backtest leaves on disk, and how the dashboard finds it again.
 
-A result is a folder: leaderboard.csv, forecasts.parquet, history.parquet, substitutes.csv where another model stood in
-for one that failed, and, written last, run.json, which says what ran. Each file is written beside and renamed, and the
-old run.json goes first, so a folder with a run.json is whole.
+A result is a folder: leaderboard.csv, forecasts.parquet, history.parquet, substitutes.csv where something stood in for
+a model that could not forecast, and, written last, run.json, which says what ran. Each file is written beside and
+renamed, and the old run.json goes first, so a folder with a run.json is whole.
 """
 
 from __future__ import annotations

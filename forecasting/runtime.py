@@ -107,6 +107,11 @@ class LoadedBundle:
         )
         if "series" in self._initial:
             self.fitted = {name: row for row, name in enumerate(self._initial.pop("series").tolist())}
+        # Series that a local model could not be fitted to -> what forecasts them in its place, and why.
+        self.substitutes: dict[str, dict[str, str]] = {
+            name: one if isinstance(one, dict) else {"substitute": one, "reason": one}  # before it was written apart
+            for name, one in bundle.card.get("training", {}).get("substitutes", {}).items()
+        }
         self.threads = threads
         self._asked = _check_providers(providers)
         self._session = self.step_session if self.streams else self.scan_session
@@ -262,8 +267,9 @@ class LoadedBundle:
             adapt: as `stream` takes it; the frame is then stepped one observation after the other.
 
         Returns:
-            forecast: unique_id, cutoff, ds, model, mean, q0.1 ... : one row for each step of the horizon. The mean is
-                that of the model's own quantiles, which the card's calibration moves.
+            forecast: unique_id, cutoff, ds, model, mean, q0.1 ..., substitute: one row for each step of the horizon.
+                The mean is that of the model's own quantiles, which the card's calibration moves; the last names what
+                forecasts in the model's place, and is empty where that is the model itself.
             classify: unique_id, ds, model, label, p_<label> ... : one row for each series, at its last time.
             regress: unique_id, ds, model, mean, q0.1 ... : the same.
         """
@@ -464,6 +470,8 @@ class LoadedBundle:
             ahead = {time: future_ds(time, self.task["freq"], steps) for time in dict.fromkeys(times)}
             table["cutoff"] = np.repeat(np.array(times), steps)
             table["ds"] = np.concatenate([ahead[time] for time in times])
+            instead = [self.substitutes[name]["substitute"] if name in self.substitutes else "" for name in ids]
+            numbers["substitute"] = np.repeat(np.array(instead, object), steps)
         else:
             table["ds"] = np.array(times)
         return pd.DataFrame(table | {"model": self.name} | numbers)

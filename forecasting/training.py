@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from forecasting.checkpoint import CheckpointError, SafeCheckpoints, best_weights, load
+from forecasting.predictions import Substitute
 from forecasting.task import Task, TaskError
 from forecasting.windows import Parts, Span, window_loader
 from models.catalog import build, entry, field_defaults
@@ -94,12 +95,13 @@ class SeriesStates:
     fits: Fits  # every series has a state, in the model's own type
     ends: dict[str, int]  # series -> position after the last value that its state has seen
     last: np.ndarray  # `ds` of that value, in the order of the states
-    substitutes: dict[str, str]  # series -> what stands in for the fit, and why
+    substitutes: dict[str, Substitute]  # of the series that could not be fitted
 
     def notes(self, model: str) -> tuple[str, ...]:
         """For a report: how many series have a substitute, or were fitted otherwise than asked."""
         said = []
-        for what, cases in (("have a substitute", self.substitutes), ("were fitted with a remark", self.fits.notes)):
+        instead = {series: f"{one.name}, for {one.reason}" for series, one in self.substitutes.items()}
+        for what, cases in (("have a substitute", instead), ("were fitted with a remark", self.fits.notes)):
             if cases:
                 shown = "; ".join(f"{name}: {why}" for name, why in list(cases.items())[:3])
                 more = f"; and {len(cases) - 3} more" if len(cases) > 3 else ""
@@ -332,7 +334,7 @@ def fit_local(name: str, task: Task, parts: Parts, settings: Mapping[str, Any], 
         replace(fits, series=tuple(past), state=own, failures={}),
         {series: span.end for series, span in spans.items()},
         np.array([span.series.ds[span.end - 1] for span in spans.values()]),
-        {series: f"{local.substitute}, for {why}" for series, why in fits.failures.items()},
+        {series: Substitute(local.substitute, why) for series, why in fits.failures.items()},
     )
     return Trained(model, name, field_defaults(name) | dict(settings), time.perf_counter() - began, 0, "cpu", states)
 

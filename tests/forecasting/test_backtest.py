@@ -395,7 +395,7 @@ def test_a_forecast_stands_at_the_time_it_is_for_beside_the_value_that_came(freq
     frame = frame.drop(index=[20, 43]).reset_index(drop=True)  # a missing row is a step like any other
     data = Dataset("toy", frame, "forecast", (VALUE,), freq, 1, 3, NO_SPLITS, "y")
     forecasts = backtest(data, [], Task.of(data, quantiles=(0.25, 0.5)), test_size=10).forecasts
-    assert list(forecasts) == ["unique_id", "cutoff", "ds", "model", "mean", "q0.25", "q0.5", "y"]
+    assert list(forecasts) == ["unique_id", "cutoff", "ds", "model", "mean", "q0.25", "q0.5", "y", "substitute"]
     assert len(forecasts) == 2 * 8 * 3
     steps = forecasts.groupby(["model", "cutoff"])["ds"].apply(list)
     place = {time: index for index, time in enumerate(ds)}

@@ -280,12 +280,13 @@ def test_backtest_writes_the_promised_files_with_the_promised_columns(place):
     said = done("backtest", "--data", "sales.csv", "--model", "gru, rnn", "--horizon", 3, "--out", "runs/a", *SMALL)
     leaderboard = pd.read_csv("runs/a/leaderboard.csv")
     assert [column for column in leaderboard if column in PROMISED] == PROMISED
-    assert set(leaderboard) - set(PROMISED) == OF_OTHER_TASKS
+    assert set(leaderboard) - set(PROMISED) == OF_OTHER_TASKS | {"n_substituted"}
+    assert (leaderboard["n_substituted"] == 0).all()
     assert leaderboard[list(OF_OTHER_TASKS)].isna().all(axis=None)
     assert set(leaderboard["model"]) == {"naive", "ridge", "gru", "rnn"}
     assert leaderboard["mase"].is_monotonic_increasing
     forecasts = pd.read_parquet("runs/a/forecasts.parquet")
-    assert list(forecasts) == ["unique_id", "cutoff", "ds", "model", "mean", *DECILES, "y"]
+    assert list(forecasts) == ["unique_id", "cutoff", "ds", "model", "mean", *DECILES, "y", "substitute"]
     assert set(forecasts["model"]) == {"naive", "ridge", "gru", "rnn"}
     assert (forecasts["ds"] > forecasts["cutoff"]).all()
     assert [result.folder for result in find_results(Path("runs"))] == [Path("runs/a")]
@@ -775,7 +776,9 @@ def test_forecasts_go_to_stdout_alone_or_to_a_file_of_either_kind(forecaster, pl
     said = done(*asked, "--out", "-")
     assert said.err == ""
     table = pd.read_csv(io.StringIO(said.out), parse_dates=["cutoff", "ds"])
-    assert list(table) == ["unique_id", "cutoff", "ds", "model", "mean", *DECILES]
+    assert list(table) == ["unique_id", "cutoff", "ds", "model", "mean", *DECILES, "substitute"]
+    table["substitute"] = table["substitute"].fillna("")  # what pandas makes of an empty field
+    assert (table["substitute"] == "").all()
     assert table["ds"].min() == pd.Timestamp("2024-03-01")  # the data end with February
     assert len(table) == 2 * 3
     said = done(*asked, "--out", "new/f.parquet")

@@ -1,19 +1,24 @@
 """Local models through the whole house: fitted per series, judged in one pass, bundled with their series."""
 
+import io
+import re
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from data.frame import Channel, Dataset, Splits
 from data.panel import to_panel
 from forecasting import backtest as engine
 from forecasting.backtest import backtest, compare, local_pass
 from forecasting.bundle import BundleError
+from forecasting.cli import app
 from forecasting.export import ExportError, FittedSeries, export_bundle
 from forecasting.pipeline import select, train_bundle
+from forecasting.results import find_results, write_report
 from forecasting.runtime import load_bundle
 from forecasting.task import Task, TaskError
 from forecasting.training import fit_local, fit_model
@@ -118,11 +123,39 @@ def test_a_report_names_the_substitute_and_judges_all_series(task, parts):
         "walk",
     ]
     assert report.forecasts[report.forecasts["model"] == "ets"]["mean"].notna().all()
-    (note,) = [note for note in report.notes if note.startswith("ets:")]
-    assert "1 of 3 series have a substitute: late: simple exponential smoothing from the first value, for " in note
-    assert "values are too few" in note
+    fits, forecasts = (note for note in report.notes if note.startswith("ets:"))
+    assert "1 of 3 series have a substitute: late: simple exponential smoothing from the first value, for " in fits
+    assert "values are too few" in fits
+    assert "ets: 9 of 27 forecasts, of 1 of 3 series, are those of simple exponential smoothing" in forecasts
     board = report.leaderboard.set_index("model")
     assert board.loc["ets", "mase"] < board.loc["naive", "mase"]
+
+
+SMOOTHING = "simple exponential smoothing from the first value"
+
+
+def test_every_row_says_whose_forecast_it_is_and_the_summary_counts_them(task, parts, tmp_path):
+    report = compare(parts, ["ets"], task)
+    rows = report.forecasts
+    instead = rows["model"].eq("ets") & rows["unique_id"].eq("late")
+    assert list(rows.columns)[-1] == "substitute"
+    assert (rows.loc[instead, "substitute"] == SMOOTHING).all()
+    assert (rows.loc[~instead, "substitute"] == "").all()
+    cutoffs = instead.sum() // HORIZON
+    assert len(report.substitutes) == cutoffs == report.leaderboard.set_index("model")["n_substituted"]["ets"]
+    assert report.leaderboard.set_index("model")["n_substituted"]["naive"] == 0
+    assert report.substitutes["reason"].str.contains("too few").all()
+    write_report(report, tmp_path / "run", dataset="panel", seed=0, settings={})
+    (result,) = find_results(tmp_path)
+    assert result.run["substituted"] == {"ets": {"series": 1, "forecasts": cutoffs}}
+    pd.testing.assert_series_equal(result.forecasts()["substitute"], rows["substitute"])
+
+
+def test_a_series_that_a_later_fit_can_be_made_of_has_a_substitute_until_then(task, parts):
+    rows = compare(parts, ["ets"], task, refit=4).forecasts
+    late = rows[rows["model"].eq("ets") & rows["unique_id"].eq("late")].drop_duplicates("cutoff")
+    assert late["substitute"].ne("").sum() == 4
+    assert late["substitute"].iloc[:4].ne("").all()
 
 
 def test_a_refit_fits_to_what_is_known_by_then(task, parts):
@@ -182,7 +215,8 @@ def test_a_bundle_knows_its_series_and_forecasts_them_before_any_new_point(bundl
     assert card["certificate"]["passed"]
     assert sorted(loaded.fitted) == ["late", "season", "walk"]
     assert card["training"]["libraries"]["statsforecast"]
-    assert set(card["training"]["substitutes"]) == {"late"}
+    assert card["training"]["substitutes"]["late"]["substitute"] == SMOOTHING
+    assert loaded.substitutes == card["training"]["substitutes"]
     stream = loaded.stream()
     with torch.no_grad():
         expected = trained.model.predict(trained.states.fits.state)
@@ -200,6 +234,9 @@ def test_a_bundle_steps_its_series_over_what_is_new_alone(bundle):
     whole = loaded.forecast(frame())
     news = loaded.forecast(frame()[lambda table: table["ds"] > "2023-12-31"])
     pd.testing.assert_frame_equal(whole, news)
+    assert whole.groupby("unique_id")["substitute"].unique().map(list).to_dict() == {
+        "late": [SMOOTHING], "season": [""], "walk": [""],
+    }  # fmt: skip
     old = loaded.forecast(frame(length=LENGTH - TEST))
     assert (old["cutoff"] == pd.Timestamp("2023-12-31")).all()
     stream = loaded.stream(["season", "walk"])
@@ -209,6 +246,18 @@ def test_a_bundle_steps_its_series_over_what_is_new_alone(bundle):
     for name, values in last.items():
         found = whole[whole["unique_id"] == name].filter(regex=r"^q").to_numpy()
         np.testing.assert_allclose(found, values, rtol=1e-5)
+
+
+def test_a_command_that_forecasts_says_which_series_have_a_substitute(bundle, tmp_path):
+    _, _, loaded = bundle
+    frame().to_csv(tmp_path / "new.csv", index=False)
+    asked = ["forecast", "--bundle", str(loaded.path), "--data", str(tmp_path / "new.csv"), "--out", "-"]
+    said = CliRunner().invoke(app, asked)
+    assert said.exit_code == 0
+    expected = rf"note: ets: 1 of 3 series are forecast by a substitute, first late by {SMOOTHING}: .* too few"
+    assert re.search(expected, said.stderr)
+    table = pd.read_csv(io.StringIO(said.stdout))
+    assert set(table.loc[table["substitute"].notna(), "unique_id"]) == {"late"}
 
 
 def test_a_saved_stream_goes_on_and_new_names_are_looked_up(bundle, tmp_path):

@@ -112,6 +112,9 @@ def test_a_series_it_cannot_be_fitted_on_is_forecast_by_naive_and_named(tmp_path
     assert set(failed["unique_id"]) == {"b"}
     assert set(failed["substitute"]) == {"naive"}
     assert len(failed) == 4
+    assert forecasts_of(report, SMOOTHING).groupby("unique_id")["substitute"].unique().map(list).to_dict() == {
+        "a": [""], "b": ["naive"],
+    }  # fmt: skip
     assert failed["reason"].str.contains("positive").all()
     mine, naive = forecasts_of(report, SMOOTHING), forecasts_of(report, "naive")
     there = mine["unique_id"] == "b"

@@ -412,7 +412,8 @@ def test_a_frame_gives_the_forecast_of_each_series_from_its_end(daily):
     frame = frame_of({"long": 40, "short": 12, "alike": 12})
     found = daily.forecast(frame)
     quantiles = [f"q0.{k}" for k in range(1, 10)]
-    assert list(found.columns) == ["unique_id", "cutoff", "ds", "model", "mean", *quantiles]
+    assert list(found.columns) == ["unique_id", "cutoff", "ds", "model", "mean", *quantiles, "substitute"]
+    assert (found["substitute"] == "").all()
     assert len(found) == 9
     for name, part in frame.groupby("unique_id"):
         stream = daily.stream([name])
