@@ -126,8 +126,16 @@ class Limiter:
         return bool((np.abs(self.velocity) < 1e-6).all())
 
     def step(self, wanted: NDArray[np.float64], state: RobotState, dt: float) -> NDArray[np.float64]:
-        """The twist (6,) of the next `dt` seconds, for a wanted one (6,), where the robot is measured to be."""
+        """The twist (6,) of the next `dt` seconds, for a wanted one (6,), where the robot is measured to be.
+
+        Raises:
+            SensorError: a number is not finite, or time does not run forward; the limiter is as it was.
+        """
         limits = self.limits
+        if not (0 < dt < math.inf and np.isfinite(wanted).all() and np.isfinite(state.position).all()):
+            raise SensorError(
+                f"limits: wanted {wanted} at {state.position} m for {dt} s, expected finite numbers and a time above 0."
+            )
         target = wanted.astype(np.float64)
         for part, most in ((slice(0, 3), limits.linear_velocity), (slice(3, 6), limits.angular_velocity)):
             length = float(np.linalg.norm(target[part]))
@@ -175,5 +183,11 @@ class Limiter:
 
 
 def gripper_step(now: float, wanted: float, speed: float, dt: float) -> float:
-    """The next opening, 0 to 1, on the way from `now` to `wanted`."""
+    """The next opening, 0 to 1, on the way from `now` to `wanted`.
+
+    Raises:
+        SensorError: either is not within 0 and 1, or time does not run forward.
+    """
+    if not (0 <= now <= 1 and 0 <= wanted <= 1 and 0 < dt < math.inf):
+        raise SensorError(f"limits: gripper from {now} to {wanted} in {dt} s, expected 0 to 1 and a time above 0.")
     return min(max(now + min(max(wanted - now, -speed * dt), speed * dt), 0.0), 1.0)

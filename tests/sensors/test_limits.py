@@ -64,7 +64,7 @@ def test_a_limit_that_is_no_positive_number_is_refused(name, value):
         Limits.parse({**asdict(LIMITS), name: value})
 
 
-@pytest.mark.parametrize("box", [[0.0, math.nan, 0.0], [0.0, 0.0], "abc", [0.3, 0.0, 0.0]])
+@pytest.mark.parametrize("box", [[0.0, math.nan, 0.0], [-math.inf, 0.0, 0.0], [0.0, 0.0], "abc", [0.3, 0.0, 0.0]])
 def test_a_box_that_is_none_is_refused(box):
     with pytest.raises(SensorError, match="box_low"):
         Limits.parse({**asdict(LIMITS), "box_low": box})
@@ -73,3 +73,28 @@ def test_a_box_that_is_none_is_refused(box):
 def test_the_gripper_moves_no_faster_than_its_speed():
     assert gripper_step(0.5, 1.0, speed=2.0, dt=0.01) == pytest.approx(0.52)
     assert gripper_step(0.5, 0.51, speed=2.0, dt=0.01) == pytest.approx(0.51)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_number_that_is_not_finite_is_refused_and_leaves_the_limiter_as_it_was(bad):
+    limiter, wanted = Limiter(LIMITS), np.ones(6)
+    before = limiter.step(wanted, at(), 0.01)
+    for twist, position, dt in ((wanted * bad, 0.0, 0.01), (wanted, bad, 0.01), (wanted, 0.0, bad), (wanted, 0.0, 0.0)):
+        with pytest.raises(SensorError, match="expected finite"):
+            limiter.step(twist, at((position, 0.0, 0.0)), dt)
+    np.testing.assert_array_equal(limiter.velocity, before)
+
+
+@pytest.mark.parametrize(("now", "wanted", "dt"), [(math.nan, 0.5, 0.1), (0.5, math.nan, 0.1), (0.5, 1, math.nan)])
+def test_a_gripper_whose_opening_is_not_known_is_not_moved(now, wanted, dt):
+    with pytest.raises(SensorError, match="gripper from"):
+        gripper_step(now, wanted, speed=2.0, dt=dt)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(1e-3, 0.02), min_size=150, max_size=150))
+def test_a_velocity_is_reached_and_not_passed_whatever_the_time_steps(times):
+    limiter = Limiter(LIMITS)
+    speeds = [limiter.step(np.eye(6)[3] * 0.5, at(), dt)[3] for dt in [*times, *[0.02] * 200]]
+    assert max(speeds) <= 0.5 * (1 + 1e-9)
+    assert speeds[-1] == pytest.approx(0.5, rel=1e-3)
