@@ -92,7 +92,7 @@ def test_the_forecasts_come_from_the_bundle(shown, name):
     bundle = load_bundle(folder / "bundle")
     answer = pd.read_parquet(folder / "forecast.parquet")
     levels = [f"q{level:g}" for level in bundle.quantiles]
-    assert list(answer) == ["unique_id", "cutoff", "ds", "model", "mean", *levels]
+    assert list(answer) == ["unique_id", "cutoff", "ds", "model", "mean", *levels, "substitute"]
     assert set(answer["model"]) == {bundle.name}
     assert (np.diff(answer[levels]) >= 0).all()
     scene = next(scene for scene in demo.SCENES if scene.name == name)
