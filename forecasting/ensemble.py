@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from forecasting.predictions import Rows
+from forecasting.predictions import Rows, Substitute
 from forecasting.task import TaskError
 
 COMBINE: dict[str, Callable[..., Any]] = {"mean": np.mean, "median": np.median}
@@ -40,6 +40,8 @@ def check_ensembles(asked: Sequence[str], members: Sequence[str], kind: str) -> 
 def combined(how: str, members: Sequence[Sequence[Rows]], levels: np.ndarray) -> list[Rows]:
     """The ensemble's forecasts at the cut-offs of its members, which are the same of all.
 
+    Where a substitute stands in for a member, it is named for the ensemble too.
+
     Args:
         members: per model its forecasts, a `Rows` a series in the same order. A member that forecasts points only
             leaves the ensemble without quantiles too.
@@ -51,6 +53,17 @@ def combined(how: str, members: Sequence[Sequence[Rows]], levels: np.ndarray) ->
             rows[0].positions,
             combine([row.values for row in rows], axis=0),
             combine([row.mean(levels) for row in rows], axis=0),
+            _instead(rows),
         )
         for rows in zip(*members, strict=True)
     ]
+
+
+def _instead(rows: Sequence[Rows]) -> dict[int, Substitute]:
+    """Per position the substitutes of the members that have one there: what they say is a part of the ensemble's."""
+    positions = sorted(set().union(*(row.instead for row in rows)))
+    found = {at: [row.instead[at] for row in rows if at in row.instead] for at in positions}
+    return {
+        at: Substitute("; ".join(one.name for one in those), "; ".join(one.reason for one in those))
+        for at, those in found.items()
+    }

@@ -11,7 +11,7 @@ from data.panel import Series
 from forecasting.backtest import backtest
 from forecasting.ensemble import combined
 from forecasting.pipeline import winner
-from forecasting.predictions import Rows
+from forecasting.predictions import Rows, Substitute
 from forecasting.task import Task, TaskError
 from forecasting.windows import Span
 
@@ -35,6 +35,19 @@ def test_each_quantile_is_the_members_mean_or_median():
     members = [rows_of([0, 1, 2]), rows_of([1, 4, 10]), rows_of([2, 7, 9])]
     np.testing.assert_allclose(combined("mean", members, LEVELS)[0].values, [[[1, 4, 7]]])
     np.testing.assert_allclose(combined("median", members, LEVELS)[0].values, [[[1, 4, 9]]])
+
+
+def test_a_members_substitute_is_the_ensembles_too_where_it_stands():
+    positions, values = np.array([4, 5]), np.zeros((2, 1, 3))
+    walk, flat = Substitute("a walk", "too short"), Substitute("naive", "too wild")
+    members = [
+        [Rows(SPAN, positions, values, instead={5: walk})],
+        [Rows(SPAN, positions, values)],
+        [Rows(SPAN, positions, values, instead={5: flat})],
+    ]
+    (row,) = combined("median", members, LEVELS)
+    assert row.names() == ["", "a walk; naive"]
+    assert row.instead[5].reason == "too short; too wild"
 
 
 def test_a_member_without_quantiles_leaves_points_alone():

@@ -151,6 +151,14 @@ def test_every_row_says_whose_forecast_it_is_and_the_summary_counts_them(task, p
     pd.testing.assert_series_equal(result.forecasts()["substitute"], rows["substitute"])
 
 
+def test_an_ensemble_with_a_substitute_in_it_says_so(task, parts):
+    report = compare(parts, ["ets", "drift"], task, ensembles=["mean"])
+    rows = report.forecasts[report.forecasts["model"] == "mean(ets,drift)"]
+    assert set(rows.loc[rows["substitute"] == SMOOTHING, "unique_id"]) == {"late"}
+    assert (rows.loc[rows["unique_id"] != "late", "substitute"] == "").all()
+    assert report.leaderboard.set_index("model")["n_substituted"]["mean(ets,drift)"] == 9
+
+
 def test_a_series_that_a_later_fit_can_be_made_of_has_a_substitute_until_then(task, parts):
     rows = compare(parts, ["ets"], task, refit=4).forecasts
     late = rows[rows["model"].eq("ets") & rows["unique_id"].eq("late")].drop_duplicates("cutoff")
