@@ -120,9 +120,17 @@ class RosRobot(Robot):
         self._pose: tuple[float, NDArray[np.float64], NDArray[np.float64]] | None = None
 
     def connect(self) -> None:
-        config, wire = self.config, self._wire
-        wire.open()
+        self._wire.open()
+        try:
+            self._meet()
+        except RobotError:
+            self._wire.close()
+            raise
         self._open = True
+
+    def _meet(self) -> None:
+        """Name the topics and wait for whoever is on them."""
+        config, wire = self.config, self._wire
         wire.advertise(config.command, JointTrajectory if config.trajectory else TwistStamped)
         if config.gripper:
             wire.advertise(config.gripper, Float64)
@@ -141,8 +149,6 @@ class RosRobot(Robot):
             if not there
         ]
         if missing:
-            self._open = False
-            wire.close()
             names = ", ".join(joint.name for joint in config.joints)
             raise RobotError(
                 f"{self.info.uri}: {' and '.join(missing)} within {config.wait_s:g} s. Is the robot's driver running, "

@@ -6,7 +6,8 @@ waited on the way is told by its stamp (`ros`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from cyclonedds.core import DDSException, Listener, Policy, Qos
@@ -48,10 +49,14 @@ class DdsWire:
 
     def advertise(self, topic: str, kind: type[Any]) -> None:
         qos = Qos(*RELIABLE, Policy.Lifespan(duration(seconds=LIFESPAN_S)))
-        self._writers[topic] = DataWriter(self._there(), self._topic(topic, kind), qos)
+        with self._naming(topic):
+            self._writers[topic] = DataWriter(self._there(), self._topic(topic, kind), qos)
 
     def subscribe(self, topic: str, kind: type[Any], take: Callable[[Any], None]) -> None:
-        reader: DataReader = DataReader(self._there(), self._topic(topic, kind), Qos(*RELIABLE), listener=_Newest(take))
+        with self._naming(topic):
+            reader: DataReader = DataReader(
+                self._there(), self._topic(topic, kind), Qos(*RELIABLE), listener=_Newest(take)
+            )
         self._readers.append(reader)
 
     def publish(self, topic: str, message: Any) -> None:
@@ -62,6 +67,16 @@ class DdsWire:
 
     def heard(self, topic: str) -> bool:
         return self._writers[topic].get_publication_matched_status().current_count > 0
+
+    @contextmanager
+    def _naming(self, topic: str) -> Iterator[None]:
+        try:
+            yield
+        except DDSException as error:
+            raise RobotError(
+                f"{self.uri}: '{topic}' cannot be a topic here ({error}). ROS names are letters, digits, _ and /, and "
+                "one name carries one type."
+            ) from error
 
     def _topic(self, name: str, kind: type[Any]) -> Topic:
         return Topic(self._there(), f"rt/{name.lstrip('/')}", kind)

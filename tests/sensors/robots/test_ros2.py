@@ -100,7 +100,8 @@ def test_a_joint_trajectory_holds_where_the_joints_would_be_within_their_limits(
         assert robot.send(command(1, 0.2, gripper=1.0)).gripper is None  # it has none
         until(lambda: robot.state().joints.tolist() == [0.1 + 0.5 * 0.2, -1.0])
         robot.stop()
-        time.sleep(0.1)
+        stopped = time.monotonic()
+        until(lambda: robot.state().time > stopped + 0.05)
         names = ["shoulder", "elbow"]
         assert other.end() == [{"names": names, "points": [[0.2, -1.0]]}, {"names": names, "points": []}]
 
@@ -151,3 +152,8 @@ def test_a_robot_that_goes_away_takes_no_command():
 def test_a_trajectory_without_kinematics_is_refused():
     with pytest.raises(RobotError, match="needs the arm's kinematics"):
         ros2(replace(CONFIG, trajectory="/command"))
+
+
+def test_a_name_that_cannot_be_a_topic_is_refused():
+    with pytest.raises(RobotError, match="'/my command' cannot be a topic"):
+        ros2(replace(CONFIG, twist="/my command")).connect()
