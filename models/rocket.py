@@ -51,11 +51,11 @@ class RocketConfig:
     prior: int = 100_000  # observations that the training statistics weigh against a stream's
 
     def __post_init__(self) -> None:
-        least = {"dilations": 1, "thresholds": 1, "levels": 0, "short": 1, "long": 1, "hidden": 1, "positions": 0}
+        least = {"dilations": 1, "thresholds": 1, "levels": 1, "short": 1, "long": 1, "hidden": 1, "positions": 0}
         wrong = [name for name, low in least.items() if getattr(self, name) < low]
         if wrong or not 0 <= self.dropout < 1 or not 0 <= self.smoothing < 1 or self.prior < 1:
             raise ModelError(
-                "dilations, thresholds, short, long, hidden and prior are at least 1, levels and positions at least 0, "
+                "dilations, thresholds, levels, short, long, hidden and prior are at least 1, positions at least 0, "
                 "dropout and smoothing from 0 to below 1; got "
                 + ", ".join(f"{name}={value}" for name, value in vars(self).items())
             )
@@ -112,24 +112,19 @@ class Rocket(StepModel, Trainable):
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Statistics of the channels, then the thresholds: evenly spaced quantiles of what they cut; then of shares."""
         self.normaliser.calibrate(*channel_statistics(batches, share=1e-2))
-        parts = [some_windows(batch) for batch in batches]
-        cuts = torch.linspace(0, 1, self.config.thresholds + 2)[1:-1]
-        levels = torch.linspace(0, 1, self.config.levels + 2)[1:-1]
-        some = [self._views(part) for part in parts]
+        seen = [self._seen(some_windows(batch)) for batch in batches]
+        views = [self._views(level, self.initial_state(len(level))) for level, _ in seen]
+        even = torch.linspace(0, 1, self.config.thresholds + 2)[1:-1]
         for index in range(len(self.dilations)):
-            found = torch.cat([self._convolved(index, views).flatten(1) for views, _ in some], 1)  # (84, n)
-            found = found[:, :: max(1, found.shape[1] // SAMPLE)]
+            found = thinned(torch.cat([self._convolved(index, part).flatten(1) for part in views], 1))  # (84, n)
             # Each kernel cuts at quantiles of its own, a little beside the next one's, as in the paper.
-            moved = (cuts + (torch.rand(KERNELS, 1) - 0.5) * (cuts[0])).clamp(0.01, 0.99)
-            ordered = found.sort(1).values
-            at = (moved * (found.shape[1] - 1)).long()
-            self.get_buffer(f"cuts{index}").copy_(ordered.gather(1, at))
+            moved = (even + (torch.rand(KERNELS, 1) - 0.5) * even[0]).clamp(0.01, 0.99)
+            place = (moved * (found.shape[1] - 1)).long()
+            self.get_buffer(f"cuts{index}").copy_(found.sort(1).values.gather(1, place))
             self.get_buffer(f"softness{index}").copy_((SOFTNESS * found.std(1, keepdim=True)).clamp(min=1e-3))
-        values = torch.cat([views[:, -steps:, : self.signature.channels].flatten(0, 1) for views, steps in some])
-        values = values[:: max(1, len(values) // SAMPLE)]
-        if self.config.levels:
-            self.level_cuts.copy_(torch.quantile(values, levels, dim=0).T)
-        self._standardise(parts)
+        levels = thinned(torch.cat([clamped(level).flatten(0, 1) for level, _ in seen]).T)  # (C, n)
+        self.level_cuts.copy_(torch.quantile(levels, torch.linspace(0, 1, self.config.levels + 2)[1:-1], dim=1).T)
+        self._standardise(seen)
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy at some positions of the windows, other ones each time."""
@@ -138,9 +133,8 @@ class Rocket(StepModel, Trainable):
         if chosen and self.training and len(known) > chosen:
             parts = (torch.arange(chosen) + torch.rand(chosen)) * len(known) / chosen
             known = known[parts.long()]
-        with torch.no_grad():
-            seen, _ = self.normaliser.scan(batch.x, batch.mask, self.initial_state(len(batch.x)))
-        logits, _ = self._read(seen.level, seen.present, self.initial_state(len(batch.x)), known)
+        level, present = self._seen(batch)
+        logits, _ = self._read(level, present, self.initial_state(len(level)), known)
         return cross_entropy(
             logits.flatten(0, 1),
             batch.target[:, known].flatten(),
@@ -171,8 +165,7 @@ class Rocket(StepModel, Trainable):
         """Running proportions (B, T, R K) of each dilation and of the levels; how much past there was (B, T, 1)."""
         there = present.amax(-1, keepdim=True)
         age = state["age"][:, None] + there.cumsum(1)
-        level = level.clamp(-LARGEST_LEVEL, LARGEST_LEVEL)
-        views = torch.cat([state["past"], torch.cat([level, level.abs()], -1)], 1)
+        views = self._views(level, state)
         rates = [there / age.clamp(1.0, float(window)) for window in (self.config.short, self.config.long)]
         after = {"age": age[:, -1], "past": views[:, views.shape[1] - self.past :]}
         shares = []
@@ -186,7 +179,7 @@ class Rocket(StepModel, Trainable):
     def _above(self, index: int, views: Tensor, level: Tensor) -> Tensor:
         """(B, T, K) where each value lies, -1 below each threshold to 1 above; softly."""
         if index == len(self.dilations):
-            return torch.tanh((level[..., None] - self.level_cuts) / SOFTNESS).flatten(2)
+            return torch.tanh((clamped(level)[..., None] - self.level_cuts) / SOFTNESS).flatten(2)
         found = self._convolved(index, views).permute(1, 2, 0)[..., None]  # (B, T, 84, 1)
         softness = self.get_buffer(f"softness{index}")
         return torch.tanh((found - self.get_buffer(f"cuts{index}")) / softness).flatten(2)
@@ -198,32 +191,43 @@ class Rocket(StepModel, Trainable):
         kernels = self.get_buffer(f"kernels{index}")
         return conv1d(views[:, start:].transpose(1, 2), kernels, dilation=dilation).transpose(0, 1)
 
-    @torch.no_grad()
-    def _views(self, batch: Batch) -> tuple[Tensor, int]:
-        seen, _ = self.normaliser.scan(batch.x, batch.mask, self.initial_state(len(batch.x)))
-        level = seen.level.clamp(-LARGEST_LEVEL, LARGEST_LEVEL)
-        past = self.initial_state(len(level))["past"]
-        return torch.cat([past, torch.cat([level, level.abs()], -1)], 1), level.shape[1]
+    @staticmethod
+    def _views(level: Tensor, state: State) -> Tensor:
+        """(B, past + T, V): the channels and their sizes, behind those that the state keeps."""
+        level = clamped(level)
+        return torch.cat([state["past"], torch.cat([level, level.abs()], -1)], 1)
 
     @torch.no_grad()
-    def _standardise(self, batches: Iterable[Batch]) -> None:
+    def _seen(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Levels and what of them was observed, (B, T, C) each, of windows with nothing before."""
+        seen, _ = self.normaliser.scan(batch.x, batch.mask, self.initial_state(len(batch.x)))
+        return seen.level, seen.present
+
+    @torch.no_grad()
+    def _standardise(self, windows: list[tuple[Tensor, Tensor]]) -> None:
         """So that the head meets shares of mean 0 and deviation 1, whatever their threshold."""
-        totals: list[Tensor] = []
+        totals: list[Tensor | float] = [0.0] * len(self.sizes)
         count = 0
-        for batch in batches:
-            state = self.initial_state(len(batch.x))
-            seen, _ = self.normaliser.scan(batch.x, batch.mask, state)
-            positions = torch.arange(0, batch.x.shape[1], max(1, batch.x.shape[1] // 16))
-            shares, _, _ = self._shares(seen.level, seen.present, state, positions)
-            moments = [
-                torch.stack([share.double().sum((0, 1)), share.double().square().sum((0, 1))]) for share in shares
-            ]
-            totals = moments if not totals else [a + b for a, b in zip(totals, moments, strict=True)]
-            count += len(batch.x) * len(positions)
+        for level, present in windows:
+            positions = torch.arange(0, level.shape[1], max(1, level.shape[1] // 16))
+            shares, _, _ = self._shares(level, present, self.initial_state(len(level)), positions)
+            for index, share in enumerate(shares):
+                flat = share.flatten(0, 1).double()
+                totals[index] = totals[index] + torch.stack([flat.sum(0), flat.square().sum(0)])
+            count += len(level) * len(positions)
         for index, total in enumerate(totals):
-            mean, square = total / count
+            mean, square = torch.as_tensor(total) / count
             self.get_buffer(f"mean{index}").copy_(mean)
             self.get_buffer(f"std{index}").copy_((square - mean**2).clamp(min=0).sqrt() + LEAST_DEVIATION)
+
+
+def clamped(level: Tensor) -> Tensor:
+    return level.clamp(-LARGEST_LEVEL, LARGEST_LEVEL)
+
+
+def thinned(values: Tensor) -> Tensor:
+    """(..., n) with about SAMPLE of the n left at most, evenly."""
+    return values[..., :: max(1, values.shape[-1] // SAMPLE)]
 
 
 def some_windows(batch: Batch) -> Batch:

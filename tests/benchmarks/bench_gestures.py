@@ -4,7 +4,8 @@ For each set and fold: accuracy and macro-F1 after 25, 50, 75 and 100 % of each 
 does), with a 95 % interval from resampling what is judged. A streaming model is one for all fractions and is asked at
 every frame; random forest and MiniRocket are trained anew for each fraction, on series cut there, as a batch method
 would have to be. They stand beside in the same run: random forest with scikit-learn, MiniRocket and MultiRocket-Hydra
-where aeon is installed (`pip install aeon` into an environment that has this project, or any that has torch).
+where aeon is installed (`pip install aeon` into an environment that has this project); else the run says that they are
+left out.
 
 Sets and folds: `isl_myo`, the last repetitions of 20; `vmg30_glove`, the source's validation part; `uc2017_sg`, each
 user in turn (one frame a gesture, so only 100 %); `myo_wrist`, each person in turn, and each session of those who have
@@ -17,6 +18,7 @@ Options: --sets isl_myo,... --models gru,rocket,... --peers random-forest,miniro
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
 import os
 import sys
@@ -200,6 +202,7 @@ def hydra(seed: int) -> Any:
 
 
 PEERS: dict[str, Callable[[int], Any]] = {"random-forest": ForestOfStatistics, "minirocket": minirocket, "hydra": hydra}
+OF_AEON = ("minirocket", "hydra")
 
 
 def interval(right: np.ndarray, seed: int = 0) -> float:
@@ -220,6 +223,11 @@ def main() -> None:
     chosen = options.parse_args()
     extra = dict(pair.split("=", 1) for pair in chosen.set)
     print(machine())
+    peers = [peer for peer in chosen.peers.split(",") if peer]
+    if importlib.util.find_spec("aeon") is None:
+        absent = [peer for peer in peers if peer in OF_AEON]
+        peers = [peer for peer in peers if peer not in OF_AEON]
+        print(f"left out, for aeon is not installed: {', '.join(absent) or 'none that was asked for'}")
     for name in chosen.sets.split(","):
         dataset = load(name)
         panel = to_panel(dataset)
@@ -229,9 +237,9 @@ def main() -> None:
             if chosen.folds and number >= chosen.folds:
                 break
             runs = [(model, lambda *a, m=model: ours(m, *a)) for model in filter(None, chosen.models.split(","))]
-            runs += [(model, lambda *a, m=model: peer(PEERS[m], *a)) for model in filter(None, chosen.peers.split(","))]
+            runs += [(model, lambda *a, m=model: peer(PEERS[m], *a)) for model in peers]
             if len(fold.test[0].values) == 1:
-                runs = [run for run in runs if run[0] not in ("minirocket", "hydra")]  # one frame is no series
+                runs = [run for run in runs if run[0] not in OF_AEON]  # one frame is no series
             for model, run in runs:
                 began = time.perf_counter()
                 found = [run(task, fold, SETTINGS[name] | extra, seed) for seed in range(chosen.seeds)]
