@@ -20,7 +20,7 @@ from models.memory.backbone import MemoryBackbone, MemoryConfig
 from models.memory.hybrid import ContextConfig, MacBackbone, MagBackbone, MalBackbone, WindowConfig
 from models.naive import NaiveConfig, Prior, SeasonalNaive
 from models.network import Network, NetworkConfig
-from models.recurrent import Bidirectional, Recurrent, RecurrentConfig
+from models.recurrent import Bidirectional, Convolutional, ConvolutionalConfig, Recurrent, RecurrentConfig
 from models.rocket import Rocket, RocketConfig
 from models.simple import AverageConfig, Drift, HistoricAverage, WindowAverage
 from models.theta import Theta, ThetaConfig
@@ -119,6 +119,13 @@ MODELS: dict[str, Entry] = {
     "rnn": Entry("recurrent network with tanh cells", _recurrent("rnn"), NETWORK, ALL, "gradient"),
     "lstm": Entry("long short-term memory", _recurrent("lstm"), NETWORK, ALL, "gradient"),
     "gru": Entry("gated recurrent unit", _recurrent("gru"), NETWORK, ALL, "gradient"),
+    "conv-lstm": Entry(
+        "LSTM behind causal convolutions",
+        _network(partial(Convolutional, cell="lstm")),
+        (NetworkConfig, ConvolutionalConfig),
+        ALL,
+        "gradient",
+    ),
     "birnn": Entry("tanh network, both directions", _bidirectional("rnn"), NETWORK, WHOLE, "gradient", streams=False),
     "bilstm": Entry("LSTM, both directions", _bidirectional("lstm"), NETWORK, WHOLE, "gradient", streams=False),
     "bigru": Entry("GRU, both directions", _bidirectional("gru"), NETWORK, WHOLE, "gradient", streams=False),

@@ -1,7 +1,9 @@
-"""Recurrent backbones: RNN, LSTM and GRU of any depth, and their bidirectional variants.
+"""Recurrent backbones: RNN, LSTM and GRU of any depth, behind causal convolutions, and their bidirectional variants.
 
 The scan runs the library's sequence kernel; the step is the cell's formula, written out so that it exports as plain
 matrix products (Lipton et al. 2015, arXiv 1506.00019; gate order i, f, g, o and r, z, n as in PyTorch).
+Convolutions before an LSTM find short patterns, whose order it remembers (after LRCN, Donahue et al. 2015, arXiv
+1411.4389, with convolutions over time in place of those over a picture).
 A bidirectional network reads a sequence from its end as well: it labels complete sequences and cannot stream.
 
 Shapes: B series, T time, E width of the embedding, D width of the hidden state.
@@ -11,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import conv1d, gelu, linear
 
 from models.contract import ModelError, State
 
@@ -93,6 +96,65 @@ class Recurrent(nn.Module):
             out, h = self.net(e, h)
             after = {f"rnn.h{layer}": h[layer] for layer in layers}
         return self.dropout(out), after
+
+
+@dataclass(frozen=True)
+class ConvolutionalConfig(RecurrentConfig):
+    filters: int = 64  # F, of every convolution
+    kernel: int = 5  # steps that a convolution sees, the present one last
+    convolutions: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.filters < 1 or self.kernel < 2 or self.convolutions < 1:
+            raise ModelError(
+                f"filters and convolutions are at least 1 and kernel at least 2; got filters={self.filters}, "
+                f"kernel={self.kernel}, convolutions={self.convolutions}."
+            )
+
+
+class Convolutional(nn.Module):
+    """(B, T, E) -> (B, T, D): convolutions over the steps so far, zeros before the first, then a recurrent network."""
+
+    streams: ClassVar[bool] = True
+
+    def __init__(self, width: int, cell: str, config: ConvolutionalConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.features = config.hidden
+        widths = [width] + [config.filters] * config.convolutions
+        self.convolutions = nn.ModuleList(nn.Conv1d(a, b, config.kernel) for a, b in pairwise(widths))
+        self.recurrent = Recurrent(config.filters, cell, config)
+
+    def initial_state(self, batch: int) -> State:
+        pasts = {
+            f"conv.past{index}": layer.weight.new_zeros(batch, self.config.kernel - 1, layer.in_channels)
+            for index, layer in enumerate(self._layers())
+        }
+        return pasts | self.recurrent.initial_state(batch)
+
+    def step(self, e: Tensor, state: State, present: Tensor | None = None) -> tuple[Tensor, State]:
+        """e: (B, E) gives (B, D)."""
+        after: State = {}
+        for index, layer in enumerate(self._layers()):
+            window = torch.cat([state[f"conv.past{index}"], e[:, None]], 1)
+            after[f"conv.past{index}"] = window[:, 1:]
+            e = gelu(linear(window.transpose(1, 2).flatten(1), layer.weight.flatten(1), layer.bias))
+        out, hidden = self.recurrent.step(e, state)
+        return out, after | hidden
+
+    def scan(self, e: Tensor, state: State, present: Tensor | None = None) -> tuple[Tensor, State]:
+        """e: (B, T, E) gives (B, T, D)."""
+        after: State = {}
+        for index, layer in enumerate(self._layers()):
+            window = torch.cat([state[f"conv.past{index}"], e], 1)
+            after[f"conv.past{index}"] = window[:, 1 - self.config.kernel :]
+            e = gelu(conv1d(window.transpose(1, 2), layer.weight, layer.bias).transpose(1, 2))
+        out, hidden = self.recurrent.scan(e, state)
+        return out, after | hidden
+
+    def _layers(self) -> list[nn.Conv1d]:
+        return list(self.convolutions)  # type: ignore[arg-type]
 
 
 class Bidirectional(nn.Module):

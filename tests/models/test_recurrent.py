@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.contract import ModelError
-from models.recurrent import CELLS, Bidirectional, Recurrent, RecurrentConfig
+from models.recurrent import CELLS, Bidirectional, Convolutional, ConvolutionalConfig, Recurrent, RecurrentConfig
 
 WIDTH, HIDDEN = 3, 5
 
@@ -56,6 +56,24 @@ def test_the_state_is_where_the_memory_is(cell):
     for name in net.initial_state(2):
         other = net.initial_state(2) | {name: torch.full((2, HIDDEN), 0.5, dtype=torch.float64)}
         assert (net.step(e, other)[0] - fresh).abs().min() > 1e-6, f"{name} has no influence"
+
+
+def test_a_convolution_before_an_lstm_is_the_sum_over_its_kernel_of_the_steps_so_far():
+    config = ConvolutionalConfig(HIDDEN, filters=4, kernel=3, convolutions=1)
+    net = Convolutional(WIDTH, "lstm", config).double().eval()
+    e = sequence()
+    padded = torch.cat([torch.zeros(2, 2, WIDTH, dtype=torch.float64), e], 1)
+    weight, bias = net.convolutions[0].weight, net.convolutions[0].bias  # (4, E, 3)
+    steps = [sum(padded[:, t + k] @ weight[..., k].T for k in range(3)) + bias for t in range(e.shape[1])]
+    expected, _ = net.recurrent.scan(nn.functional.gelu(torch.stack(steps, 1)), net.recurrent.initial_state(2))
+    torch.testing.assert_close(net.scan(e, net.initial_state(2))[0], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("settings", [{"filters": 0}, {"kernel": 1}, {"convolutions": 0}, {"hidden": 0}])
+def test_convolutions_out_of_range_are_refused(settings):
+    name, value = next(iter(settings.items()))
+    with pytest.raises(ModelError, match=f"{name}={value}"):
+        ConvolutionalConfig(**settings)
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -1,0 +1,225 @@
+"""How early and how surely gestures are decided, and the rules that decide as early as a wanted precision allows.
+
+Chosen on people or recordings that the model was not trained on, and not on those that it is judged by.
+
+Shapes: T frames of one recording, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sensors.recognise import Classes, Decider, Evidence, Rules
+from sensors.stream import SensorError
+
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
+DWELLS = (1, 2, 3, 5, 8, 12, 20, 30, 50, 80)
+TEMPERATURES = (0.1, 10.0)
+
+
+class Recording(NamedTuple):
+    """What a model said of a recording, and what it is."""
+
+    probabilities: NDArray[np.float32]  # (T, K)
+    truth: NDArray[np.int64]  # (T,) class of each frame, -1 where not known
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Decisions against the truth. A gesture is a run of frames of one class that is not among the no-gesture ones."""
+
+    gestures: int
+    decisions: int
+    right: int  # first decisions of a gesture for its own class
+    false_alarms: int  # decisions where there was no gesture
+    rest_minutes: float
+    earliness: float  # mean share of a gesture that was seen when it was rightly decided; NaN where none was
+    onset_delay: float  # median frames from the beginning of a gesture to its onset, of those noticed; NaN if none was
+
+    @property
+    def precision(self) -> float:
+        return self.right / self.decisions if self.decisions else math.nan
+
+    @property
+    def recall(self) -> float:
+        return self.right / self.gestures if self.gestures else math.nan
+
+    @property
+    def false_per_minute(self) -> float:
+        """Of rest; NaN where there is none."""
+        return self.false_alarms / self.rest_minutes if self.rest_minutes else math.nan
+
+    @property
+    def precision_interval(self) -> tuple[float, float]:
+        """95 %, Wilson's."""
+        return wilson(self.right, self.decisions)
+
+    @property
+    def cost(self) -> float:
+        """Mean share of a gesture that passes before it is rightly decided, the whole of it where it is not."""
+        late = self.gestures - self.right
+        return (late + (self.right * self.earliness if self.right else 0.0)) / self.gestures
+
+
+class Calibrated(NamedTuple):
+    rules: Rules
+    judgement: Judgement  # on the recordings that chose the rules, so a little kind
+    reached: bool  # whether the wanted precision is
+
+
+def wilson(right: int, of: int, z: float = 1.96) -> tuple[float, float]:
+    """The interval of a proportion (Wilson 1927), which stays within 0 and 1; the whole of it for no trials."""
+    if not of:
+        return 0.0, 1.0
+    share, spread = right / of, z * z / of
+    middle = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / of + spread / (4 * of))
+    return middle - half, middle + half
+
+
+def fit_temperature(recordings: Sequence[Recording]) -> float:
+    """The temperature of the least cross-entropy, by ternary search: it is convex in 1 / T."""
+    logs = np.concatenate([np.log(np.clip(r.probabilities[r.truth >= 0], 1e-12, 1), dtype=float) for r in recordings])
+    truth = np.concatenate([r.truth[r.truth >= 0] for r in recordings])
+    finite = np.isfinite(logs).all(1)
+    logs, truth = logs[finite], truth[finite]
+    if not len(truth):
+        raise SensorError("no frame has both a known class and probabilities; there is nothing to calibrate on.")
+
+    def entropy(power: float) -> float:
+        scaled = logs * power
+        highest = scaled.max(1)
+        total = np.log(np.exp(scaled - highest[:, None]).sum(1)) + highest
+        return float((total - scaled[np.arange(len(truth)), truth]).mean())
+
+    low, high = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
+    while high / low > 1.01:
+        first, second = low * (high / low) ** (1 / 3), low * (high / low) ** (2 / 3)
+        low, high = (low, second) if entropy(first) < entropy(second) else (first, high)
+    return 1 / math.sqrt(low * high)
+
+
+def judge(
+    recordings: Sequence[Recording],
+    labels: Sequence[str],
+    none: Sequence[str],
+    rules: Rules,
+    rate_hz: float,
+    lag: int = 0,
+) -> Judgement:
+    """What the rules decide on the recordings.
+
+    Args:
+        lag: frames for which a gesture still counts as there after its last one, where the hand is behind the labels.
+    """
+    classes = Classes(labels, none)
+    return _judge(
+        [_evidence(r, classes, rules.temperature) for r in recordings], recordings, classes, rules, rate_hz, lag
+    )
+
+
+def calibrate(
+    recordings: Sequence[Recording],
+    labels: Sequence[str],
+    none: Sequence[str],
+    rate_hz: float,
+    *,
+    target: float = 0.95,
+    rules: Rules | None = None,
+    lag: int = 0,
+) -> Calibrated:
+    """Temperature, threshold and dwell of the earliest decisions whose precision reaches the target.
+
+    Earliest by the mean share of a gesture that passes before it is rightly decided, which counts a gesture that is
+    missed as a whole one. Where nothing reaches the target the most precise rules are returned, and `reached` is False.
+
+    Args:
+        rules: what the others are taken from.
+
+    Raises:
+        SensorError: there is no gesture, or not one frame to learn from.
+    """
+    classes = Classes(labels, none)
+    base = replace(rules or Rules(), temperature=fit_temperature(recordings))
+    evidence = [_evidence(recording, classes, base.temperature) for recording in recordings]
+    lengths = [end - begin for r in recordings for begin, end, _ in gestures_of(r.truth, classes)]
+    if not lengths:
+        raise SensorError("there is no gesture in the recordings; there is nothing to calibrate on.")
+    found = []
+    for threshold in THRESHOLDS:
+        for dwell in [frames for frames in DWELLS if frames <= max(1, np.median(lengths) / 2)]:
+            tried = replace(base, threshold=threshold, dwell=dwell, release=min(base.release, threshold))
+            judged = _judge(evidence, recordings, classes, tried, rate_hz, lag)
+            found.append(Calibrated(tried, judged, judged.precision >= target))
+    reached = [each for each in found if each.reached]
+    if reached:
+        return min(reached, key=lambda each: each.judgement.cost)
+    return max(found, key=lambda each: (np.nan_to_num(each.judgement.precision), -each.judgement.cost))
+
+
+def gestures_of(truth: NDArray[np.int64], classes: Classes) -> list[tuple[int, int, int]]:
+    """(first frame, frame after the last, class) of each gesture of a recording."""
+    edges = np.flatnonzero(np.diff(truth, prepend=-2, append=-2))
+    runs = [(int(a), int(b), int(truth[a])) for a, b in pairwise(edges)]
+    return [run for run in runs if run[2] >= 0 and run[2] not in classes.none]
+
+
+def _evidence(recording: Recording, classes: Classes, temperature: float) -> list[Evidence | None]:
+    return [classes.evidence(row, temperature) for row in recording.probabilities.tolist()]
+
+
+def _judge(
+    evidence: Sequence[list[Evidence | None]],
+    recordings: Sequence[Recording],
+    classes: Classes,
+    rules: Rules,
+    rate_hz: float,
+    lag: int,
+) -> Judgement:
+    none = [classes.labels[index] for index in classes.none]
+    index = {label: place for place, label in enumerate(classes.labels)}
+    gestures = decisions = right = false_alarms = 0
+    rest, shares, delays = 0, [], []
+    for frames, recording in zip(evidence, recordings, strict=True):
+        decider = Decider(classes.labels, none, rules)
+        said = []  # (frame, class) of each decision
+        onsets = []
+        for t, frame in enumerate(frames):
+            recognition = decider.take(frame)
+            if recognition.events:
+                if "onset" in recognition.events:
+                    onsets.append(t)
+                if "decision" in recognition.events:
+                    said.append((t, index[str(recognition.gesture)]))
+        there = gestures_of(recording.truth, classes)
+        gestures += len(there)
+        decisions += len(said)
+        rest += int(np.isin(recording.truth, list(classes.none)).sum())
+        taken = set()
+        for t, label in said:
+            own = [g for g in there if g[0] <= t < g[1] + lag and g[2] == label and g not in taken]
+            if own:
+                begin, end, _ = own[0]
+                taken.add(own[0])
+                right += 1
+                shares.append(min(1.0, (t - begin + 1) / (end - begin)))
+            elif recording.truth[t] in classes.none:
+                false_alarms += 1
+        for begin, end, _ in there:
+            delays += [t - begin for t in onsets if begin <= t < end][:1]
+    return Judgement(
+        gestures,
+        decisions,
+        right,
+        false_alarms,
+        rest / rate_hz / 60,
+        float(np.mean(shares)) if shares else math.nan,
+        float(np.median(delays)) if delays else math.nan,
+    )

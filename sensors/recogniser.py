@@ -1,0 +1,126 @@
+"""A bundle that classifies, stepped frame by frame into gestures: what stands between a stream and an intent.
+
+It knows the stream that it was made for, and refuses one of other channels or another rate before the first frame. It
+starts no thread; what goes wrong inside the model leaves `step` as a RecogniserError, for `safety` to stop on.
+
+Shapes: C channels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forecasting.bundle import BundleError
+from forecasting.runtime import ANONYMOUS, LoadedBundle, State, Stream
+from sensors.person import Person
+from sensors.recognise import Decider, Recognition, Rules
+from sensors.stream import Frame, SensorError, StreamInfo
+
+RATE_TOLERANCE = 0.01  # share by which a stream's rate may differ from the model's; clocks drift far less
+
+
+class RecogniserError(SensorError):
+    """The model failed while it ran; what it said before does not count any more."""
+
+
+class Memory(Protocol):
+    """Gestures beside those of the network, as `sensors.teach` keeps them."""
+
+    labels: tuple[str, ...]  # the network's and the taught ones, (K + N,)
+
+    def answer(self, probabilities: NDArray[np.float32], state: State) -> NDArray[np.float64]:
+        """(K + N,) from what the network says (K,) and its state (one series) after the frame."""
+        ...
+
+
+class Recogniser:
+    """One person's stream through one bundle."""
+
+    def __init__(
+        self,
+        bundle: LoadedBundle,
+        info: StreamInfo,
+        *,
+        none: Sequence[str] = (),
+        rules: Rules | None = None,
+        person: Person | None = None,
+        memory: Memory | None = None,
+    ) -> None:
+        """
+        Args:
+            info: the stream that is to be recognised, at the model's rate.
+            none: classes that mean no gesture; see `Decider`.
+            person: whose statistics the model starts from; None takes those of the training people.
+            memory: gestures that were taught.
+
+        Raises:
+            SensorError: the bundle does not classify or does not stream, or it was trained on other channels or at
+                another rate.
+        """
+        if bundle.kind != "classify" or not bundle.streams:
+            what = f"is to {bundle.kind}" if bundle.kind != "classify" else "labels complete sequences only"
+            raise SensorError(f"{bundle.path}: {bundle.name} {what}; gestures need a bundle that classifies a stream.")
+        try:
+            bundle.check_channels(info.channels)
+        except BundleError as error:
+            raise SensorError(f"{info.stream_id}: {error}") from error
+        _check_rate(bundle, info)
+        self.bundle = bundle
+        self.info = info
+        self.memory = memory
+        self.labels = bundle.labels if memory is None else memory.labels
+        self.decider = Decider(self.labels, none, rules)
+        self._values = np.empty((1, len(info.channels)), np.float32)
+        self.restart(person)
+
+    def step(self, frame: Frame) -> Recognition:
+        """Take one frame.
+
+        Raises:
+            RecogniserError: the model failed; the recogniser has to be restarted.
+            SensorError: the frame is of another size.
+        """
+        if frame.values.shape != self._values.shape[1:]:
+            raise SensorError(
+                f"{self.info.stream_id}: a frame of shape {frame.values.shape}, expected "
+                f"{self._values.shape[1]} values."
+            )
+        values = self._values[0]
+        values.fill(np.nan)
+        np.copyto(values, frame.values, where=frame.mask)
+        try:
+            probabilities = self._stream.step(self._values)[0]
+            if self.memory is not None:
+                probabilities = self.memory.answer(probabilities, self._stream.state)
+        except Exception as error:  # onnxruntime's own exceptions share no base
+            raise RecogniserError(f"{self.bundle.path}: {self.bundle.name} failed on a frame ({error}).") from error
+        return self.decider.step(probabilities)
+
+    def restart(self, person: Person | None = None) -> None:
+        """Forget the frames so far, and a gesture that goes on; the next frame is the first of this person."""
+        state = None if person is None else person.state(self.bundle)
+        self._stream = Stream(self.bundle, [ANONYMOUS], state)
+        self.decider.finish()
+
+    def person(self, name: str) -> Person:
+        """Who moves, as the model has come to know them."""
+        return Person.after(self.bundle, name, self._stream.state)
+
+
+def _check_rate(bundle: LoadedBundle, info: StreamInfo) -> None:
+    freq = bundle.task["freq"]
+    if isinstance(freq, int) or freq is None:  # rows in order: the data had no rate
+        return
+    if isinstance(freq, str):
+        raise SensorError(f"{bundle.path}: was trained on a step of {freq!r}, which is a calendar's and no sensor's.")
+    wanted = 1 / freq
+    if not abs(info.rate_hz - wanted) <= RATE_TOLERANCE * wanted:
+        found = f"{info.rate_hz:g} Hz" if info.rate_hz else "no fixed rate"
+        raise SensorError(
+            f"{info.stream_id}: has {found}; {bundle.path} was trained at {wanted:g} Hz. Resample the stream to it "
+            "(`align`), or train on data of its rate."
+        )

@@ -1,0 +1,25 @@
+"""Small bundles that classify, for tests of what stands on them."""
+
+import torch
+
+from data.frame import Channel
+from forecasting.export import export_bundle
+from forecasting.runtime import LoadedBundle, load_bundle
+from forecasting.task import Task
+from models.catalog import build
+
+CHANNELS = (Channel("bend", "deg", -180, 180), Channel("roll", "rad", -4, 4))
+RATE_HZ = 50.0
+LABELS = ("rest", "pick", "pour")
+
+
+def classifier(place, name="gru", kind="classify", freq=1 / RATE_HZ, seed=0, **config) -> LoadedBundle:
+    """Untrained, so that what it says moves with all that it is fed."""
+    task = Task(kind, "label", CHANNELS, freq, labels=LABELS if kind == "classify" else ())
+    torch.manual_seed(seed)
+    model = build(name, task.signature, **config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 3
+    export_bundle(model, task, place, name=name, config=config, training={}, metrics=[])
+    return load_bundle(place)
