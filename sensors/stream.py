@@ -85,6 +85,7 @@ class Source(ABC):
     info: StreamInfo
 
     def __init__(self) -> None:
+        self.connected = False  # False too while a source that lost its peer looks for it
         self.dropped = 0
         self.last_drop = ""  # why
 

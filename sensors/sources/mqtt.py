@@ -1,0 +1,175 @@
+"""Frames from an MQTT 5 broker, one a message (`payload`), with aiomqtt.
+
+Nothing old comes: the session is clean, so that the broker keeps nothing while we are away; retained messages are not
+asked for, and are dropped if one comes. A broker that closes the connection is noticed at once; one that falls silent
+after one and a half `keepalive_s`, which is late: it is the silence of the stream that tells a robot to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import time
+from dataclasses import dataclass
+
+import aiomqtt
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from sensors.sources.live import ReconnectingSource, Unreachable
+from sensors.sources.payload import DECODERS
+from sensors.sources.settings import refuse_bad_time, refuse_unless, secret
+from sensors.stream import Clock, SensorError, StreamInfo
+
+PORT, TLS_PORT = 1883, 8883
+CONNECT_S = 5.0
+REFUSED = 0x80  # reason codes from here on are errors
+NO_ACCESS = (0x86, 0x87, 0x8C)  # bad user name or password, not authorised, bad authentication method
+
+
+@dataclass(frozen=True)
+class MqttConfig:
+    """Where the frames are published. A password is never in a configuration, only where it is kept."""
+
+    host: str
+    topic: str  # wildcards would mix streams and are refused
+    port: int = 0  # 0: 1883, or 8883 with TLS
+    payload: str = "json"  # or hand, binary
+    qos: int = 0
+    user: str = ""
+    password_env: str = ""  # an environment variable
+    password_file: str = ""
+    tls: bool = False
+    ca_file: str = ""  # of the broker's certificate, if not one of the system's
+    cert_file: str = ""  # our own certificate, where the broker asks for one
+    key_file: str = ""
+    client_id: str = ""  # the broker gives one if empty
+    keepalive_s: int = 5
+    give_up_after_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        where = f"mqtt {self.host or '(no host)'}"
+        refuse_unless(bool(self.host), where, "host", self.host, "a name or an address")
+        fine = bool(self.topic) and not set(self.topic) & set("+#\0")
+        refuse_unless(fine, where, "topic", self.topic, "one topic, without the wildcards + and #")
+        refuse_unless(0 <= self.port < 65536, where, "port", self.port, "0 to 65535")
+        refuse_unless(self.payload in DECODERS, where, "payload", self.payload, " or ".join(DECODERS))
+        refuse_unless(self.qos in (0, 1, 2), where, "qos", self.qos, "0, 1 or 2")
+        refuse_unless(0 < self.keepalive_s < 65536, where, "keepalive_s", self.keepalive_s, "1 to 65535")
+        refuse_bad_time(where, "give_up_after_s", self.give_up_after_s)
+        if (self.password_env or self.password_file) and not self.user:
+            raise SensorError(f"{where}: a password without a user; name the user too.")
+        if self.user and not (self.password_env or self.password_file):
+            raise SensorError(
+                f"{where}: user {self.user} without a password: name the environment variable that holds it in "
+                "password_env, or its file in password_file."
+            )
+        if not self.tls and (self.ca_file or self.cert_file or self.key_file):
+            raise SensorError(f"{where}: certificates are given but tls is off; turn it on.")
+        if bool(self.cert_file) != bool(self.key_file):
+            raise SensorError(f"{where}: cert_file and key_file belong together; give both.")
+        if not self.port:
+            object.__setattr__(self, "port", TLS_PORT if self.tls else PORT)
+
+    @property
+    def uri(self) -> str:
+        return f"mqtt{'s' if self.tls else ''}://{self.host}:{self.port}/{self.topic}"
+
+
+class MqttSource(ReconnectingSource):
+    """Subscribes to one topic."""
+
+    def __init__(self, config: MqttConfig, info: StreamInfo, clock: Clock = time.monotonic) -> None:
+        super().__init__(info, config.give_up_after_s, clock)
+        self.config = config
+        self._decode = DECODERS[config.payload]
+        self._tls: ssl.SSLContext | None = None
+
+    async def connect(self) -> None:
+        config = self.config
+        self._tls = await asyncio.to_thread(_tls, config) if config.tls else None
+        await super().connect()
+
+    async def _session(self) -> None:
+        config = self.config
+        client = self._client(secret(config.uri, "password", config.password_env, config.password_file))
+        try:
+            await client.__aenter__()
+        except aiomqtt.MqttError as error:
+            raise self._explained(error) from error
+        try:
+            # 2: what is retained is not sent when we subscribe.
+            options = SubscribeOptions(qos=config.qos, retainHandling=2)
+            answers = await client.subscribe(config.topic, options=options)
+            refused = [answer for answer in answers if isinstance(answer, ReasonCode) and answer.value >= REFUSED]
+            if refused:
+                raise SensorError(
+                    f"{config.uri}: the broker does not let {config.user or 'an anonymous client'} subscribe "
+                    f"to {config.topic} ({refused[0]}). Check its access list."
+                )
+            self._opened()
+            async for _ in client.messages:  # none comes this way; it ends when the connection does
+                pass
+        except aiomqtt.MqttError as error:
+            raise self._explained(error) from error
+        finally:
+            self.connected = False
+            with contextlib.suppress(aiomqtt.MqttError):  # what is broken needs no farewell
+                await client.__aexit__(None, None, None)
+
+    def _client(self, password: str | None) -> aiomqtt.Client:
+        config, receive = self.config, self._receive
+
+        class Straight(asyncio.Queue[aiomqtt.Message]):
+            """Not a queue: what comes is handed over at once, not when a task gets round to it."""
+
+            def put_nowait(self, item: aiomqtt.Message) -> None:
+                receive(item)
+
+        return aiomqtt.Client(
+            config.host,
+            config.port,
+            username=config.user or None,
+            password=password,
+            identifier=config.client_id or None,
+            protocol=aiomqtt.ProtocolVersion.V5,
+            clean_start=True,
+            keepalive=config.keepalive_s,
+            timeout=CONNECT_S,
+            tls_context=self._tls,
+            queue_type=Straight,
+        )
+
+    def _receive(self, message: aiomqtt.Message) -> None:
+        received = self.clock()
+        if message.retain:
+            self.drop(f"{self.info.stream_id}: a retained message, which may be of any time.")
+        else:
+            self.take_message(self._decode, bytes(message.payload), received)
+
+    def _explained(self, error: aiomqtt.MqttError) -> SensorError:
+        config = self.config
+        reason = error.rc if isinstance(error, aiomqtt.MqttCodeError) else None
+        if isinstance(reason, ReasonCode) and reason.value in NO_ACCESS:
+            who = f"user {config.user}" if config.user else "a client without a user"
+            return SensorError(f"{config.uri}: the broker refuses {who} ({reason}). Check user and password.")
+        if isinstance(error.__context__, ssl.SSLCertVerificationError):
+            return SensorError(
+                f"{config.uri}: the broker's certificate is not trusted ({error}). Check host and ca_file."
+            )
+        return Unreachable(
+            f"{config.uri}: no MQTT 5 broker answers at {config.host}, port {config.port} ({error}). Start it "
+            f"(mosquitto), or check the address{' and that this port speaks TLS' if config.tls else ''}."
+        )
+
+
+def _tls(config: MqttConfig) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=config.ca_file or None)
+        if config.cert_file:
+            context.load_cert_chain(config.cert_file, config.key_file)
+    except (OSError, ssl.SSLError) as error:
+        files = ", ".join(file for file in (config.ca_file, config.cert_file, config.key_file) if file)
+        raise SensorError(f"{config.uri}: {files} cannot be read as certificates ({error}).") from error
+    return context
