@@ -264,7 +264,7 @@ def compare(
     names = list(dict.fromkeys((*ALWAYS, *models)))
     shared = _share(settings or {}, names, task)
     positions = _predicted(parts, task, stride)
-    refits = {name: RefitModel(name, task, shared[name]) for name in names if is_refit(name)}
+    refits = {name: RefitModel(name, task, shared[name], seed) for name in names if is_refit(name)}
     trained: dict[str, Trained | RefitModel] = {}
     rows: dict[str, list[Rows]] = {}
     checks: dict[str, list[Rows]] = {}
@@ -275,7 +275,7 @@ def compare(
     for name in names:
         with _PeakMemory() as peak:
             if name in refits:
-                trained[name], answer = refits[name], _refitted(refits[name], parts, positions, rows["naive"])
+                trained[name], answer = refits[name], _refitted(refits[name], parts, positions, lambda: rows["naive"])
                 rows[name], seconds = answer.rows, (answer.fit_seconds, answer.predict_seconds)
                 notes += answer.notes
             else:
@@ -351,7 +351,7 @@ def _check(
     if isinstance(trained, RefitModel):
         first = [at[:1] for at in positions]  # every one more is a fit
         fallback = [replace(row, positions=row.positions[:1], values=row.values[:1]) for row in naive]
-        return trained.forecast(parts.validation, first, fallback).rows
+        return trained.forecast(parts.validation, first, lambda: fallback).rows
     if trained.states is None:
         return one_pass(trained.model, parts.validation, positions)
     model_settings, training = parse_settings(trained.name, settings)
@@ -406,7 +406,9 @@ def _substitute_notes(substitutes: pd.DataFrame, rows: Mapping[str, list[Rows]])
         )
 
 
-def _refitted(model: RefitModel, parts: Parts, positions: Sequence[np.ndarray], naive: Sequence[Rows]) -> Answer:
+def _refitted(
+    model: RefitModel, parts: Parts, positions: Sequence[np.ndarray], naive: Callable[[], Sequence[Rows]]
+) -> Answer:
     """Forecasts at the same cut-offs as everybody's; classes of whole recordings, at their last row alone."""
     if model.task.kind == "classify":
         return model.classify(parts.train, parts.test)

@@ -5,6 +5,9 @@
     state.npz                the initial state of one series; of a local model the states of the series it was fitted to
     card.json                what the model is, was trained on and was measured to do; sha256 of every file, its own too
 
+A card of the kind `refit` (`forecasting.refit_bundle`) has no graphs and no state: it says what is to be fitted when it
+forecasts. A classifier's recordings lie beside it in recordings.npz.
+
 A bundle is written beside its place and renamed into it, and read only if every hash matches. This file knows no
 graphs and runs nothing; it needs numpy and the standard library.
 """
@@ -33,6 +36,8 @@ from numpy.typing import NDArray
 SCHEMA_VERSION = 1
 CARD = "card.json"
 STEP, SCAN, LOOK, STATE = "step.onnx", "scan.onnx", "look.onnx", "state.npz"
+RECORDINGS = "recordings.npz"
+GRAPHS, REFIT = "graphs", "refit"  # the kinds of bundles; a card that names none is of the first
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
@@ -169,7 +174,10 @@ def _read(place: Path) -> Bundle:
         raise BundleError(f"{place}: there is no such directory; a bundle is the directory that `mnemo train` writes.")
     card = _read_card(place)
     hashes = card["sha256"]
-    required = [STATE, SCAN, *([STEP] if card["streams"] else [])]
+    if card.get("kind") == REFIT:
+        required = [RECORDINGS] if card["task"]["kind"] == "classify" else []
+    else:
+        required = [STATE, SCAN, *([STEP] if card["streams"] else [])]
     files = {}
     for name in dict.fromkeys([*required, *(name for name in hashes if name != CARD)]):
         if name not in hashes:
@@ -207,6 +215,11 @@ def _read_card(place: Path) -> dict[str, Any]:
     if version > SCHEMA_VERSION:
         raise BundleError(
             f"{where}: schema version {version}; this program reads up to version {SCHEMA_VERSION}. "
+            "Upgrade mnemosyne-forecast to load it."
+        )
+    if card.get("kind", GRAPHS) not in (GRAPHS, REFIT):
+        raise BundleError(
+            f"{where}: a bundle of the kind '{card['kind']}'; this program knows {GRAPHS} and {REFIT}. "
             "Upgrade mnemosyne-forecast to load it."
         )
     missing = [key for key in ("name", "task", "streams", "sha256") if key not in card]

@@ -273,7 +273,12 @@ def doctor(as_json: Json = False) -> None:
 @app.command(epilog="Example: mnemo train --data sp500 --model gru --horizon 5 --out bundles/sp500 --set hidden=64")
 def train(
     data: Data,
-    model: Annotated[str, typer.Option(help="A name from `mnemo models`, or auto: the best on validation.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A name from `mnemo models`; auto: the best on validation; sktime:CLASS: fitted when it forecasts."
+        ),
+    ],
     out: Annotated[Path, typer.Option(metavar="BUNDLE", help="Where the bundle is written.")],
     task: TaskKind = None,
     horizon: Horizon = None,
@@ -456,6 +461,8 @@ def forecast(
         else:
             write_whole(place, lambda path: answer.to_parquet(path, index=False))
         _say(f"{place}: {answer['unique_id'].nunique()} series, {len(answer)} rows, by {loaded.name}")
+    for note in loaded.notes:
+        _say(f"note: {note}")
     instead = [name for name in answer["unique_id"].unique() if name in loaded.substitutes]
     if instead:
         first = loaded.substitutes[instead[0]]

@@ -124,8 +124,8 @@ def export_bundle(
         | {"libraries": training.get("libraries") or libraries(model)},
         "metrics": metrics,
         "calibration": None if calibration is None else calibration.to_json(),
-        "intended_use": intended_use or _intended_use(task),
-        "limits": limits or _limits(task, training),
+        "intended_use": intended_use or use_of(task),
+        "limits": limits or limits_of(training),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     loaded = LoadedBundle(Bundle(Path(path), seal(files, card), files))
@@ -535,7 +535,7 @@ def libraries(model: StepModel) -> dict[str, str]:
     }
 
 
-def _intended_use(task: Task) -> str:
+def use_of(task: Task) -> str:
     names = ", ".join(f"{channel.name} [{channel.unit}]" if channel.unit else channel.name for channel in task.channels)
     what = {
         "forecast": f"forecasts the next {task.horizon} steps of {task.target}",
@@ -545,7 +545,7 @@ def _intended_use(task: Task) -> str:
     return f"A model that {what[task.kind]} from {names}, one observation every {task.freq}."
 
 
-def _limits(task: Task, training: dict[str, Any]) -> str:
+def limits_of(training: dict[str, Any]) -> str:
     where = f"on {training['data_set']}" if training.get("data_set") else "on its training data"
     return (
         f"Trained and measured {where} only; other sources, units or sampling rates were not tried. "

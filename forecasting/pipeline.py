@@ -15,9 +15,10 @@ from data.frame import Dataset
 from data.panel import to_panel
 from forecasting.backtest import ALWAYS, JUDGED_BY, Report, compare
 from forecasting.export import FittedSeries, export_bundle
-from forecasting.refit import is_refit
+from forecasting.refit import RefitModel, is_refit
+from forecasting.refit_bundle import export_refit
 from forecasting.task import Task, TaskError
-from forecasting.training import Trained, TrainingConfig
+from forecasting.training import TrainingConfig
 from forecasting.windows import Parts, split
 from models.catalog import MODELS, entry, field_defaults
 
@@ -41,12 +42,13 @@ def train_bundle(
     that; any other forecast is trained on the whole, and the figures are those of the validation part, which also
     chose the epoch: the card says which. Of recordings to classify or regress a fifth is always kept for the test.
     Its quantiles are calibrated on the validation part if `calibrated`; the bundle's card keeps the factors.
-    `model` may be "auto": the best of the catalog on the validation part is trained.
+    `model` may be "auto": the best of the catalog on the validation part is trained. One of sktime's is judged at every
+    horizon-th cut-off, for each is a fit, and its bundle says what is to be fitted when it forecasts.
 
     Checkpoints and the log stay in a folder named like the bundle with `.training` behind it.
     """
-    if is_refit(model):
-        raise TaskError(f"{model} has no step to export: it is fitted when it forecasts; judge it with mnemo backtest.")
+    if is_refit(model) and resume is not None:
+        raise TaskError(f"{model} is fitted when it forecasts, so there is no training that --resume could go on with.")
     panel = to_panel(dataset, task.labels or None)
     parts = split(dataset, panel, task, cutoff=until, hold_out=False)
     notes: tuple[str, ...] = dataset.notes
@@ -59,11 +61,13 @@ def train_bundle(
     judged_on = "test" if parts.test else "validation"
     if not parts.test:
         parts = Parts(parts.train, parts.validation, parts.validation, parts.notes)
-    home = out.with_name(out.name + ".training") if entry(model).learns == "gradient" else None
+    refit = is_refit(model)
+    home = out.with_name(out.name + ".training") if not refit and entry(model).learns == "gradient" else None
     report = compare(
         parts,
         [model],
         task,
+        stride=task.horizon if refit and task.kind == "forecast" else 1,
         seed=seed,
         settings=settings,
         progress=progress,
@@ -114,19 +118,25 @@ def export_winner(
 ) -> dict[str, Any]:
     """Export one model of a report as a bundle; the card holds the figures of all models beside it."""
     board = report.leaderboard.astype(object).where(report.leaderboard.notna(), None)
-    trained = report.models[model]
-    assert isinstance(trained, Trained)
-    values = np.concatenate([span.series.values[: span.end] for span in parts.train])
-    known = [column[np.isfinite(column)] for column in values.T]
-    steps = np.concatenate([np.diff(span.series.values[: span.end], axis=0) for span in parts.train])
-    moves = [column[np.isfinite(column)] for column in steps.T]
+    metrics = [{"on": judged_on, **{str(k): v for k, v in row.items()}} for row in board.to_dict("records")]
     ends = [(span.series.ds[span.begin], span.series.ds[span.end - 1]) for span in parts.train]
-    training = {
+    training: dict[str, Any] = {
         "data_set": dataset.name,
         "fingerprint": fingerprint(dataset.frame),
         "period": [str(min(begin for begin, _ in ends)), str(max(end for _, end in ends))],
         "n_series": len(parts.train),
         "seed": seed,
+    }
+    trained, calibration = report.models[model], report.calibrations.get(model)
+    if isinstance(trained, RefitModel):
+        return export_refit(
+            trained, out, training=training, metrics=metrics, calibration=calibration, recordings=parts.train
+        )
+    values = np.concatenate([span.series.values[: span.end] for span in parts.train])
+    known = [column[np.isfinite(column)] for column in values.T]
+    steps = np.concatenate([np.diff(span.series.values[: span.end], axis=0) for span in parts.train])
+    moves = [column[np.isfinite(column)] for column in steps.T]
+    training |= {
         "epochs": trained.epochs,
         "seconds": trained.seconds,
         "device": trained.device,
@@ -136,7 +146,6 @@ def export_winner(
             "step": [float(np.std(column)) if len(column) else 1.0 for column in moves],
         },
     }
-    metrics = [{"on": judged_on, **{str(k): v for k, v in row.items()}} for row in board.to_dict("records")]
     fitted = None
     if trained.states is not None:
         states = trained.states
@@ -154,7 +163,7 @@ def export_winner(
         training=training,
         metrics=metrics,
         fitted=fitted,
-        calibration=report.calibrations.get(model),
+        calibration=calibration,
     )
 
 

@@ -1,7 +1,8 @@
 """sktime's forecasters and classifiers beside our models: refit models, which are fitted when they forecast.
 
-A name such as `sktime:ThetaForecaster`, or `sktime:` and an import path, stands wherever a backtest takes a model. What
-it names has no step, so it is fitted anew at every cut-off, on the series up to there and nothing after. A forecast
+A name such as `sktime:ThetaForecaster`, or `sktime:` and an import path, stands wherever a backtest or `mnemo train`
+takes a model. What it names has no step, so it is fitted anew at every cut-off, on the series up to there and nothing
+after; a bundle of it (`forecasting.refit_bundle`) is what has to be known to fit it again. A forecast
 that it cannot make is the seasonal naive one instead, and every such forecast is kept by name, with its reason.
 
 Shapes: N cut-offs of one series, T time, C channels, H horizon, Q quantiles, K classes.
@@ -16,7 +17,7 @@ import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,11 +95,12 @@ def known_fields(name: str, task: Task) -> dict[str, Any]:
 class RefitModel:
     """A class of sktime's with its parameters: all there is to it before it forecasts."""
 
-    def __init__(self, name: str, task: Task, settings: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, task: Task, settings: Mapping[str, Any], seed: int = 0) -> None:
         """
         Args:
             settings: parameters of the class; text is read as JSON where it is that: 12, true, null, [1, 2], drift.
-                The task's season is given to a class with a parameter `sp` where nothing else is.
+                The task's season is given to a class with a parameter `sp`, and `seed` to one with a parameter
+                `random_state`, where nothing else is.
 
         Raises:
             TaskError: the class is not there, does not do the task, or refuses the parameters.
@@ -106,8 +108,11 @@ class RefitModel:
         self.name, self.task = name, task
         self.found = find(name, task)
         self.parameters = {parameter: _value(value) for parameter, value in settings.items()}
-        if task.kind == "forecast" and "sp" in self.found.get_param_names():
+        known = self.found.get_param_names()
+        if task.kind == "forecast" and "sp" in known:
             self.parameters.setdefault("sp", task.season)
+        if "random_state" in known:
+            self.parameters.setdefault("random_state", seed)
         try:
             with _quiet():
                 self.build()
@@ -127,8 +132,14 @@ class RefitModel:
 
     # --- forecasts ---
 
-    def forecast(self, spans: Sequence[Span], positions: Sequence[np.ndarray], naive: Sequence[Rows]) -> Answer:
-        """At every position of every series, fitted on what was known there; `naive` stands in where that fails.
+    def forecast(
+        self, spans: Sequence[Span], positions: Sequence[np.ndarray], naive: Callable[[], Sequence[Rows]]
+    ) -> Answer:
+        """At every position of every series, fitted on what was known there.
+
+        Args:
+            naive: gives the seasonal naive forecasts of the same positions, which stand in where that fails; called
+                only then.
 
         Raises:
             TaskError: it failed everywhere: then there is nothing of it to report.
@@ -136,7 +147,7 @@ class RefitModel:
         answer, levels = Answer([]), np.array(self.task.quantiles)
         with _quiet() as heard:
             has_quantiles = bool(self.build().get_tag("capability:pred_int"))
-            for span, at, fallback in zip(spans, positions, naive, strict=True):
+            for span, at in zip(spans, positions, strict=True):
                 points = np.empty((len(at), self.task.horizon))
                 values = np.full((*points.shape, len(levels)), np.nan)
                 instead = {}
@@ -144,12 +155,16 @@ class RefitModel:
                     try:
                         points[row], values[row] = self._one(span.series, int(position), has_quantiles, answer)
                     except Exception as error:  # whatever a forecaster of others may raise
-                        points[row] = fallback.mean(levels)[row]
-                        if has_quantiles:
-                            values[row] = fallback.values[row]
                         instead[int(position)] = Substitute(SUBSTITUTE, _reason(error))
                 answer.rows.append(Rows(span, at, values, points, instead))
         answer.notes += self._notes(answer, sum(map(len, positions)), has_quantiles, heard)
+        if any(rows.instead for rows in answer.rows):
+            for rows, fallback in zip(answer.rows, naive(), strict=True):
+                failed = np.isin(rows.positions, list(rows.instead))
+                assert rows.points is not None
+                rows.points[failed] = fallback.mean(levels)[failed]
+                if has_quantiles:
+                    rows.values[failed] = fallback.values[failed]
         return answer
 
     def _one(
@@ -190,7 +205,7 @@ class RefitModel:
         Raises:
             TaskError: labels that change along a series, or whatever the classifier refuses.
         """
-        known = [(span, label) for span in train if (label := self._label(span)) >= 0]
+        known = [(span, label) for span in train if (label := self.label_of(span)) >= 0]
         answer = Answer([])
         with _quiet() as heard:
             try:
@@ -212,7 +227,7 @@ class RefitModel:
             answer.notes.append(f"{self.name}: warned {heard.total()} times, most often: {heard.most_common(1)[0][0]}")
         return answer
 
-    def _label(self, span: Span) -> int:
+    def label_of(self, span: Span) -> int:
         labels = np.asarray(span.series.target)[span.begin : span.end]
         known = np.unique(labels[labels >= 0])
         if len(known) > 1:

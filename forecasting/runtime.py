@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from forecasting.bundle import (
     CARD,
     LOOK,
+    REFIT,
     SCAN,
     STEP,
     Bundle,
@@ -69,7 +70,7 @@ NUMPY_TYPES = {
 def load_bundle(
     path: str | os.PathLike[str], *, providers: Sequence[str] | None = None, threads: int = 1
 ) -> LoadedBundle:
-    """Verify a bundle and make it ready to run.
+    """Verify a bundle and make it ready to run; one that is fitted when it forecasts needs more than is named above.
 
     Args:
         path: the bundle's directory.
@@ -80,13 +81,47 @@ def load_bundle(
     Raises:
         BundleError: a file is missing, changed, unreadable or of a newer version, or a provider is not here.
     """
-    return LoadedBundle(read_bundle(path), providers=providers, threads=threads)
+    bundle = read_bundle(path)
+    if bundle.card.get("kind") != REFIT:
+        return LoadedBundle(bundle, providers=providers, threads=threads)
+    try:
+        from forecasting.refit_bundle import RefitBundle
+
+        return RefitBundle(bundle, providers=providers)
+    except ImportError as error:
+        raise BundleError(
+            f"{path}: {bundle.card['name']} is fitted when it forecasts, and what fits it is not installed here "
+            f"({error}). Forecast where sktime, pandas and torch are; on the edge take a model that exports a graph."
+        ) from error
 
 
 class LoadedBundle:
     """A verified bundle; `run_step`, `run_scan` and `run_look` are its graphs, the rest is built on them."""
 
     def __init__(self, bundle: Bundle, *, providers: Sequence[str] | None = None, threads: int = 1) -> None:
+        self._describe(bundle)
+        self.has_look = LOOK in bundle.files
+        self._files = bundle.files
+        self._initial = bundle.state
+        # Of a local model: series -> row of its state, with what else the bundle keeps of it.
+        self.fitted: dict[str, int] = {}
+        self._fitted_last, self._fitted_predictions = (
+            self._initial.pop(name, None) for name in ("last", "predictions")
+        )
+        if "series" in self._initial:
+            self.fitted = {name: row for row, name in enumerate(self._initial.pop("series").tolist())}
+        self.threads = threads
+        self._asked = check_providers(providers)
+        self._session = self.step_session if self.streams else self.scan_session
+        self.providers: list[str] = self._session.get_providers()  # what runs, the first that can take a node takes it
+        self.state_names = tuple(name.removeprefix("state.") for name in self._names() if name.startswith("state."))
+        if set(self.state_names) != set(self._initial):
+            raise BundleError(
+                f"{self.path}: state.npz holds {sorted(self._initial)}, the graph wants {sorted(self.state_names)}."
+            )
+
+    def _describe(self, bundle: Bundle) -> None:
+        """What the card says, whatever runs behind it."""
         self.path = bundle.path
         self.card = bundle.card
         self.name: str = bundle.card["name"]
@@ -96,31 +131,13 @@ class LoadedBundle:
         self.labels: tuple[str, ...] = tuple(self.task["labels"])
         self.quantiles: tuple[float, ...] = tuple(self.task["quantiles"])
         self.streams: bool = bundle.card["streams"]
-        self.has_look = LOOK in bundle.files
-        self._files = bundle.files
-        self._initial = bundle.state
         self.calibration = self._read_calibration()
-        # Of a local model: series -> row of its state, with what else the bundle keeps of it.
-        self.fitted: dict[str, int] = {}
-        self._fitted_last, self._fitted_predictions = (
-            self._initial.pop(name, None) for name in ("last", "predictions")
-        )
-        if "series" in self._initial:
-            self.fitted = {name: row for row, name in enumerate(self._initial.pop("series").tolist())}
+        self.notes: tuple[str, ...] = ()  # remarks on the last forecast
         # Series that a local model could not be fitted to -> what forecasts them in its place, and why.
         self.substitutes: dict[str, dict[str, str]] = {
             name: one if isinstance(one, dict) else {"substitute": one, "reason": one}  # before it was written apart
             for name, one in bundle.card.get("training", {}).get("substitutes", {}).items()
         }
-        self.threads = threads
-        self._asked = _check_providers(providers)
-        self._session = self.step_session if self.streams else self.scan_session
-        self.providers: list[str] = self._session.get_providers()  # what runs, the first that can take a node takes it
-        self.state_names = tuple(name.removeprefix("state.") for name in self._names() if name.startswith("state."))
-        if set(self.state_names) != set(self._initial):
-            raise BundleError(
-                f"{self.path}: state.npz holds {sorted(self._initial)}, the graph wants {sorted(self.state_names)}."
-            )
 
     @cached_property
     def step_session(self) -> onnxruntime.InferenceSession:
@@ -447,8 +464,10 @@ class LoadedBundle:
                 block, t = block[~ended], end
         return predictions, after
 
-    def _tabulate(self, ids: list[str], times: list[Any], predictions: Array, raw: Array) -> pd.DataFrame:
-        """`raw` is what the graph gave: a mean is that of the model's own quantiles."""
+    def _tabulate(
+        self, ids: list[str], times: list[Any], predictions: Array, raw: Array, points: Array | None = None
+    ) -> pd.DataFrame:
+        """`raw` is what the model gave: the mean is that of its own quantiles, where it has no `points` (B, H)."""
         import pandas as pd
 
         from forecasting.metrics import mean_of_quantiles
@@ -461,7 +480,7 @@ class LoadedBundle:
         steps = self.prediction_shape[0] if self.kind == "forecast" else 1
         flat = predictions.reshape(-1, len(self.quantiles)).astype(float)  # (B * H, Q)
         own = raw.reshape(-1, len(self.quantiles)).astype(float)
-        numbers = {"mean": mean_of_quantiles(own, np.array(self.quantiles))}
+        numbers = {"mean": mean_of_quantiles(own, np.array(self.quantiles)) if points is None else points.ravel()}
         numbers |= {f"q{level:g}": flat[:, k] for k, level in enumerate(self.quantiles)}
         table = {"unique_id": np.repeat(np.array(ids, dtype=object), steps)}
         if self.kind == "forecast":
@@ -929,7 +948,7 @@ def _as_input(values: Array) -> tuple[Array, Array]:
     return x, np.isfinite(x).astype(np.float32)
 
 
-def _check_providers(asked: Sequence[str] | None) -> list[str]:
+def check_providers(asked: Sequence[str] | None) -> list[str]:
     """The full names of the providers asked for; those of a build without the device do not count as here."""
     wanted = [asked] if isinstance(asked, str) else list(asked or [CPU])
     names = [SHORT_NAMES.get(name.lower(), name) for name in wanted]

@@ -321,6 +321,22 @@ def test_backtest_sets_a_forecaster_of_sktimes_beside_ours(place):
     assert "Similar: ThetaForecaster" in mnemo("backtest", "--data", "sales.csv", "--model", "sktime:Theta").error
 
 
+def test_a_model_of_sktimes_is_trained_to_a_bundle_that_forecasts_and_says_what_stood_in(place):
+    smoothing = "sktime:sktime.forecasting.exp_smoothing.ExponentialSmoothing"
+    done("train", "--data", "sales.csv", "--model", smoothing, "--horizon", 3, "--out", "b", "--set", "trend=mul")
+    frame = pd.read_csv("sales.csv")
+    sinking = frame[frame["unique_id"] == frame["unique_id"][0]].assign(unique_id="sinking")
+    pd.concat([frame, sinking.assign(y=-sinking["y"])]).to_csv("more.csv", index=False)
+    said = done("forecast", "--bundle", "b", "--data", "more.csv", "--out", "f.csv")
+    instead = pd.read_csv("f.csv").groupby("unique_id")["substitute"].first()
+    assert instead.dropna().to_dict() == {"sinking": "naive"}
+    assert "1 of 3 series are forecast by a substitute, first sinking by naive: ValueError" in said.err
+    assert "has no step: it is fitted anew" in mnemo("certify", "--bundle", "b").error
+    assert "has no state to start from" in mnemo(
+        "forecast", "--bundle", "b", "--data", "more.csv", "--out", "g.csv", "--save-state", "s.npz"
+    ).error  # fmt: skip
+
+
 def test_backtest_json_is_alone_on_stdout_and_holds_the_leaderboard(place):
     said = done("backtest", "--data", "sales.csv", "--model", "naive", "--horizon", 3, "--out", "out", "--json")
     board = json.loads(said.out)["leaderboard"]

@@ -9,7 +9,6 @@ from sktime.forecasting.theta import ThetaForecaster
 from data.frame import Channel, Dataset, Splits
 from data.panel import to_panel
 from forecasting.backtest import backtest
-from forecasting.pipeline import train_bundle
 from forecasting.refit import RefitModel
 from forecasting.results import find_results, write_report
 from forecasting.task import Task, TaskError
@@ -126,7 +125,7 @@ def test_a_series_it_cannot_be_fitted_on_is_forecast_by_naive_and_named(tmp_path
     assert len(pd.read_csv(tmp_path / "run" / "substitutes.csv")) == 4
     ran = find_results(tmp_path)[0].run
     assert ran["substituted"] == {SMOOTHING: {"series": 1, "forecasts": 4}}
-    assert ran["models"][SMOOTHING]["parameters"] == {"trend": "mul", "sp": 1}
+    assert ran["models"][SMOOTHING]["parameters"] == {"trend": "mul", "sp": 1, "random_state": 0}
     write_report(run(sales(walk(40))), tmp_path / "run", dataset="sales", seed=0, settings={})
     assert not (tmp_path / "run" / "substitutes.csv").exists()
 
@@ -168,8 +167,6 @@ def test_other_refusals():
     data = sales(walk(40))
     with pytest.raises(TaskError, match=r"no model here has a field 'spp'; known: .*\bsp\b"):
         run(data, NAIVE, settings={"spp": 3})
-    with pytest.raises(TaskError, match=r"has no step to export: .* mnemo backtest"):
-        train_bundle(data, NAIVE, Task.of(data), None)
 
 
 # --- classes ---
