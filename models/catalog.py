@@ -11,6 +11,7 @@ from torch import nn
 
 from models.arima import Arima, ArimaConfig
 from models.attention import AttentionBackbone, AttentionConfig, PatchBackbone, PatchConfig
+from models.ces import Ces, CesConfig
 from models.contract import ModelError, Signature, StepModel, TaskKind
 from models.ets import Ets, EtsConfig
 from models.lag_regression import Forest, LagConfig, LagForecaster, Learner, QuantileConfig, QuantileRegression, XGBoost
@@ -95,6 +96,14 @@ MODELS: dict[str, Entry] = {
     "ets": Entry("exponential smoothing, fitted per series", Ets, (EtsConfig,), FORECAST, "per series", covariates=()),
     "arima": Entry("seasonal ARIMA, fitted per series", Arima, (ArimaConfig,), FORECAST, "per series", covariates=()),
     "theta": Entry("the theta method, fitted per series", Theta, (ThetaConfig,), FORECAST, "per series", covariates=()),
+    "ces": Entry(
+        "complex exponential smoothing, fitted per series",
+        Ces,
+        (CesConfig,),
+        FORECAST,
+        "per series",
+        covariates=(),
+    ),
     "quantile-regression": Entry(
         "linear quantiles of lags and rolling statistics",
         _lags(QuantileRegression),
