@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import shutil
 import socket
@@ -37,7 +38,9 @@ class Broker:
     def __init__(self, folder: Path, *lines: str) -> None:
         self.port = free_port()
         self._command = [mosquitto(), "-c", str(folder / "mosquitto.conf")]
-        settings = [f"listener {self.port} 127.0.0.1", "set_tcp_nodelay true", "persistence false", *lines]
+        # Started by root it would become another user, who may not read the test's folder.
+        settings = [f"user {getpass.getuser()}", f"listener {self.port} 127.0.0.1", "set_tcp_nodelay true"]
+        settings += ["persistence false", *lines]
         (folder / "mosquitto.conf").write_text("\n".join(settings) + "\n")
         self._process: subprocess.Popen[bytes] | None = None
 
