@@ -15,6 +15,7 @@ import itertools
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,25 @@ from data.catalog import entries, load
 from data.frame import ID, TIME, Channel, FrameError
 from sensors.recording import Recording, is_recording, read_recording
 from sensors.sources.live import MOST_WAITING
+from sensors.sources.settings import refuse_unless
 from sensors.stream import Clock, Frame, SensorError, Source, StreamInfo
 
 FRAMES_A_TURN = 64  # at maximum speed, between two chances for others to run
 SHOWN = 5  # series named in a message
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """Which recording, and how it plays."""
+
+    source: str  # as `load_recording` takes it
+    series: str = ""  # not needed where there is only one
+    speed: float = 1.0  # inf: as fast as frames are taken
+    loop: bool = False
+
+    def __post_init__(self) -> None:
+        refuse_unless(bool(self.source), "replay", "source", self.source, "a file or the name of a data set")
+        refuse_unless(self.speed > 0, f"replay {self.source}", "speed", self.speed, "a number above 0, or inf")
 
 
 class ReplaySource(Source):
@@ -39,24 +55,20 @@ class ReplaySource(Source):
     def __init__(
         self,
         recording: Recording,
-        speed: float = 1.0,
-        loop: bool = False,
+        config: ReplayConfig,
         clock: Clock = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """speed: times the recording's own, infinite for as fast as frames are taken.
-
+        """
         Raises:
-            SensorError: a speed that is not above 0, or a loop without a rate.
+            SensorError: a loop of a recording without a rate.
         """
         super().__init__()
-        if not speed > 0:
-            raise SensorError(f"{recording.info.stream_id}: speed is {speed!r}, expected a number above 0, or inf.")
-        if loop and not recording.info.rate_hz > 0:
+        if config.loop and not recording.info.rate_hz > 0:
             raise SensorError(f"{recording.info.stream_id}: has no rate, which a loop needs; give rate_hz.")
         self.info = recording.info
         self.recording = recording
-        self.speed, self.loop = speed, loop
+        self.speed, self.loop = config.speed, config.loop
         self._clock, self._sleep = clock, sleep
 
     async def connect(self) -> None:

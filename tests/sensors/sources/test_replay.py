@@ -11,16 +11,10 @@ import pytest
 from data.frame import Channel
 from sensors.recording import Recording
 from sensors.sources.live import MOST_WAITING
-from sensors.sources.replay import ReplaySource, load_recording
+from sensors.sources.replay import ReplayConfig, ReplaySource, load_recording
 from sensors.stream import Frame, SensorError, StreamInfo
 
 INFO = StreamInfo("glove", (Channel("bend", "deg"), Channel("twist", "deg")), rate_hz=100.0)
-
-
-def recording(frames: int, start: float = 7.0) -> Recording:
-    pace = np.arange(frames) / 100
-    values = np.arange(2 * frames, dtype=np.float32).reshape(frames, 2)
-    return Recording(INFO, start + pace, pace, values)
 
 
 class Time:
@@ -34,6 +28,17 @@ class Time:
 
     async def sleep(self, seconds: float) -> None:
         self.now += seconds + self.late_s
+
+
+def replay(of: Recording, clock: Time | None = None, **settings) -> ReplaySource:
+    config = ReplayConfig("a recording", **settings)
+    return ReplaySource(of, config) if clock is None else ReplaySource(of, config, clock, clock.sleep)
+
+
+def recording(frames: int, start: float = 7.0) -> Recording:
+    pace = np.arange(frames) / 100
+    values = np.arange(2 * frames, dtype=np.float32).reshape(frames, 2)
+    return Recording(INFO, start + pace, pace, values)
 
 
 def play(source: ReplaySource, most: int = 10**9, busy_s: dict[int, float] | None = None, clock: Time | None = None):
@@ -54,7 +59,7 @@ def play(source: ReplaySource, most: int = 10**9, busy_s: dict[int, float] | Non
 @pytest.mark.parametrize("speed", [0.5, 1.0, 4.0])
 def test_frames_come_at_their_times_and_late_timers_do_not_add_up(speed):
     clock = Time(late_s=0.0008)
-    frames = play(ReplaySource(recording(1000), speed, clock=clock, sleep=clock.sleep))
+    frames = play(replay(recording(1000), clock, speed=speed))
     due = 50 + np.arange(1000) / 100 / speed
     late = np.array([frame.received for frame in frames]) - due
     assert len(frames) == 1000
@@ -65,7 +70,7 @@ def test_frames_come_at_their_times_and_late_timers_do_not_add_up(speed):
 
 
 def test_at_maximum_speed_nothing_waits_or_is_dropped_and_others_still_run():
-    source = ReplaySource(recording(500), math.inf)
+    source = replay(recording(500), speed=math.inf)
     ran = []
 
     async def run() -> int:
@@ -86,13 +91,13 @@ def test_at_maximum_speed_nothing_waits_or_is_dropped_and_others_still_run():
 
 
 def test_a_real_clock_is_kept():
-    frames = play(ReplaySource(recording(21), speed=2.0))
+    frames = play(replay(recording(21), speed=2.0))
     assert frames[-1].received - frames[0].received >= 0.1 - 0.002
 
 
 def test_a_loop_goes_on_in_time():
     clock = Time()
-    frames = play(ReplaySource(recording(3), loop=True, clock=clock, sleep=clock.sleep), most=7)
+    frames = play(replay(recording(3), clock, loop=True), most=7)
     assert [frame.time for frame in frames] == pytest.approx([7 + index / 100 for index in range(7)])
     assert [frame.received for frame in frames] == pytest.approx([50 + index / 100 for index in range(7)])
     assert frames[3].values.tolist() == frames[0].values.tolist()
@@ -100,7 +105,7 @@ def test_a_loop_goes_on_in_time():
 
 def test_a_slow_consumer_gets_frames_that_were_due_and_misses_the_oldest():
     clock = Time()
-    source = ReplaySource(recording(200), clock=clock, sleep=clock.sleep)
+    source = replay(recording(200), clock)
     frames = play(source, busy_s={10: 1.0}, clock=clock)  # 100 frames long
     assert source.dropped == 200 - len(frames) == 100 - MOST_WAITING
     assert "too slow" in source.last_drop
@@ -111,7 +116,7 @@ def test_a_slow_consumer_gets_frames_that_were_due_and_misses_the_oldest():
 @pytest.mark.parametrize("speed", [0.0, -1.0, math.nan])
 def test_a_speed_that_is_none_is_refused(speed):
     with pytest.raises(SensorError, match="expected a number above 0, or inf"):
-        ReplaySource(recording(2), speed)
+        ReplayConfig("a recording", speed=speed)
 
 
 def test_a_named_data_set_and_one_of_its_series():
@@ -137,7 +142,7 @@ def test_a_file_in_the_long_format(tmp_path, ending):
     assert [channel.name for channel in read.info.channels] == ["bend"]
     assert read.info.stream_id == "a"
     assert read.times.tolist() == [0, 0.02, 0.04, 0.06]
-    frames = play(ReplaySource(read, math.inf))
+    frames = play(replay(read, speed=math.inf))
     assert [frame.mask.tolist() for frame in frames] == [[True], [True], [False], [True]]
 
 
@@ -172,7 +177,7 @@ def test_steps_without_a_rate_and_a_loop_without_one_are_refused(tmp_path):
         load_recording(str(tmp_path / "take.csv"))
     pd.DataFrame({"ds": [0.0], "bend": [1.0]}).to_csv(tmp_path / "one.csv", index=False)
     with pytest.raises(SensorError, match="no rate, which a loop needs"):
-        ReplaySource(load_recording(str(tmp_path / "one.csv")), loop=True)
+        replay(load_recording(str(tmp_path / "one.csv")), loop=True)
 
 
 def test_text_in_a_file_is_named_with_its_row(tmp_path):
