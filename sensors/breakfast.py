@@ -1,0 +1,219 @@
+"""The breakfast task of Simao, Gibaru & Neto (IEEE Trans. Industrial Electronics 66(12), 9372-9382, 2019), simulated.
+
+An operator's gestures, replayed, make the arm take a jug, pour juice into a cup, put the jug down, and lay bread on a
+plate; in between the operator stops the arm and sets it going again. Where things stand and how fast the operator is
+differ from run to run. Whether it succeeded is read from the simulation, not from what the arm believes.
+
+The way is the bridge's: gestures become intents, and whoever `submit`s them holds the robot. Simulated time is stepped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data.frame import Channel
+from sensors.command_map import CommandMap, check_command_map, read_command_map
+from sensors.intent import Intent
+from sensors.limits import Limiter, Limits, gripper_step
+from sensors.mapping import Mapper
+from sensors.motions import Pose
+from sensors.robot import Command
+from sensors.robots.simulated import SimulatedArm, Simulation
+from sensors.stream import StreamInfo
+
+MAP = Path(__file__).with_name("breakfast.toml")
+STREAM = StreamInfo("breakfast", (Channel("hand", "m"),), 50.0)
+FRAME_S = 0.02
+LONGEST_S = 150.0  # simulated, after which a run has failed
+
+LIMITS = Limits(
+    linear_velocity=0.5,
+    linear_acceleration=3.0,
+    linear_jerk=30.0,
+    angular_velocity=2.5,
+    angular_acceleration=12.0,
+    angular_jerk=100.0,
+    joint_velocity=2.5,
+    gripper_speed=2.0,
+    singular=0.05,
+    creep=0.2,
+    box_low=(0.15, -0.65, 0.01),
+    box_high=(0.85, 0.65, 0.8),
+)
+
+LOOSE = ("jug", "cup", "bread", "plate")
+CUP_RADIUS_M, CUP_HEIGHT_M = 0.045, 0.09
+ENOUGH = 0.75  # share of the juice that shall be in the cup
+
+Submit = Callable[[Intent], None]
+Watch = Callable[[Simulation], None]
+
+
+class Cue(NamedTuple):
+    """A gesture that the operator shows."""
+
+    gesture: str
+    after_s: float  # from when the arm was done, or from the last cue where it is not waited for
+    waits: bool = True  # until the arm is done
+    confidence: float = 0.95
+
+
+CUES = (
+    Cue("grasp jug", 0.5),
+    Cue("tilt hand", 0.5),
+    Cue("lower hand", 0.5),
+    Cue("fist", 2.0, waits=False, confidence=0.7),
+    Cue("lower hand", 0.8),
+    Cue("pinch", 0.5),
+    Cue("open hand", 0.5),
+    Cue("wave", 0.5),
+)
+SHOWN_S = 0.5  # how long a gesture is shown
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one run."""
+
+    poured: float  # share of the juice that is in the cup
+    wrong: tuple[str, ...]  # what is not as it should be; none: it succeeded
+    notes: tuple[str, ...]  # what the mapper said
+    seconds: float  # simulated
+
+    @property
+    def success(self) -> bool:
+        return not self.wrong
+
+
+def breakfast_map(simulation: Simulation) -> CommandMap:
+    """The task's map, checked against the scene."""
+    command_map = read_command_map(MAP, simulation.arm)
+    gestures = [*dict.fromkeys(cue.gesture for cue in CUES)]
+    seen = (*LOOSE, "coaster")
+    check_command_map(command_map, gestures, STREAM.channels, has_gripper=True, seen=seen)
+    return command_map
+
+
+def scatter(simulation: Simulation, rng: np.random.Generator) -> None:
+    """Things stand up to 2 cm from their places, the bread turned up to half a radian; then all comes to rest."""
+    for name in LOOSE:
+        by = np.array([*rng.uniform(-0.02, 0.02, 2), 0.0])
+        simulation.move(name, by, rng.uniform(-0.5, 0.5) if name == "bread" else 0.0)
+        for bead in beads(simulation) if name == "jug" else ():
+            simulation.move(bead, by)
+    for _ in range(50):
+        simulation.step(None)
+
+
+def operate(cues: Sequence[Cue], rng: np.random.Generator) -> Generator[tuple[str | None, float], bool, None]:
+    """Gesture and confidence, frame by frame, of an operator who is sent whether the arm moves on its own."""
+    moving = yield None, 0.0
+    for cue in cues:
+        while cue.waits and moving:
+            moving = yield None, 0.0
+        for _ in range(round((cue.after_s + rng.uniform(0, 0.4)) / FRAME_S)):
+            moving = yield None, 0.0
+        for _ in range(round(SHOWN_S / FRAME_S)):
+            moving = yield cue.gesture, cue.confidence - rng.uniform(0, 0.1)
+    while moving:
+        moving = yield None, 0.0
+
+
+def make_breakfast(
+    arm: SimulatedArm, submit: Submit, rng: np.random.Generator, watch: Watch = lambda simulation: None
+) -> Outcome:
+    """One run, from an arm at home to the end of the last motion.
+
+    Args:
+        arm: connected, stepped by hand, in the scene `breakfast`.
+        submit: takes the intent of each frame; what moves the arm is behind it.
+        rng: of the operator.
+        watch: is shown the simulation after each frame.
+    """
+    simulation, start = arm.simulation, arm.clock()
+    mapper = Mapper(breakfast_map(simulation), STREAM.channels, lambda name: Pose(*arm.place(name)))
+    notes = [mapper.note]
+    operator = operate(CUES, rng)
+    gesture, confidence = next(operator)
+    while arm.clock() - start < LONGEST_S:
+        frame = STREAM.frame(arm.clock(), arm.clock(), [0.0])
+        submit(mapper.step(gesture, confidence, frame, arm.state()))
+        arm.advance(FRAME_S)
+        watch(simulation)
+        if mapper.note != notes[-1]:
+            notes.append(mapper.note)
+        try:
+            gesture, confidence = operator.send(mapper.motion is not None)
+        except StopIteration:
+            break
+    poured = in_cup(simulation)
+    return Outcome(poured, tuple(wrong(simulation, poured)), tuple(notes[1:]), arm.clock() - start)
+
+
+def beads(simulation: Simulation) -> list[str]:
+    """The juice."""
+    names = [simulation.model.body(index).name for index in range(simulation.model.nbody)]
+    return [name for name in names if name.startswith("bead")]
+
+
+def in_cup(simulation: Simulation) -> float:
+    """The share of the juice."""
+    foot, rotation = simulation.body("cup")
+    inside = 0
+    for bead in beads(simulation):
+        x, y, z = rotation.T @ (simulation.body(bead)[0] - foot)
+        inside += np.hypot(x, y) < CUP_RADIUS_M and 0 < z < CUP_HEIGHT_M
+    return inside / len(beads(simulation))
+
+
+def wrong(simulation: Simulation, poured: float) -> Iterator[str]:
+    """What is not as it should be at the end."""
+    if poured < ENOUGH:
+        yield f"{poured:.0%} of the juice is in the cup, expected {ENOUGH:.0%}"
+    for name in ("jug", "cup"):
+        upright = simulation.body(name)[1][2, 2]
+        if upright < 0.99:
+            yield f"the {name} leans by {np.degrees(np.arccos(upright)):.0f} degrees"
+    for name, place in (("jug", "coaster"), ("bread", "plate")):
+        there, foot = simulation.body(name)[0], simulation.body(place)[0]
+        apart = float(np.hypot(*(there - foot)[:2]))
+        if apart > 0.03 or not -0.005 < there[2] - foot[2] < 0.03:
+            yield f"the {name} is {apart * 100:.0f} cm beside and {there[2] - foot[2]:.3f} m above the {place}"
+    off = np.abs(simulation.measure(0.0).position - simulation.kinematics.forward(simulation.arm.home)[0]).max()
+    if off > 0.02:
+        yield f"the arm is {off * 100:.0f} cm from home"
+    if simulation.gripper() < 0.9:
+        yield f"the gripper is open by {simulation.gripper():.0%}"
+
+
+def run(seed: int, watch: Watch = lambda simulation: None) -> Outcome:
+    """Lay the table and make breakfast."""
+    rng = np.random.default_rng(seed)
+    simulation = Simulation("breakfast")
+    scatter(simulation, rng)
+    with SimulatedArm(simulation, real_time=False) as arm:
+        return make_breakfast(arm, Drive(arm), rng, watch)
+
+
+class Drive:
+    """The thinnest holder of an arm: limits, and commands that expire."""
+
+    def __init__(self, arm: SimulatedArm) -> None:
+        self._arm = arm
+        self._limiter = Limiter(LIMITS)
+        self._gripper = arm.state().gripper
+        self._sequence = 0
+
+    def __call__(self, intent: Intent) -> None:
+        twist = self._limiter.step(intent.twist, self._arm.state(), FRAME_S)
+        gripper = None
+        if intent.gripper is not None:
+            gripper = self._gripper = gripper_step(self._gripper, intent.gripper, LIMITS.gripper_speed, FRAME_S)
+        self._sequence += 1
+        now = self._arm.clock()
+        self._arm.send(Command(self._sequence, now, now + 2 * FRAME_S, twist, gripper))
