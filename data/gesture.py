@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from data import simulated_hand
 from data.frame import ID, TIME, Channel, Dataset, Freq, Splits, check_frame
 
 BASIC_MOTIONS_ORIGIN = (
@@ -28,6 +29,8 @@ ISL_ORIGIN = (
 )
 MYO_WRIST_ORIGIN = "aljazfrancic/myo-readings-dataset on GitHub."
 UEA_ORIGIN = "cran/mlmts on GitHub, from the UEA archive. Cite: Bagnall et al., arXiv 1811.00075 (2018)."
+
+DEMO_ORIGIN = "Simulated for this project by data/simulated_hand.py; nothing in it was measured."
 
 MYO_RATE_HZ = 200
 EMG = tuple(Channel(f"emg{i}", "", low=-128, high=127) for i in range(1, 9))  # int8 as the armband sends it
@@ -59,6 +62,19 @@ def basic_motions() -> Dataset:
             parts[name] = "validation" if part == "train" and i % 4 == 3 else part
     frame = pd.concat(tables, ignore_index=True)
     return _classify("basic_motions", frame, channels, 0.1, Splits(entity=parts))
+
+
+def gestures_demo() -> Dataset:
+    """SIMULATED: eight gestures and the rests between, eight people with a data glove and a tracker, 24 min, 50 Hz.
+
+    Continuous recordings with a label a row. Split by person: 1 to 5 train, 6 validates, 7 and 8 test.
+    Origin: `DEMO_ORIGIN`.
+    """
+    table = simulated_hand.simulated_hands()
+    group = {str(name): str(name).split("/")[0] for name in table[ID].unique()}
+    people = {"person_6": "validation", "person_7": "test", "person_8": "test"}
+    splits = Splits(entity={name: people.get(person, "train") for name, person in group.items()}, group=group)
+    return _classify("gestures_demo", table, simulated_hand.CHANNELS, 1 / simulated_hand.RATE_HZ, splits)
 
 
 def uc2017_sg(path: Path) -> Dataset:

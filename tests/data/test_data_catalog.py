@@ -114,8 +114,9 @@ def test_basic_motions_keeps_the_archives_halves():
     assert labels_of(data) == ("badminton", "running", "standing", "walking")
 
 
-def test_simulated_data_is_called_simulated():
-    entry = next(entry for entry in ENTRIES if entry.name == "battery_simulated")
+@pytest.mark.parametrize("name", ["battery_simulated", "gestures_demo"])
+def test_simulated_data_is_called_simulated(name):
+    entry = next(entry for entry in ENTRIES if entry.name == name)
     assert "SIMULATED" in entry.summary
     assert "Simulated" in entry.origin
 
@@ -185,5 +186,5 @@ def test_shared_sets_say_how_to_get_them(monkeypatch, tmp_path):
 
 def test_names_are_unique_and_each_says_where_it_is_from():
     names = [entry.name for entry in ENTRIES]
-    assert len(names) == len(set(names)) == 37
+    assert len(names) == len(set(names)) == 38
     assert all(entry.summary and entry.licence and entry.origin for entry in ENTRIES)
