@@ -535,6 +535,30 @@ def dashboard(
         raise typer.Exit(2 if code == 2 else 1)
 
 
+@app.command(epilog="Example: mnemo bridge --config bridge.toml --dry-run")
+def bridge(
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A bridge's TOML; `--example` prints one with every field.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent; the robot is not moved.")] = False,
+    record: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the stream as it comes, as Parquet, safe from a crash.")
+    ] = None,
+    metrics: Annotated[
+        int | None, typer.Option(metavar="PORT", min=1, max=65535, help="Answer Prometheus on this port.")
+    ] = None,
+    example: Annotated[bool, typer.Option("--example", help="Print a configuration that runs as it is.")] = False,
+) -> None:
+    """Let a live stream of gestures drive a robot: never armed at the start, stopped when anything goes quiet."""
+    arguments = ["--example"] if example else []
+    arguments += [] if config is None else ["--config", str(config)]
+    arguments += ["--dry-run"] if dry_run else []
+    arguments += [] if record is None else ["--record", str(record)]
+    arguments += [] if metrics is None else ["--metrics", str(metrics)]
+    # This process becomes the bridge's: nothing stands between the operator's signals and the robot.
+    os.execv(sys.executable, [sys.executable, "-m", "sensors", "bridge", *arguments])
+
+
 def main() -> None:
     """Run the command; errors of our own are one line on stderr and exit code 2, never a traceback."""
     try:

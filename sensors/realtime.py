@@ -20,15 +20,15 @@ from sensors.telemetry import Durations
 SWITCH = 5e-4  # s after which a thread that computes in Python has to let another one in; Python's own is 5e-3
 
 
-def pin(core: int) -> None:
-    """Keep the calling thread on one core.
+def pin(core: int, thread: int | None = None) -> None:
+    """Keep a thread on one core: the calling one, or that of the system's number.
 
     Raises:
         SensorError: this process may not use that core.
     """
     allowed = sorted(os.sched_getaffinity(0))
     try:
-        os.sched_setaffinity(threading.get_native_id(), {core})
+        os.sched_setaffinity(threading.get_native_id() if thread is None else thread, {core})
     except OSError as error:
         raise SensorError(f"core {core} cannot be had; this process may use {allowed}.") from error
 

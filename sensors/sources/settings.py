@@ -14,13 +14,15 @@ from sensors.stream import SensorError
 Settings = TypeVar("Settings")
 
 
-def parse_settings(kind: type[Settings], given: Mapping[str, Any], where: str) -> Settings:
+def parse_settings(kind: type[Settings], given: Mapping[str, Any], where: str, **made: Any) -> Settings:
     """The dataclass `kind` made of `given`; text stands for a number or true/false, as a URI's query writes them.
+
+    made: fields that are ready, and no setting's to give.
 
     Raises:
         SensorError: a field that is missing, not known, or of the wrong type.
     """
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.name not in made}  # type: ignore[arg-type]
     unknown = [name for name in given if name not in fields]
     if unknown:
         raise SensorError(f"{where}: does not know {', '.join(unknown)}; expected {', '.join(fields)}.")
@@ -28,7 +30,7 @@ def parse_settings(kind: type[Settings], given: Mapping[str, Any], where: str) -
     if missing:
         raise SensorError(f"{where}: lacks {', '.join(missing)}.")
     types = get_type_hints(kind)
-    return kind(**{name: _typed(value, types[name], f"{where}: {name}") for name, value in given.items()})
+    return kind(**made, **{name: _typed(value, types[name], f"{where}: {name}") for name, value in given.items()})
 
 
 def _typed(value: Any, kind: Any, where: str) -> Any:

@@ -25,7 +25,7 @@ from forecasting.bundle import read_bundle, seal, write_bundle
 from forecasting.results import find_results
 from forecasting.runtime import LoadedBundle
 
-COMMANDS = ("datasets", "models", "doctor", "train", "backtest", "forecast", "certify", "demo", "dashboard")
+COMMANDS = ("datasets", "models", "doctor", "train", "backtest", "forecast", "certify", "demo", "dashboard", "bridge")
 SMALL = ("--set", "max_epochs=1", "--set", "hidden=8")
 DECILES = [f"q{level / 10:g}" for level in range(1, 10)]
 PROMISED = [
