@@ -83,6 +83,7 @@ class Source(ABC):
     """
 
     info: StreamInfo
+    real_time = True  # False for a recording at another speed than its own: what was received when tells nothing
 
     def __init__(self) -> None:
         self.connected = False  # False too while a source that lost its peer looks for it

@@ -69,6 +69,7 @@ class ReplaySource(Source):
         self.info = recording.info
         self.recording = recording
         self.speed, self.loop = config.speed, config.loop
+        self.real_time = config.speed == 1
         self._clock, self._sleep = clock, sleep
 
     async def connect(self) -> None:
