@@ -62,6 +62,7 @@ class Rig:
 
     def ask(self, event, why="", fault=None):
         request = Request(event, "a test", why, fault)
+        self.clock.now += 1e-6  # so that one follows the other
         self.control.turn(requests=[request], held=self.held)
         answer = request.answer.result(0)
         if answer.accepted:
@@ -393,12 +394,15 @@ BRAKES_S = 0.25 / 1.0 + 3 * 1.0 / 10.0 + 0.05
 
 WANTED = st.sampled_from([AHEAD, -AHEAD, np.array([0, 9.0, -9.0, 3.0, 0, 0]), np.zeros(6)])
 DT = st.sampled_from([0.0005, 0.003, 0.01, 0.02])
+TURNS = st.sampled_from([1, 4, 15, 80])
 STEPS = st.one_of(
-    st.tuples(st.just("drive"), st.integers(1, 30), DT, WANTED),
-    st.tuples(st.just("rest"), st.integers(1, 30), DT, WANTED),
-    st.tuples(st.just("arm"), st.booleans()),
-    st.tuples(st.just("doubt"), st.integers(1, 10), st.sampled_from([("unknown", 0.9), ("point", 0.1), (None, 1.0)])),
-    st.tuples(st.just("quiet"), st.integers(1, 15)),
+    st.tuples(st.just("drive"), TURNS, DT, WANTED),
+    st.tuples(st.just("rest"), TURNS, DT, WANTED),
+    st.tuples(st.just("arm")),
+    st.tuples(st.just("go"), TURNS, DT, WANTED),
+    st.tuples(st.just("doubt"), TURNS, DT, st.sampled_from([("unknown", 0.9), ("point", 0.1), (None, 1.0)])),
+    st.tuples(st.just("lapse"), TURNS, DT),
+    st.tuples(st.just("quiet"), TURNS, DT),
     st.tuples(st.just("hang"), st.floats(0.001, 0.3)),
     st.tuples(st.just("fault"), st.sampled_from(list(Fault))),
     st.tuples(st.just("old"), st.floats(0.0, 0.3)),
@@ -415,15 +419,19 @@ def test_no_path_moves_the_robot_unless_armed_held_and_fresh(tmp_path_factory, s
             rig.drive(values[0], values[1], twist=values[2])
         elif kind == "rest":
             rig.rest(values[0], values[1], twist=values[2])
-        elif kind == "arm":
-            if values[0]:
-                rig.rest(20)
+        elif kind == "go":
+            rig.ask(Event.CLEAR, "why")
+            rig.rest(3)
             rig.ask(Event.ARM)
+            rig.drive(values[0], values[1], twist=values[2])
         elif kind == "doubt":
-            rig.drive(values[0], gesture=values[1][0], confidence=values[1][1])
+            rig.drive(values[0], values[1], gesture=values[2][0], confidence=values[2][1])
+        elif kind == "lapse":
+            for _ in range(values[0]):
+                rig.turn(rig.intent(), values[1])  # and nobody says a thing about the hold
         elif kind == "quiet":
             for _ in range(values[0]):
-                rig.turn()
+                rig.turn(dt=values[1])
         elif kind == "hang":
             rig.clock.now += values[0]  # and whatever the loop would do, it does not
         elif kind == "old":
