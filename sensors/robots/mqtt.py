@@ -12,8 +12,9 @@ import time
 import uuid
 
 from data.frame import Channel
+from sensors.mqtt_broker import MqttBroker
 from sensors.robot import Command, Robot, RobotError, RobotInfo, RobotState
-from sensors.robots.mqtt_link import Broker, MqttLink
+from sensors.robots.mqtt_link import MqttLink
 from sensors.robots.mqtt_messages import (
     ClockOffset,
     Control,
@@ -36,7 +37,7 @@ class MqttRobot(Robot):
 
     def __init__(
         self,
-        broker: Broker,
+        broker: MqttBroker,
         topic: str,
         joints: tuple[Channel, ...],
         has_gripper: bool,

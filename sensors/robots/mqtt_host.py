@@ -11,8 +11,9 @@ import threading
 import uuid
 from collections import Counter
 
+from sensors.mqtt_broker import MqttBroker
 from sensors.robot import Robot, RobotError
-from sensors.robots.mqtt_link import Broker, MqttLink
+from sensors.robots.mqtt_link import MqttLink
 from sensors.robots.mqtt_messages import (
     Report,
     Welcome,
@@ -30,7 +31,7 @@ LONGEST_S = 0.5  # that a command may live from when it is here: what would last
 class MqttHost:
     """`with MqttHost(robot, broker, topic, clock) as host: host.run(ending)`."""
 
-    def __init__(self, robot: Robot, broker: Broker, topic: str, clock: Clock, rate_hz: float = RATE_HZ) -> None:
+    def __init__(self, robot: Robot, broker: MqttBroker, topic: str, clock: Clock, rate_hz: float = RATE_HZ) -> None:
         """
         Args:
             robot: not connected; from here on nobody else's.

@@ -8,46 +8,21 @@ tried again until `close`.
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
-import ssl
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 
+from sensors.mqtt_broker import MqttBroker
 from sensors.robot import RobotError
+from sensors.stream import SensorError
 
 KEEPALIVE_S = 2
 WAIT_S = 5.0  # for the broker's answer
 RETRY_S = 1
-
-
-@dataclass(frozen=True)
-class Broker:
-    """Where it is. A password is never in a configuration, only the name of the variable that holds it."""
-
-    host: str
-    port: int = 1883
-    user: str = ""
-    password_env: str = ""
-    tls: bool = False
-    ca_file: str = ""  # of the broker's certificate, if not one of the system's
-
-    @property
-    def uri(self) -> str:
-        return f"mqtt{'s' if self.tls else ''}://{self.host}:{self.port}"
-
-    def password(self) -> str | None:
-        if not self.password_env:
-            return None
-        value = os.environ.get(self.password_env)
-        if not value:
-            raise RobotError(f"{self.uri}: the environment variable {self.password_env}, password_env, is not set.")
-        return value
 
 
 class MqttLink:
@@ -55,7 +30,7 @@ class MqttLink:
 
     def __init__(
         self,
-        broker: Broker,
+        broker: MqttBroker,
         topics: list[str],
         take: Callable[[str, bytes], None],
         up: Callable[[], None],
@@ -90,16 +65,18 @@ class MqttLink:
         client.on_subscribe, client.on_message = self._on_subscribe, self._on_message
         client.on_socket_open = _without_delay
         client.reconnect_delay_set(RETRY_S, RETRY_S)
-        if broker.user:
-            client.username_pw_set(broker.user, broker.password())
         if self._will is not None:
             client.will_set(*self._will)
         self._ready.clear()
         self._refused = ""
         try:
-            if broker.tls:
-                client.tls_set_context(ssl.create_default_context(cafile=broker.ca_file or None))
+            if broker.user:
+                client.username_pw_set(broker.user, broker.password())
+            if context := broker.context():
+                client.tls_set_context(context)
             client.connect(broker.host, broker.port, keepalive=KEEPALIVE_S, clean_start=True)
+        except SensorError as error:
+            raise RobotError(str(error)) from error
         except OSError as error:
             raise RobotError(
                 f"{broker.uri}: no MQTT broker answers ({error}). Start it (mosquitto), or check the address."
@@ -151,7 +128,7 @@ class MqttLink:
 
     def _on_message(self, _: mqtt.Client, __: Any, message: mqtt.MQTTMessage) -> None:
         if not message.retain:  # a retained one may be of any time
-            self._take(message.topic, message.payload)
+            self._take(message.topic, bytes(message.payload))
 
 
 def _without_delay(_: Any, __: Any, connection: Any) -> None:

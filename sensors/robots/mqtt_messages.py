@@ -8,9 +8,9 @@ Under a robot's topic, such as `robots/arm`:
     /state     host to bridges   {"host": text, "holder", "sent", "time", "joints", "velocities", "position",
                                   "orientation", "gripper", "manipulability"}
 
-A session is one connection of one bridge. All times are of the robot's clock, in s: the bridge converts (`ClockOffset`),
-so that whatever the message meets on its way, the robot alone decides whether it has expired. A bridge's last will is
-to leave, which stops the robot. Numbers that are not known are null.
+A session is one bridge. All times are of the robot's clock, in s: the bridge converts (`ClockOffset`), so that whatever
+a message meets on its way, the robot alone decides whether it has expired. A bridge's last will is to leave, which
+stops the robot. Numbers that are not known are null.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Report(NamedTuple):
 class ClockOffset:
     """How far the robot's clock is ahead of ours: a bound that is never above the truth.
 
-    A report that left at t by the robot's clock, and is here at t' by ours, took some time: the robot's clock is ahead by
-    at least t - t'. The largest of these counts, less what the clocks may have drifted since. So an expiry that is
+    A report that left at t by the robot's clock, and is here at t' by ours, took some time: the robot's clock is ahead
+    by at least t - t'. The largest of these counts, less what the clocks may have drifted since. So an expiry that is
     converted with it is never later than it was meant.
     """
 
@@ -122,13 +122,22 @@ def write_report(report: Report) -> bytes:
 def read_report(payload: bytes, joints: int) -> Report:
     """Its state's time of the robot's clock."""
     message = _object(payload, "state", ("host", "holder", "sent", *RobotState._fields))
-    lengths = {"joints": joints, "velocities": joints, "position": 3, "orientation": 4}
-    vectors = {name: _numbers("state", message, name, length) for name, length in lengths.items()}
-    scalars = {
-        name: math.nan if message[name] is None else _number("state", message, name)
-        for name in ("gripper", "manipulability")
-    }
-    state = RobotState(time=_number("state", message, "time"), **vectors, **scalars)
+
+    def vector(name: str, length: int) -> NDArray[np.float64]:
+        return _numbers("state", message, name, length)
+
+    def scalar(name: str) -> float:
+        return math.nan if message[name] is None else _number("state", message, name)
+
+    state = RobotState(
+        _number("state", message, "time"),
+        vector("joints", joints),
+        vector("velocities", joints),
+        vector("position", 3),
+        vector("orientation", 4),
+        scalar("gripper"),
+        scalar("manipulability"),
+    )
     host, holder = _text("state", message, "host"), _text("state", message, "holder")
     return Report(host, holder, _number("state", message, "sent"), state)
 

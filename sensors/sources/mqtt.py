@@ -11,70 +11,47 @@ import asyncio
 import contextlib
 import ssl
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import aiomqtt
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from sensors.mqtt_broker import MqttBroker
 from sensors.sources.live import ReconnectingSource, Unreachable
 from sensors.sources.payload import DECODERS
-from sensors.sources.settings import refuse_bad_time, refuse_unless, secret
+from sensors.sources.settings import refuse_bad_time, refuse_unless
 from sensors.stream import Clock, SensorError, StreamInfo
 
-PORT, TLS_PORT = 1883, 8883
 CONNECT_S = 5.0
 REFUSED = 0x80  # reason codes from here on are errors
 NO_ACCESS = (0x86, 0x87, 0x8C)  # bad user name or password, not authorised, bad authentication method
 
 
 @dataclass(frozen=True)
-class MqttConfig:
-    """Where the frames are published. A password is never in a configuration, only where it is kept."""
+class MqttConfig(MqttBroker):
+    """Where the frames are published."""
 
-    host: str
-    topic: str  # wildcards would mix streams and are refused
-    port: int = 0  # 0: 1883, or 8883 with TLS
+    topic: str = field(kw_only=True)  # wildcards would mix streams and are refused
     payload: str = "json"  # or hand, binary
     qos: int = 0
-    user: str = ""
-    password_env: str = ""  # an environment variable
-    password_file: str = ""
-    tls: bool = False
-    ca_file: str = ""  # of the broker's certificate, if not one of the system's
-    cert_file: str = ""  # our own certificate, where the broker asks for one
-    key_file: str = ""
     client_id: str = ""  # the broker gives one if empty
     keepalive_s: int = 5
     give_up_after_s: float = 30.0
 
     def __post_init__(self) -> None:
-        where = f"mqtt {self.host or '(no host)'}"
-        refuse_unless(bool(self.host), where, "host", self.host, "a name or an address")
+        super().__post_init__()
+        where = f"mqtt {self.host}"
         fine = bool(self.topic) and not set(self.topic) & set("+#\0")
         refuse_unless(fine, where, "topic", self.topic, "one topic, without the wildcards + and #")
-        refuse_unless(0 <= self.port < 65536, where, "port", self.port, "0 to 65535")
         refuse_unless(self.payload in DECODERS, where, "payload", self.payload, " or ".join(DECODERS))
         refuse_unless(self.qos in (0, 1, 2), where, "qos", self.qos, "0, 1 or 2")
         refuse_unless(0 < self.keepalive_s < 65536, where, "keepalive_s", self.keepalive_s, "1 to 65535")
         refuse_bad_time(where, "give_up_after_s", self.give_up_after_s)
-        if (self.password_env or self.password_file) and not self.user:
-            raise SensorError(f"{where}: a password without a user; name the user too.")
-        if self.user and not (self.password_env or self.password_file):
-            raise SensorError(
-                f"{where}: user {self.user} without a password: name the environment variable that holds it in "
-                "password_env, or its file in password_file."
-            )
-        if not self.tls and (self.ca_file or self.cert_file or self.key_file):
-            raise SensorError(f"{where}: certificates are given but tls is off; turn it on.")
-        if bool(self.cert_file) != bool(self.key_file):
-            raise SensorError(f"{where}: cert_file and key_file belong together; give both.")
-        if not self.port:
-            object.__setattr__(self, "port", TLS_PORT if self.tls else PORT)
 
     @property
     def uri(self) -> str:
-        return f"mqtt{'s' if self.tls else ''}://{self.host}:{self.port}/{self.topic}"
+        return f"{super().uri}/{self.topic}"
 
 
 class MqttSource(ReconnectingSource):
@@ -88,12 +65,12 @@ class MqttSource(ReconnectingSource):
 
     async def connect(self) -> None:
         config = self.config
-        self._tls = await asyncio.to_thread(_tls, config) if config.tls else None
+        self._tls = await asyncio.to_thread(config.context)
         await super().connect()
 
     async def _session(self) -> None:
         config = self.config
-        client = self._client(secret(config.uri, "password", config.password_env, config.password_file))
+        client = self._client(config.password())
         try:
             await client.__aenter__()
         except aiomqtt.MqttError as error:
@@ -162,14 +139,3 @@ class MqttSource(ReconnectingSource):
             f"{config.uri}: no MQTT 5 broker answers at {config.host}, port {config.port} ({error}). Start it "
             f"(mosquitto), or check the address{' and that this port speaks TLS' if config.tls else ''}."
         )
-
-
-def _tls(config: MqttConfig) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=config.ca_file or None)
-        if config.cert_file:
-            context.load_cert_chain(config.cert_file, config.key_file)
-    except (OSError, ssl.SSLError) as error:
-        files = ", ".join(file for file in (config.ca_file, config.cert_file, config.key_file) if file)
-        raise SensorError(f"{config.uri}: {files} cannot be read as certificates ({error}).") from error
-    return context

@@ -35,7 +35,7 @@ def broker(tmp_path_factory):
 
 
 def config(broker: Broker, **settings) -> MqttConfig:
-    return MqttConfig("127.0.0.1", TOPIC, broker.port, **settings)
+    return MqttConfig("127.0.0.1", broker.port, topic=TOPIC, **settings)
 
 
 def publisher(broker: Broker, **settings) -> aiomqtt.Client:
@@ -142,7 +142,7 @@ def test_a_broker_that_does_not_come_back_is_given_up(tmp_path):
 def test_a_broker_that_is_not_there_is_named_with_what_to_do():
     async def work() -> None:
         port = free_port()
-        source = MqttSource(MqttConfig("127.0.0.1", TOPIC, port), INFO)
+        source = MqttSource(MqttConfig("127.0.0.1", port, topic=TOPIC), INFO)
         with pytest.raises(SensorError, match=f"127.0.0.1, port {port} .*Start it"):
             await source.connect()
         with pytest.raises(SourceLost, match="was closed"):
