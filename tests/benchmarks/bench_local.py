@@ -1,128 +1,194 @@
 """Local models: equal to the library that fitted them, how fast they are fitted, and what a new observation costs.
 
-    MNEMO_DATA_DIR=... python -m tests.benchmarks.bench_local [equal] [fit] [update] [--models ets,arima] [--every N]
+    MNEMO_DATA_DIR=... python -m tests.benchmarks.bench_local [equal] [fit] [update] [--models ets,arima,theta,ces]
+        [--sets m4/hourly,tourism/monthly,tourism/yearly,m3/monthly] [--every N] [--repeats N]
 
-equal: on M3 monthly (part a), every N-th series: the largest difference of point forecast and of the 80 and 95 %
-    interval bounds, relative to the largest bound of the series, at the fit's end and after the test values against the
-    library's `forward` with the fitted variance (for ETS `forward` estimates it anew). Per form, as the library's
-    departures from the book are by form (tests/models/test_ets.py).
-fit: seconds for the same series, the library alone and `fit_series`, one process each.
+equal: on every N-th series of each set, in float64: the largest difference of the point forecast and of the bounds of
+    the 80 and 95 % intervals, relative to the series' largest bound, at the fit's end and after further points, against
+    the library's own filter with the fitted parameters (`local_peers.py`). Of M4 hourly the last 100 values are held
+    back and streamed; the others have fewer in their tests, all of which are. Rows are by form. The tolerance is 1e-6:
+    both sides compute the same recursions in float64, whose rounding (1e-16 a step) a filter that forgets does not let
+    grow, and one of CES that does not by its root to the power of the steps, at most 1.1^100 = 1e4; the deviations of
+    theta and CES divide differences of means by their size, which costs 1e-16 times that ratio again.
+fit: M3 monthly by the library directly and by `fit_series`: processor seconds of one process, and wall seconds on all
+    cores beside the library's own (`StatsForecast(n_jobs=-1).fit`), each the median of the repeats, taken in turn.
 update: one observation for 10,000 monthly ETS models, states in to quantiles out, in torch and in onnxruntime, beside
-    the library's refit and its `forward` over 130 and 2,000 values.
+    the library's refit and its `forward` over 130 and 2,000 values, with and without intervals.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import time
-from collections import defaultdict
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from statsforecast.ets import forecast_ets, forward_ets
-from statsforecast.models import AutoARIMA, AutoETS
+from statsforecast import StatsForecast
+from statsforecast.models import AutoETS
 
-from data.benchmark import M3_ORIGIN
+from data.benchmark import M3_ORIGIN, M4_ORIGIN, TOURISM_ORIGIN
 from data.files import shared_file
 from data.frame import Channel
 from forecasting.export import export_bundle
 from forecasting.runtime import load_bundle
 from forecasting.task import Task
 from models.arima import Arima
+from models.ces import Ces
 from models.contract import Fits, Signature, State
 from models.ets import Ets
-from models.linear_gaussian import LinearGaussian
+from models.linear_gaussian import LinearGaussian, fit_each
+from models.theta import Theta
 from tests.benchmarks.figures import machine, median_s, table
+from tests.benchmarks.local_peers import FILTERS, LIBRARY, Values, fit, form_of
 
-HORIZON, SEASON, MANY = 18, 12, 10_000
+MANY = 10_000
 LEVELS = (0.025, 0.1, 0.5, 0.9, 0.975)
-SIGNATURE = Signature("forecast", 1, horizon=HORIZON, season=SEASON, quantiles=LEVELS)
-BOUNDS = ("lo-95", "lo-80", "mean", "hi-80", "hi-95")
-MODELS: dict[str, tuple[Any, Any]] = {"ets": (Ets, AutoETS), "arima": (Arima, AutoARIMA)}
-Series = dict[str, tuple[np.ndarray, np.ndarray]]
+MODELS: dict[str, type[LinearGaussian]] = {"ets": Ets, "arima": Arima, "theta": Theta, "ces": Ces}
+TOLERANCE = 1e-6
 
 
-def m3_monthly(every: int) -> Series:
-    """unique_id -> training and test values."""
-    rows = pd.read_parquet(shared_file("m3/m3_monthly_a.parquet", M3_ORIGIN)).iloc[::every]
-    return {row.id: (np.array(row.train, float), np.array(row.test, float)) for row in rows.itertuples()}
+@dataclass(frozen=True)
+class Collection:
+    file: str
+    origin: str
+    season: int
+    horizon: int
+    held: int = 0  # of the last values, training and test together, how many are streamed; 0: the test
+
+    def series(self, every: int) -> dict[str, tuple[Values, Values]]:
+        """unique_id -> what is fitted to, and the further points."""
+        rows = pd.read_parquet(shared_file(self.file, self.origin)).iloc[::every]
+        pairs = {}
+        for row in rows.itertuples():
+            values = np.concatenate([row.train, row.test]).astype(np.float64)
+            cut = len(values) - (self.held or len(row.test))
+            pairs[str(row.id)] = (values[:cut], values[cut:])
+        return pairs
+
+    @property
+    def signature(self) -> Signature:
+        return Signature("forecast", 1, horizon=self.horizon, season=self.season, quantiles=LEVELS)
 
 
-def bounds(found: dict[str, Any]) -> np.ndarray:
-    """(H, Q) of what the library forecasts."""
-    return np.stack([found[name] for name in BOUNDS], -1)
+SETS = {
+    "m4/hourly": Collection("m4/m4_hourly.parquet", M4_ORIGIN, 24, 48, held=100),
+    "tourism/monthly": Collection("tourism/tourism_monthly.parquet", TOURISM_ORIGIN, 12, 24),
+    "tourism/yearly": Collection("tourism/tourism_yearly.parquet", TOURISM_ORIGIN, 1, 4),
+    "m3/monthly": Collection("m3/m3_monthly_a.parquet", M3_ORIGIN, 12, 18),
+}
 
 
-def library_forecast(library: Any, values: np.ndarray) -> np.ndarray:
-    """(H, Q) after the values, by the fitted parameters; of seasonal ETS of class 1 each step by its own horizon.
-
-    At a longer horizon the library counts whole seasons of the horizon instead of the step's.
-    """
-    if not isinstance(library, AutoETS):
-        return bounds(library.forward(values, HORIZON, level=[80, 95]))
-    found = forward_ets(library.model_, values) | {"sigma2": library.model_["sigma2"]}
-    if found["components"][0] == "A" and found["components"][2] == "A":
-        return np.stack([bounds(forecast_ets(found, step + 1, level=[80, 95]))[step] for step in range(HORIZON)])
-    return bounds(forecast_ets(found, HORIZON, level=[80, 95]))
-
-
-def form_of(library: Any) -> str:
-    if isinstance(library, AutoETS):
-        error, trend, season, damped = library.model_["components"]
-        return f"{error}{trend}{'d' if damped == 'D' else ''}{season}"
-    return "all orders"
-
-
-def run(name: str, everyone: Series, compare: bool) -> None:
-    ours, auto = MODELS[name]
-    model: LinearGaussian = ours(SIGNATURE).double()
-    auto(season_length=SEASON).fit(next(iter(everyone.values()))[0])  # compiles and imports
+def equal(name: str, place: str, every: int) -> None:
+    collection = SETS[place]
+    everyone = collection.series(every)
+    past = {key: values for key, (values, _) in everyone.items()}
+    further = [len(more) for _, more in everyone.values()]
+    model = MODELS[name](collection.signature).double()
     began = time.perf_counter()
-    libraries = {key: auto(season_length=SEASON).fit(train) for key, (train, _) in everyone.items()}
-    alone = time.perf_counter() - began
-    began = time.perf_counter()
-    fits: Fits = model.fit_series({key: train for key, (train, _) in everyone.items()}, processes=1)
+    fits = model.fit_series(past)
     seconds = time.perf_counter() - began
+    libraries, _ = fit_each(partial(fit, name, collection.season), {key: past[key] for key in fits.series})
     print(
-        f"\n{name}: {len(everyone)} series; the library alone {alone:.1f} s, fit_series {seconds:.1f} s "
-        f"({seconds / alone - 1:+.1%}), {len(fits.failures)} failed, {len(fits.notes)} notes"
+        f"\n{name} on {place}: {len(fits.series)} of {len(past)} series fitted in {seconds:.0f} s; "
+        f"{min(further)} to {max(further)} further points"
     )
-    if not compare:
-        return
-    worst: dict[str, list[np.ndarray]] = defaultdict(list)
-    for key, (train, test) in everyone.items():
-        state = fits.state_of([key])
+    for what, reasons in (("not fitted, and so substituted", fits.failures), ("fitted with a note", fits.notes)):
+        for reason, count in Counter(map(kind_of, reasons.values())).most_common():
+            print(f"  {what}: {count} of {len(past)}: {reason}")
+    rows: dict[str, list[list[float]]] = defaultdict(list)
+    for key in fits.series:
+        values, more = everyone[key]
+        found, state = libraries[key]["model"], fits.state_of([key])
         row = []
-        for values, after in ((train, state), (np.concatenate([train, test]), passed(model, state, test))):
-            expected = library_forecast(libraries[key], values)
+        for history, after in ((values, state), (np.concatenate([values, more]), passed(model, state, more))):
+            mean, deviation = FILTERS[name](found, history, collection.season, collection.horizon)
+            expected = mean[:, None] + deviation[:, None] * model.normal.numpy()
             with torch.no_grad():
-                found = model.predict(after)[0].numpy()
-            difference = np.abs(found - expected) / np.abs(expected).max()
+                difference = np.abs(model.predict(after)[0].numpy() - expected) / np.abs(expected).max()
             row += [difference[:, 2].max(), difference.max()]
-        worst[form_of(libraries[key])].append(np.array(row))
-    head = ["form", "series", "mean", "bounds", "mean, after the test", "bounds, after the test"]
-    table(
-        head,
-        [
-            [form, str(len(rows)), *(f"{value:.1e}" for value in np.max(rows, 0))]
-            for form, rows in sorted(worst.items())
-        ],
-    )
+        rows[form_of(name, found)].append(row)
+    head = ["form", "series", "mean", "bounds", "mean, later", "bounds, later", f"series beyond {TOLERANCE:.0e}"]
+    table(head, [[form, *summary(rows[form])] for form in sorted(rows)])
+    if len(rows) > 1:
+        table(head, [["all", *summary([row for some in rows.values() for row in some])]])
 
 
-def passed(model: LinearGaussian, state: State, values: np.ndarray) -> State:
+def kind_of(reason: str) -> str:
+    """A note without its numbers, so that the same ones are counted together."""
+    return "".join("#" if letter.isdigit() else letter for letter in reason).replace("##", "#").replace("##", "#")
+
+
+def summary(rows: list[list[float]]) -> list[str]:
+    values = np.array(rows)
+    beyond = int((~(values <= TOLERANCE)).any(1).sum())  # NaN too
+    return [str(len(rows)), *(f"{value:.1e}" for value in values.max(0)), str(beyond)]
+
+
+def passed(model: LinearGaussian, state: State, values: Values) -> State:
     return model.passed(torch.from_numpy(values)[None], state)
 
 
-def update(everyone: Series, repeats: int) -> None:
-    model = Ets(SIGNATURE)
+def fitting(name: str, every: int, repeats: int) -> None:
+    collection = SETS["m3/monthly"]
+    past = {key: values for key, (values, _) in collection.series(every).items()}
+    rows = [pd.DataFrame({"unique_id": key, "ds": np.arange(len(y)), "y": y}) for key, y in past.items()]
+    frame = pd.concat(rows, ignore_index=True)
+    model = MODELS[name](collection.signature).double()
+
+    def alone() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for values in past.values():
+                LIBRARY[name](season_length=collection.season).fit(values)
+
+    def its_own() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            StatsForecast([LIBRARY[name](season_length=collection.season)], freq=1, n_jobs=-1).fit(frame)
+
+    alone()  # compiles and imports
+    spent: dict[str, list[float]] = defaultdict(list)
+    for _ in range(repeats):
+        for what, clock, call in (
+            ("one process, library", time.process_time, alone),
+            ("one process, ours", time.process_time, partial(model.fit_series, past, 1)),
+            ("all cores, library", time.perf_counter, its_own),
+            ("all cores, ours", time.perf_counter, partial(model.fit_series, past)),
+        ):
+            spent[what].append(timed(call, clock))
+    took = {what: median(values) for what, values in spent.items()}
+    print(f"\n{name}: {len(past)} series of m3/monthly, median of {repeats}, {os.cpu_count()} cores")
+    rows_ = []
+    for where, unit in (("one process", "processor s"), ("all cores", "wall s")):
+        library, ours = took[f"{where}, library"], took[f"{where}, ours"]
+        rows_.append([where, unit, f"{library:.2f}", f"{ours:.2f}", f"{ours / library - 1:+.1%}"])
+    table(["", "", "library", "fit_series", "ours against it"], rows_)
+
+
+def timed(call: Callable[[], Any], clock: Callable[[], float]) -> float:
+    began = clock()
+    call()
+    return clock() - began
+
+
+def update(every: int, repeats: int) -> None:
+    collection = SETS["m3/monthly"]
+    everyone, season, horizon = collection.series(every), collection.season, collection.horizon
+    model = Ets(collection.signature)
     some = dict(list(everyone.items())[:64])
-    fits = model.double().fit_series({key: train for key, (train, _) in some.items()})
+    fits: Fits = model.double().fit_series({key: train for key, (train, _) in some.items()})
     model = model.float()
     rows = torch.arange(MANY) % len(fits.series)
     state = {name: value[rows].float() for name, value in fits.state.items()}
@@ -131,7 +197,7 @@ def update(everyone: Series, repeats: int) -> None:
     mask = torch.ones_like(x)
     with torch.no_grad():
         by_torch = median_s(lambda: model.step(x, mask, state), repeats)
-    task = Task("forecast", "y", (Channel("y", ""),), 1, horizon=HORIZON, season=SEASON, quantiles=LEVELS)
+    task = Task("forecast", "y", (Channel("y", ""),), 1, horizon=horizon, season=season, quantiles=LEVELS)
     with TemporaryDirectory() as folder:
         export_bundle(model, task, Path(folder) / "ets", name="ets", config={}, training={}, metrics=[])
         loaded = load_bundle(Path(folder) / "ets")
@@ -141,13 +207,13 @@ def update(everyone: Series, repeats: int) -> None:
         expected = model.step(x, mask, state)[0].numpy()
     difference = np.abs(loaded.run_step(x.numpy(), mask.numpy(), arrays)[0] - expected).max() / np.abs(expected).max()
     histories = [train for train, _ in some.values()]
-    libraries = [AutoETS(season_length=SEASON).fit(train) for train in histories]
-    refit = median_s(lambda: [AutoETS(season_length=SEASON).fit(train) for train in histories], 1) / len(some)
+    libraries = [AutoETS(season_length=season).fit(train) for train in histories]
+    refit = median_s(lambda: [AutoETS(season_length=season).fit(train) for train in histories], 1) / len(some)
     costs = {"the library's refit": refit}
     for length in (130, 2000):
         pairs = [(library, np.resize(train, length)) for library, train in zip(libraries, histories, strict=True)]
         for what, level in (("mean", None), ("mean and interval", [80])):
-            spent = median_s(lambda p=pairs, lv=level: [lib.forward(y, HORIZON, level=lv) for lib, y in p], 3)
+            spent = median_s(lambda p=pairs, lv=level: [lib.forward(y, horizon, level=lv) for lib, y in p], 3)
             costs[f"its forward over {length:,} values, {what}"] = spent / len(some)
     print(f"\nets: one observation for {MANY:,} monthly models, {size:.0f} bytes of state each, all forms in a batch")
     costs |= {"our step, torch": by_torch / MANY, "our step, onnxruntime": by_graph / MANY}
@@ -164,19 +230,25 @@ def update(everyone: Series, repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=["equal", "fit", "update"], default=["equal", "update"])
-    parser.add_argument("--models", default="ets,arima")
+    parser.add_argument("parts", nargs="*", default=["equal", "update"], help="equal, fit, update")
+    parser.add_argument("--models", default="ets,arima,theta,ces")
+    parser.add_argument("--sets", default=",".join(SETS), help="of equal")
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
+    unknown = set(options.parts) - {"equal", "fit", "update"}
+    if unknown:
+        parser.error(f"the parts are equal, fit and update, not {', '.join(sorted(unknown))}")
     torch.set_num_threads(1)
     print(machine())
-    everyone = m3_monthly(options.every)
     for name in options.models.split(","):
-        if {"equal", "fit"} & set(options.parts):
-            run(name, everyone, compare="equal" in options.parts)
+        if "equal" in options.parts:
+            for place in options.sets.split(","):
+                equal(name, place, options.every)
+        if "fit" in options.parts:
+            fitting(name, options.every, options.repeats)
     if "update" in options.parts:
-        update(everyone, options.repeats)
+        update(options.every, options.repeats)
 
 
 if __name__ == "__main__":
