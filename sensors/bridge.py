@@ -10,40 +10,24 @@ robot; and should nothing be told, its watchdog stops it for silence. A frame th
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import AsyncIterator
 
 import numpy as np
 
-from sensors.intent import Intent
+from sensors.align import Aligner, ClockJump, RateError, aligned
+from sensors.mapping import Mapper
 from sensors.recognise import Recognition
 from sensors.recogniser import Recogniser, RecogniserError
 from sensors.recording import Recorder
-from sensors.robot import RobotState
 from sensors.safety import Safety
 from sensors.safety_checks import Fault
-from sensors.stream import Clock, Frame, SensorError, Source, SourceLost
+from sensors.safety_states import LIVE
+from sensors.stream import Clock, Frame, Source, SourceLost
 from sensors.telemetry import Durations, Reading
 
 NEWEST = 2000  # latencies that the quantiles of a reading are of
-
-
-class Aligner(Protocol):
-    """Frames as they came into frames at the model's rate."""
-
-    def push(self, frame: Frame) -> Iterable[Frame]: ...
-
-    def readings(self) -> Iterable[Reading]: ...
-
-
-class Commands(Protocol):
-    """What a recognised gesture, or the hand itself, wants of the robot."""
-
-    def intent(self, recognition: Recognition, frame: Frame, state: RobotState | None) -> Intent: ...
-
-    @property
-    def doing(self) -> str: ...
 
 
 class Bridge:
@@ -54,16 +38,16 @@ class Bridge:
         source: Source,
         aligner: Aligner,
         recogniser: Recogniser,
-        commands: Commands,
+        mapper: Mapper,
         safety: Safety,
         recorder: Recorder | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         self.source, self.aligner, self.recogniser = source, aligner, recogniser
-        self.commands, self.safety, self.recorder = commands, safety, recorder
+        self.mapper, self.safety, self.recorder = mapper, safety, recorder
         self.frames = 0  # as they came
         self.missing = 0  # after alignment, with a channel that was not observed
-        self.steps = Durations()  # s, of the alignment, recogniser and command map for one frame
+        self.steps = Durations()  # s, of the recogniser and the command map, for one frame
         self._clock = clock
         self._recognition = Recognition(None, 0.0, (), 0)
         self._rated = (clock(), 0)
@@ -77,8 +61,9 @@ class Bridge:
         """
         try:
             async with self.source:
-                async for frame in self.source:
-                    self.take(frame)
+                frames = self._watched(aiter(self.source))
+                while await self._pass(frames):
+                    pass
         except SourceLost as error:
             self.safety.report(Fault.SOURCE, str(error))
             raise
@@ -88,39 +73,54 @@ class Bridge:
         finally:
             self.safety.report(Fault.SOURCE, f"{self.source.info.stream_id}: the stream has ended")
 
-    def take(self, frame: Frame) -> None:
-        """Follow one frame to `safety`.
+    async def _pass(self, frames: AsyncIterator[Frame]) -> bool:
+        """Follow steps until the stream ends, which gives False, or has to be taken up anew."""
+        try:
+            async for step in aligned(frames, self.aligner, self._clock):
+                try:
+                    self.follow(step)
+                except RecogniserError as error:
+                    self.recogniser.restart()
+                    self.safety.report(Fault.MODEL, str(error))
+        except ClockJump as error:
+            self.safety.report(Fault.CLOCK, str(error))
+        except RateError as error:
+            self.safety.report(Fault.SOURCE, str(error))
+        else:
+            return False
+        return True
+
+    async def _watched(self, frames: AsyncIterator[Frame]) -> AsyncIterator[Frame]:
+        """Frames as they came: counted, recorded, and reported where a number in them is none."""
+        async for frame in frames:
+            self.frames += 1
+            if self.recorder is not None:
+                self.recorder.append(frame)
+            finite = np.isfinite(frame.values)
+            if not finite.all():
+                names = [
+                    channel.name for channel, fine in zip(self.source.info.channels, finite, strict=True) if not fine
+                ]
+                self.safety.report(Fault.NAN, f"{frame.stream_id}: no number in {', '.join(names)}")
+            yield frame
+
+    def follow(self, step: Frame) -> None:
+        """Take a step of the aligned stream to `safety`.
 
         Raises:
-            SensorError: the recording cannot be written any more.
+            RecogniserError: the model failed.
         """
         began = self._clock()
-        self.frames += 1
-        if self.recorder is not None:
-            self.recorder.append(frame)
-        if not np.isfinite(frame.values).all():
-            names = [
-                channel.name
-                for channel, value in zip(self.source.info.channels, frame.values, strict=True)
-                if not np.isfinite(value)
-            ]
-            self.safety.report(Fault.NAN, f"{frame.stream_id}: no number in {', '.join(names)}")
-        try:
-            for aligned in self.aligner.push(frame):
-                self._follow(aligned)
-        except RecogniserError as error:
-            self.recogniser.restart()
-            self.safety.report(Fault.MODEL, str(error))
-        except SensorError as error:
-            self.safety.report(Fault.CLOCK, str(error))
-        self.steps.add(self._clock() - began)
-
-    def _follow(self, frame: Frame) -> None:
-        self._recognition = self.recogniser.step(frame)
-        if not frame.mask.all():
+        self._recognition = self.recogniser.step(step)
+        safe = self.safety.snapshot
+        if safe.state not in LIVE:
+            self.mapper.reset()  # what was shown while nothing could move shall not move it later
+        if not step.mask.all():
             self.missing += 1
-            return
-        self.safety.submit(self.commands.intent(self._recognition, frame, self.safety.snapshot.robot))
+        elif safe.robot is not None:
+            gesture, confidence = self._recognition.gesture, self._recognition.confidence
+            self.safety.submit(self.mapper.step(gesture, confidence, step, safe.robot))
+        self.steps.add(self._clock() - began)
 
     def readings(self) -> list[Reading]:
         """What a panel and a meter show; asked a few times a second, by one thread."""
@@ -132,17 +132,20 @@ class Bridge:
         median, late = np.quantile(latencies[-NEWEST:], (0.5, 0.99)) if latencies else (np.nan, np.nan)
         most = max(latencies, default=np.nan)
         return [
-            Reading("safety_state", "state", "text", safe.state),
+            Reading("safety_state", "state", "state", safe.state),
             Reading("safety_why", "because", "text", safe.why),
             Reading("armable_why", "can be armed", "text", safe.not_ready or "yes"),
-            Reading("recognised_gesture", "gesture", "text", recognition.gesture or "none"),
+            Reading("recognised_gesture", "gesture", "state", recognition.gesture or "none"),
             Reading("confidence", "confidence", "gauge", recognition.confidence),
-            Reading("commanded_motion", "motion", "text", self.commands.doing or "none"),
+            Reading("commanded_motion", "motion", "text", self.mapper.note or "none"),
             Reading("frames_total", "frames", "counter", self.frames),
             Reading("rate_hertz", "rate", "gauge", rate, "Hz"),
             Reading("frame_dropped_total", "dropped by the source", "counter", self.source.dropped),
             Reading("frame_missing_total", "not whole after alignment", "counter", self.missing),
-            *self.aligner.readings(),
+            *(
+                Reading(f"align_{name}_total", f"alignment: {name}", "counter", count)
+                for name, count in dataclasses.asdict(self.aligner.counts).items()
+            ),
             Reading("step_p50_seconds", "a frame's work, median", "gauge", self.steps.quantile(0.5), "s"),
             Reading("step_p99_seconds", "a frame's work, 99 %", "gauge", self.steps.quantile(0.99), "s"),
             Reading("latency_p50_seconds", "frame to command, median", "gauge", float(median), "s"),

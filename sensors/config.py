@@ -18,6 +18,7 @@ from forecasting.bundle import BundleError
 from forecasting.runtime import LoadedBundle, load_bundle
 from sensors.align import AlignConfig
 from sensors.command_map import CommandMap, check_command_map, parse_command_map, read_command_map
+from sensors.hold import HoldTopic
 from sensors.limits import Limits
 from sensors.person import Person
 from sensors.realtime import default_cores
@@ -30,16 +31,16 @@ from sensors.sources.open import open_source
 from sensors.sources.settings import parse_settings
 from sensors.stream import SensorError, Source, StreamInfo
 
-TABLES = ("source", "align", "recognition", "commands", "safety", "limits", "robot", "log", "cores")
+TABLES = ("source", "align", "recognition", "commands", "safety", "limits", "robot", "hold", "log", "cores")
 NEEDED = ("source", "recognition", "commands", "safety", "limits", "robot")
 
 EXAMPLE = """\
 # A simulated hand, replayed for ever, drives a simulated arm. First, once:
-#   mnemo train --data simulated_hand --model gru --out bundles/gestures
+#   mnemo train --data gestures_demo --model gru --out bundles/gestures
 # then: mnemo bridge --config THIS_FILE; press a to arm it, and hold the space bar to let it move.
 
 [source]                          # or mqtt://, lsl:, serial:, ws://, ws-listen://
-uri = "replay:simulated_hand"
+uri = "replay:gestures_demo"
 series = "person_8/3"
 loop = true
 
@@ -47,7 +48,6 @@ loop = true
 bundle = "bundles/gestures"       # its channels and its rate are those that the source has to have
 none = ["rest"]                   # classes that mean no gesture
 # person = "people/ana.npz"       # where what is learned of a person is kept
-# taught = "bundles/gestures.taught"   # gestures taught beside those of the bundle
 [recognition.rules]               # optional
 threshold = 0.8
 dwell = 5                         # frames
@@ -87,7 +87,7 @@ most = 0.2                        # m/s
 
 [safety]
 confidence = 0.7                  # of a gesture; below, the robot brakes
-hold = []                         # gestures that hold; none: a key (the space bar) does
+hold = []                         # gestures that hold; none: a key (the space bar), or a topic as below, does
 watchdog_s = 0.1                  # 0.1 at most
 
 [limits]                          # every one is needed
@@ -106,6 +106,17 @@ box_high = [0.8, 0.5, 0.8]
 
 [robot]                           # or ros2:0, rosbridge://, mqtt://
 uri = "simulated:panda"
+
+# [hold]                          # a pedal that says 1 every 50 ms while it is pressed
+# host = "127.0.0.1"
+# topic = "pedal"
+
+# [align]                         # see sensors/align.py
+# [log]
+# commands = "bridge.jsonl"       # what was really sent
+# [cores]                         # of the two loops; -1 leaves one where the system puts it
+# frames = 0
+# robot = 1
 """
 
 
@@ -115,7 +126,6 @@ class RecognitionConfig:
 
     bundle: str
     person: str = ""
-    taught: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,6 +156,7 @@ class BridgeConfig:
     robot: Robot
     commands_log: Path
     cores: CoresConfig
+    hold: HoldTopic | None  # what holds beside the space bar
     person: Path | None  # kept when the bridge ends
 
 
@@ -184,6 +195,9 @@ def _read(path: Path, settings: Mapping[str, Any]) -> BridgeConfig:
         command_map = parse_command_map(table, arm) if file is None else read_command_map(path.parent / file, arm)
     except SensorError as error:
         raise SensorError(f"commands: {error}") from error
+    hold = parse_settings(HoldTopic, settings["hold"], "hold") if "hold" in settings else None
+    if hold is not None and safety.hold:
+        raise SensorError("hold: a topic cannot hold where gestures do; leave out [hold] or empty safety.hold.")
     log = parse_settings(LogConfig, settings.get("log", {}), "log")
     cores = settings.get("cores", {})
     defaults = dict(zip(("frames", "robot"), default_cores(), strict=True))
@@ -205,6 +219,7 @@ def _read(path: Path, settings: Mapping[str, Any]) -> BridgeConfig:
         robot=robot,
         commands_log=path.parent / log.commands,
         cores=parse_settings(CoresConfig, defaults | cores, "cores"),
+        hold=hold,
         person=person,
     )
 
@@ -231,7 +246,6 @@ def _recognition(path: Path, settings: Mapping[str, Any]) -> tuple[Recogniser, S
         none=none,
         rules=Rules.parse(rules),
         person=person,
-        memory=_taught(path.parent / config.taught, bundle) if config.taught else None,
     )
     return recogniser, source, align, person_path
 

@@ -21,6 +21,7 @@ from sensors.bridge import Bridge
 from sensors.command_log import CommandLog
 from sensors.config import BridgeConfig
 from sensors.console import Operator, Panel
+from sensors.hold import TopicHold
 from sensors.mapping import Mapper
 from sensors.realtime import pin, steady
 from sensors.recording import Recorder
@@ -49,6 +50,7 @@ class Session:
         if word == "hold":
             safety.hold(time.monotonic())
         elif word == "quit":
+            safety.disarm(who)
             self._loop.call_soon_threadsafe(self._quit.set)
         else:
             answer = {
@@ -123,6 +125,8 @@ async def run_bridge(
         for signal_ in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(signal_, quit.set)
             stack.callback(loop.remove_signal_handler, signal_)
+        if config.hold is not None:
+            stack.enter_context(TopicHold(config.hold, safety.hold, safety.release))
         _pin(config, safety)
         try:
             await _until(bridge, quit)

@@ -104,7 +104,7 @@ class Control:
         self._counts: Counter[str] = Counter(
             dict.fromkeys(("intents", "late", "refused", "commands", "faults", "overruns", "stops failed"), 0)
         )
-        self.snapshot = self._show("")
+        self.snapshot = self._show("nothing has been measured yet")
 
     def turn(self, intent: Intent | None = None, held: float = -math.inf, requests: Sequence[Request] = ()) -> None:
         """

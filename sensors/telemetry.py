@@ -26,8 +26,8 @@ class Reading(NamedTuple):
 
     name: str  # as Prometheus wants it, without the prefix: frames_total, latency_p99_seconds
     title: str  # for a person
-    kind: Literal["counter", "gauge", "text"]
-    value: float | str  # a text is the label of a gauge that is 1
+    kind: Literal["counter", "gauge", "state", "text"]
+    value: float | str  # a state is one of a few words, and the label of a gauge that is 1; a text is for people alone
     unit: str = ""  # for a person: seconds are shown in ms
 
 
@@ -64,7 +64,9 @@ class _Exporter(Collector):
     def collect(self) -> Iterator[Metric]:
         for reading in self._read():
             name = f"mnemo_bridge_{reading.name}"
-            if reading.kind == "text":
+            if reading.kind == "text":  # each new one would be a new series for Prometheus to keep
+                continue
+            if reading.kind == "state":
                 label = reading.name.rpartition("_")[2]
                 gauge = GaugeMetricFamily(name, reading.title, labels=[label])
                 gauge.add_metric([str(reading.value)], 1)

@@ -85,8 +85,8 @@ def _ros(uri: str, given: Settings) -> tuple[Robot, Arm | None]:
 
 
 def _mqtt(uri: str, given: Settings) -> tuple[Robot, Arm | None]:
+    from sensors.mqtt_broker import MqttBroker
     from sensors.robots.mqtt import MqttRobot
-    from sensors.robots.mqtt_link import Broker
 
     parts = urlsplit(uri)
     topic = parts.path.strip("/")
@@ -103,8 +103,8 @@ def _mqtt(uri: str, given: Settings) -> tuple[Robot, Arm | None]:
     if not isinstance(gripper, bool):
         raise RobotError(f"{uri}: gripper is {gripper!r}, expected true or false.")
     tls = parts.scheme == "mqtts"
-    made = {"host": parts.hostname, "port": parts.port or (8883 if tls else 1883), "user": parts.username or ""}
-    broker = parse_settings(Broker, given, uri, tls=tls, **made)
+    made = {"host": parts.hostname, "port": parts.port or 0, "user": parts.username or ""}
+    broker = parse_settings(MqttBroker, given, uri, tls=tls, **made)
     return MqttRobot(broker, topic, joints, gripper), arm
 
 

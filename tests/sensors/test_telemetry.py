@@ -33,11 +33,12 @@ def test_a_duration_outside_the_buckets_is_kept_as_the_longest() -> None:
     assert durations.quantile(0.99) == 1e6
 
 
-def test_prometheus_reads_counters_gauges_and_texts() -> None:
+def test_prometheus_reads_counters_gauges_and_states_and_no_free_text() -> None:
     readings = [
         Reading("frames_total", "frames", "counter", 12),
         Reading("latency_p99_seconds", "latency", "gauge", 0.002, "s"),
-        Reading("safety_state", "state", "text", "ARMED"),
+        Reading("safety_state", "state", "state", "armed"),
+        Reading("safety_why", "because", "text", "who knows"),
     ]
     end = serve(lambda: readings, 19464)
     try:
@@ -45,9 +46,10 @@ def test_prometheus_reads_counters_gauges_and_texts() -> None:
             text = answer.read().decode()
     finally:
         end()
+    assert "who knows" not in text
     assert "mnemo_bridge_frames_total 12.0" in text
     assert "mnemo_bridge_latency_p99_seconds 0.002" in text
-    assert 'mnemo_bridge_safety_state{state="ARMED"} 1.0' in text
+    assert 'mnemo_bridge_safety_state{state="armed"} 1.0' in text
 
 
 def test_a_port_that_is_taken_is_an_error_that_names_it() -> None:

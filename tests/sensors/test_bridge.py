@@ -1,0 +1,304 @@
+"""From frames to a simulated arm, with all parts real: what a stream does to the robot, and what stops it."""
+
+import asyncio
+import contextlib
+import time
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from data.frame import Dataset, Splits, check_frame
+from forecasting.pipeline import train_bundle
+from forecasting.runtime import load_bundle
+from forecasting.task import Task
+from sensors.align import AlignConfig, Aligner
+from sensors.bridge import Bridge
+from sensors.command_log import CommandLog, read_log
+from sensors.command_map import parse_command_map
+from sensors.limits import Limits
+from sensors.mapping import Mapper
+from sensors.recognise import Rules
+from sensors.recogniser import Recogniser, RecogniserError
+from sensors.robots.simulated import SimulatedArm, Simulation
+from sensors.safety import Safety
+from sensors.safety_checks import Fault, SafetyConfig
+from sensors.safety_states import State
+from sensors.stream import Source, SourceLost, StreamInfo
+from tests.sensors.bundles import CHANNELS, LABELS, RATE_HZ
+
+INFO = StreamInfo("glove", CHANNELS, RATE_HZ)
+RULES = Rules(threshold=0.5, dwell=2, margin=0.0, end_frames=2)
+LIMITS = Limits(0.25, 1, 10, 1, 4, 40, 2, 1, 0.05, 0.2, (0.2, -0.5, 0.05), (0.8, 0.5, 0.9))
+SAFETY = SafetyConfig(LIMITS, confidence=0.5)
+MAP = {"commands": {"shut": {"gesture": "pick", "do": "grip", "opening": 0.2, "confidence": 0.5}}}
+LONG = 10  # s; what a test waits for comes much sooner
+
+
+@pytest.fixture(autouse=True)
+def _runtime(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+
+POSES = {"rest": (0.0, 0.0), "pick": (90.0, 0.0), "pour": (0.0, 2.0)}
+
+
+@pytest.fixture(scope="module")
+def poses():
+    return {label: np.array(values, np.float32) for label, values in POSES.items()}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """A model that knows the three poses."""
+    rng, rows = np.random.default_rng(0), []
+    for series in range(12):
+        labels = [LABELS[k] for k in rng.integers(3, size=10) for _ in range(rng.integers(15, 40))]
+        values = np.array([POSES[label] for label in labels]) + rng.normal(0, (3.0, 0.1), (len(labels), 2))
+        rows += [
+            (str(series), t / RATE_HZ, label, *row) for t, (label, row) in enumerate(zip(labels, values, strict=True))
+        ]
+    table = pd.DataFrame(rows, columns=["unique_id", "ds", "label", *(channel.name for channel in CHANNELS)])
+    frame, _ = check_frame(table, source="poses", task="classify", channels=CHANNELS)
+    dataset = Dataset("poses", frame, "classify", CHANNELS, 1 / RATE_HZ, 1, 1, Splits(), "label")
+    place = tmp_path_factory.mktemp("poses") / "bundle"
+    train_bundle(
+        dataset, "gru", Task.of(dataset), place, settings={"hidden": 8, "max_epochs": 6, "learning_rate": 0.02}
+    )
+    return load_bundle(place)
+
+
+class Hand(Source):
+    """A hand that shows what `shown` says, at the stream's rate, until that is None."""
+
+    def __init__(self, shown):
+        super().__init__()
+        self.info, self.shown = INFO, shown
+
+    async def connect(self):
+        self.connected = True
+
+    async def close(self):
+        self.connected = False
+
+    async def __aiter__(self):
+        start, count = time.monotonic(), 0
+        while (values := self.shown) is not None:
+            if isinstance(values, Exception):
+                raise values
+            yield self.info.frame(start + count / RATE_HZ, time.monotonic(), values)
+            count += 1
+            await asyncio.sleep(max(0.0, start + count / RATE_HZ - time.monotonic()))
+
+
+class Failing(Recogniser):
+    fails = False
+
+    def step(self, frame):
+        if self.fails:
+            raise RecogniserError("the model failed")
+        return super().step(frame)
+
+
+class Rig:
+    """A bridge that runs, a hand to show things with, and a person."""
+
+    def __init__(self, bundle, poses, folder):
+        self.hand = Hand(poses["rest"])
+        self.arm = SimulatedArm(Simulation("panda"))
+        self.log = folder / "log.jsonl"
+        self.recogniser = Failing(bundle, INFO, none=["rest"], rules=RULES)
+        self.mapper = Mapper(parse_command_map(MAP), CHANNELS)
+        self.opened = CommandLog(self.log)
+        self.safety = Safety(self.arm, SAFETY, self.opened)
+        aligner = Aligner(INFO, AlignConfig(RATE_HZ))
+        self.bridge = Bridge(self.hand, aligner, self.recogniser, self.mapper, self.safety)
+        self.holds = False
+
+    @contextlib.asynccontextmanager
+    async def running(self):
+        async def press():
+            while True:
+                if self.holds:
+                    self.safety.hold(time.monotonic())
+                await asyncio.sleep(0.02)
+
+        with self.opened, self.safety:
+            tasks = [asyncio.ensure_future(self.bridge.run()), asyncio.ensure_future(press())]
+            try:
+                yield tasks[0]
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def state(self):
+        return self.safety.snapshot.state
+
+    @property
+    def opening(self):
+        return self.arm.state().gripper
+
+    async def arm_it(self):
+        """As soon as may be: on a busy machine a frame comes late now and then."""
+        end = time.monotonic() + LONG
+        while not (answer := await asyncio.wrap_future(self.safety.arm("test"))).accepted:
+            assert time.monotonic() < end, answer
+            await asyncio.sleep(0.01)
+
+    async def move(self, poses, to=0.9):
+        """Arm, hold, show the gesture, and wait until the gripper moves; anew if a busy machine stops it."""
+        end = time.monotonic() + LONG
+        while self.opening >= to:
+            assert time.monotonic() < end
+            if self.state in (State.DISARMED, State.FAULT):
+                self.holds, self.hand.shown = False, poses["rest"]
+                await asyncio.sleep(0.4)  # until what was shown counts as let go
+                await self.arm_it()
+                self.holds, self.hand.shown = True, poses["pick"]
+            await asyncio.sleep(0.002)
+
+
+@pytest.fixture
+def rig(bundle, poses, tmp_path):
+    return Rig(bundle, poses, tmp_path)
+
+
+async def until(true):
+    end = time.monotonic() + LONG
+    while not true():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.002)
+
+
+def commands(rig):
+    return [record for record in read_log(rig.log) if record["what"] == "command"]
+
+
+def test_a_gesture_moves_the_robot_while_it_is_armed_and_held_and_every_command_expires_with_its_frame(rig, poses):
+    async def work():
+        async with rig.running():
+            await rig.move(poses)
+            rig.holds = False
+            await until(lambda: rig.state is State.ARMED)
+
+    asyncio.run(work())
+    sent = commands(rig)
+    assert sent
+    assert all(each["expires"] == pytest.approx(each["received"] + SAFETY.watchdog_s) for each in sent)
+    assert all(each["sent"] < each["expires"] for each in sent)
+    assert {each["gesture"] for each in sent if each["state"] == "moving"} == {"pick"}
+
+
+def test_nothing_is_sent_before_it_is_armed_and_what_was_shown_till_then_starts_nothing_later(rig, poses):
+    async def work():
+        async with rig.running():
+            rig.holds, rig.hand.shown = True, poses["pick"]
+            await until(lambda: rig.bridge.readings()[3].value == "pick")
+            await asyncio.sleep(0.1)
+            assert rig.state is State.DISARMED
+            rig.holds = False
+            await rig.arm_it()  # the gesture is still shown
+            rig.holds = True
+            await asyncio.sleep(0.3)
+            assert rig.mapper.motion is None
+            assert rig.opening > 0.95
+
+    asyncio.run(work())
+    assert not any(each["gripper"] for each in commands(rig))
+
+
+def broken(rig, poses):
+    rig.hand.shown = np.array([np.nan, poses["pick"][1]], np.float32)
+
+
+def gone(rig, poses):
+    rig.hand.shown = SourceLost("glove: unplugged")
+
+
+def ended(rig, poses):
+    rig.hand.shown = None
+
+
+def outside(rig, poses):
+    rig.hand.shown = np.array([170.0 + 20, 0], np.float32)  # a bend that no hand has
+
+
+def unable(rig, poses):
+    rig.recogniser.fails = True
+
+
+@pytest.mark.parametrize(
+    ("breaks", "fault", "why"),
+    [
+        (broken, Fault.NAN, "glove: no number in bend"),
+        (gone, Fault.SOURCE, "glove: unplugged"),
+        (ended, Fault.SOURCE, "glove: the stream has ended"),
+        (outside, Fault.SILENCE, "the newest intent is"),
+        (unable, Fault.MODEL, "the model failed"),
+    ],
+)
+def test_what_breaks_on_the_way_stops_the_robot_until_a_person_arms_it_again(rig, poses, breaks, fault, why):
+    async def work():
+        async with rig.running() as running:
+            await rig.move(poses)
+            breaks(rig, poses)
+            await until(lambda: rig.state is State.FAULT)
+            stopped = len(rig.safety.latencies())
+            found = rig.safety.snapshot.fault
+            assert (found.fault, why in found.why) == (fault, True), found
+            await asyncio.sleep(0.15)
+            opening = rig.opening
+            if breaks not in (gone, ended):
+                rig.hand.shown, rig.recogniser.fails = poses["pick"], False  # all is well again
+            await asyncio.sleep(0.3)
+            assert rig.state is State.FAULT
+            assert rig.opening == pytest.approx(opening, abs=2e-3)
+            assert len(rig.safety.latencies()) == stopped
+            assert running.done() == (breaks in (gone, ended))
+            if breaks is gone:
+                assert isinstance(running.exception(), SourceLost)
+
+    asyncio.run(work())
+
+
+def test_a_bridge_that_was_stopped_by_a_fault_can_be_armed_and_moved_again(rig, poses):
+    async def work():
+        async with rig.running():
+            await rig.move(poses)
+            unable(rig, poses)
+            await until(lambda: rig.state is State.FAULT)
+            rig.recogniser.fails = False
+            await rig.move(poses, rig.opening - 0.1)
+
+    asyncio.run(work())
+
+
+def test_readings_count_what_came_and_what_was_lost(rig, poses):
+    async def work():
+        async with rig.running():
+            await until(lambda: rig.bridge.frames >= 10)
+            rig.hand.shown = np.array([500, 0], np.float32)
+            await until(lambda: rig.bridge.missing >= 3)
+
+    asyncio.run(work())
+    found = {reading.name: reading for reading in rig.bridge.readings()}
+    assert len(found) == len(rig.bridge.readings())  # no name twice
+    assert found["frames_total"].value == found["align_frames_total"].value >= 13
+    assert found["frame_missing_total"].value >= 3
+    assert 0 < found["step_p50_seconds"].value < 1
+
+
+def test_a_shorter_watchdog_makes_commands_expire_sooner(bundle, poses, tmp_path):
+    rig = Rig(bundle, poses, tmp_path)
+    rig.safety = Safety(rig.arm, replace(SAFETY, watchdog_s=0.08), rig.opened)
+    rig.bridge.safety = rig.safety
+
+    async def work():
+        async with rig.running():
+            await rig.move(poses)
+
+    asyncio.run(work())
+    assert all(each["expires"] == pytest.approx(each["received"] + 0.08) for each in commands(rig))

@@ -1,0 +1,146 @@
+"""A bridge's configuration is read whole or refused with the file and the field, before anything is connected."""
+
+import pytest
+
+from sensors.config import EXAMPLE, read_config
+from sensors.stream import SensorError
+from tests.sensors.bundles import classifier
+
+CONFIG = """
+[source]
+uri = "mqtt://127.0.0.1/glove"
+
+[recognition]
+bundle = "bundle"
+none = ["rest"]
+
+[commands.commands.shut]
+gesture = "pick"
+do = "grip"
+opening = 0.2
+confidence = 0.8
+
+[safety]
+confidence = 0.7
+
+[limits]
+linear_velocity = 0.25
+linear_acceleration = 1.0
+linear_jerk = 10.0
+angular_velocity = 1.0
+angular_acceleration = 4.0
+angular_jerk = 40.0
+joint_velocity = 2.0
+gripper_speed = 1.0
+singular = 0.05
+creep = 0.2
+box_low = [0.2, -0.5, 0.05]
+box_high = [0.8, 0.5, 0.8]
+
+[robot]
+uri = "simulated:panda"
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("config")
+    classifier(place / "bundle", hidden=8)
+    return place
+
+
+def read(folder, text):
+    path = folder / "bridge.toml"
+    path.write_text(text)
+    return read_config(path)
+
+
+def test_what_a_file_leaves_out_comes_from_the_bundle_or_is_the_default(folder):
+    config = read(folder, CONFIG)
+    assert [channel.name for channel in config.source.info.channels] == ["bend", "roll"]
+    assert config.source.info.rate_hz == config.align.rate_hz == 50
+    assert config.safety.watchdog_s == 0.1
+    assert config.safety.hold == ()
+    assert config.commands_log == folder / "bridge.jsonl"
+    assert config.hold is None
+
+
+def test_a_map_may_be_a_file_of_its_own(folder):
+    (folder / "map.toml").write_text('[commands.halt]\ngesture = "pour"\ndo = "stop"\nconfidence = 0.5\n')
+    before, _, rest = CONFIG.partition("[commands.commands.shut]")
+    text = before + '[commands]\nfile = "map.toml"\n' + rest[rest.index("[safety]") :]
+    assert list(read(folder, text).command_map.commands) == ["halt"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('[robot]\nuri = "simulated:panda"', "", r"lacks \[robot\]"),
+        ("[safety]", "[safty]", r"does not know \[safty\]"),
+        ("linear_jerk = 10.0\n", "", "lacks linear_jerk"),
+        ("gripper_speed = 1.0", "gripper_speed = 0", "gripper_speed is 0"),
+        ('gesture = "pick"', 'gesture = "fly"', "commands.shut.gesture: the model knows no gesture 'fly'"),
+        ('none = ["rest"]', 'none = ["sleep"]', "the model has no sleep"),
+        ('none = ["rest"]', 'none = "rest"', "none is 'rest'"),
+        ('bundle = "bundle"', 'bundle = "nowhere"', "nowhere"),
+        ('bundle = "bundle"', 'bundel = "bundle"', "recognition: does not know bundel"),
+        ("confidence = 0.7", 'confidence = 0.7\nhold = ["wave"]', "safety.hold: the model knows no gesture wave"),
+        ("confidence = 0.7", "confidence = 0.7\nwatchdog_s = 0.5", "watchdog_s is 0.5"),
+        ('uri = "mqtt://127.0.0.1/glove"', 'uri = "carrier-pigeon:glove"', "no source of kind 'carrier-pigeon'"),
+        ('uri = "mqtt://127.0.0.1/glove"', 'uri = "mqtt://me:secret@127.0.0.1/glove"', "password is in the settings"),
+        (
+            'uri = "mqtt://127.0.0.1/glove"',
+            'uri = "mqtt://127.0.0.1/glove"\nchannels = [{name = "roll", unit = "rad"}, {name = "bend", unit = "deg"}]',
+            "its channels are roll, bend, but bend, roll are expected",
+        ),
+        ("[limits]", "[align]\nrate_hz = 100\n[limits]", "trained at 50 Hz"),
+        ('uri = "simulated:panda"', 'uri = "simulated:moon"', "there is no scene 'moon'"),
+        ('uri = "simulated:panda"', 'uri = "tank:1"', "no robot of kind 'tank'"),
+        ('uri = "simulated:panda"', 'uri = "ros2:0"', "joints is None"),
+        ('uri = "simulated:panda"', 'uri = "ros2:home"\narm = "panda"', "expected a ROS domain"),
+        ('uri = "simulated:panda"', 'uri = "ros2:0"\narm = "panda"\ntwits = "/t"', "does not know twits"),
+        ('uri = "simulated:panda"', 'uri = "mqtt://h/arm"\narm = "panda"\ngripper = 1', "gripper is 1"),
+        ('uri = "simulated:panda"', 'uri = "mqtt://h/arm"\narm = "kuka"', "arm is 'kuka'"),
+        ('uri = "simulated:panda"', 'uri = "mqtt://me:secret@h/arm"\narm = "panda"', "password is in the address"),
+        ("[limits]", '[hold]\nhost = "h"\n[limits]', "topic"),
+        ("[limits]", "[cores]\nframes = 1.5\n[limits]", "frames is 1.5"),
+        ("[limits]", "[limits", "cannot be read as TOML"),
+    ],
+)
+def test_what_is_wrong_is_refused_with_its_field_and_its_file(folder, old, new, message):
+    assert old in CONFIG
+    with pytest.raises(SensorError, match=message) as refused:
+        read(folder, CONFIG.replace(old, new))
+    assert "bridge.toml" in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_topic_and_gestures_cannot_both_hold(folder):
+    text = CONFIG.replace("[limits]", '[hold]\nhost = "h"\ntopic = "pedal"\n[limits]')
+    assert read(folder, text).hold.topic == "pedal"
+    with pytest.raises(SensorError, match="a topic cannot hold where gestures do"):
+        read(folder, text.replace("confidence = 0.7", 'confidence = 0.7\nhold = ["pick"]'))
+
+
+def test_a_robot_may_be_anything_that_is_known_and_is_not_connected_yet(folder):
+    text = CONFIG.replace('do = "grip"\nopening = 0.2', 'do = "stop"')  # a robot without a gripper will do
+    for uri, name in (
+        ('"ros2:0"\narm = "panda"', "ros2:0"),
+        ('"rosbridge://h:9090"\njoints = ["a", "b"]\ngripper = "/grip"', "rosbridge:h:9090"),
+        ('"mqtts://h/robots/arm"\njoints = ["a"]\ngripper = true', "mqtts://h:8883/robots/arm"),
+        ('"simulated:breakfast"', "simulated:breakfast"),
+    ):
+        robot = read(folder, text.replace('"simulated:panda"', uri)).robot
+        assert robot.info.uri.startswith(name)
+
+
+def test_no_file_says_how_to_get_one(tmp_path):
+    with pytest.raises(SensorError, match="mnemo bridge --example"):
+        read_config(tmp_path / "none.toml")
+
+
+def test_the_example_asks_for_nothing_but_its_bundle(tmp_path):
+    path = tmp_path / "bridge.toml"
+    path.write_text(EXAMPLE)
+    with pytest.raises(SensorError, match="bundles/gestures"):
+        read_config(path)
