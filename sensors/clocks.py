@@ -3,8 +3,8 @@
 A frame is received at received = time + offset + drift x (time - origin) + delay, with a delay that jitters and is
 never less than the fastest way. So the offset (the fastest way's delay in it) and the drift are those of the line below
 all frames: of each SLICE_S the frame with the least delay counts, the drift is the median slope between such frames
-half of what is remembered apart (Theil's incomplete method), and the offset lets the line touch the lowest of them. A
-frame's excess over the line is how much later it is than frames can be.
+(Theil-Sen), and the offset lets the line touch the lowest of them. A frame's excess over the line is how much later it
+is than frames can be.
 
 A frame far below the line came before it was sent: the source's clock was set forward. Frames that stay far above it
 were all delayed alike, or the clock was set back: either way they are not what happens now.
@@ -20,8 +20,8 @@ from collections import deque
 from sensors.stream import SensorError
 
 SLICE_S = 1.0
-SLICES = 30  # what was longer ago does not count
-DRIFT_AFTER = 10  # slices
+SLICES = 16  # what was longer ago does not count
+DRIFT_AFTER = 8  # slices
 MOST_DRIFT = 1e-3  # of two quartz clocks; more is jitter
 SET_BACK_AFTER_S = 0.5
 
@@ -90,9 +90,8 @@ class ClockMap:
     def _fit(self) -> None:
         points = self._lowest
         points.append(self._slice)
-        half = len(points) // 2
         if len(points) >= DRIFT_AFTER:
-            pairs = zip(points, itertools.islice(points, half, None), strict=False)
+            pairs = itertools.combinations(points, 2)
             slopes = [(late - early) / (end - start) for (start, early), (end, late) in pairs if end > start]
             if slopes:
                 self.drift = min(max(statistics.median(slopes), -MOST_DRIFT), MOST_DRIFT)

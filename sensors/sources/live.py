@@ -10,7 +10,6 @@ robot stops it for either. The source looks for the peer again, at growing inter
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from abc import abstractmethod
 from collections import deque
@@ -118,8 +117,7 @@ class ReconnectingSource(LiveSource):
         if self._task is not None:
             task, self._task = self._task, None
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await asyncio.wait({task})
         self._end("was closed.")
 
     def _opened(self) -> None:

@@ -1,7 +1,7 @@
 """Frames from an MQTT 5 broker, one a message (`payload`), with aiomqtt.
 
-Nothing old comes: the session is clean, so that the broker keeps nothing while we are away; retained messages are not
-asked for, and are dropped if one comes. A broker that closes the connection is noticed at once; one that falls silent
+Nothing old comes: the session is clean, so that the broker keeps nothing while we are away, and retained messages,
+which are marked as such, are dropped. A broker that closes the connection is noticed at once; one that falls silent
 after one and a half `keepalive_s`, which is late: it is the silence of the stream that tells a robot to stop.
 """
 
@@ -76,9 +76,7 @@ class MqttSource(ReconnectingSource):
         except aiomqtt.MqttError as error:
             raise self._explained(error) from error
         try:
-            # 2: what is retained is not sent when we subscribe.
-            options = SubscribeOptions(qos=config.qos, retainHandling=2)
-            answers = await client.subscribe(config.topic, options=options)
+            answers = await client.subscribe(config.topic, options=SubscribeOptions(qos=config.qos))
             refused = [answer for answer in answers if isinstance(answer, ReasonCode) and answer.value >= REFUSED]
             if refused:
                 raise SensorError(

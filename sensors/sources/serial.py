@@ -164,13 +164,13 @@ class SerialSource(LiveSource):
         await self.close()
         port, baud = self.config.port, self.config.baud
         try:
+            # It empties the buffer of what came before.
             opened = await asyncio.to_thread(serial.Serial, port, baud, timeout=0, exclusive=True)
         except (serial.SerialException, ValueError, OSError) as error:
             raise SensorError(
                 f"serial {port}: cannot be opened at {baud} baud ({error}). Is the device plugged in, may this user "
                 "read it (group dialout), and has no other program got it?"
             ) from error
-        opened.reset_input_buffer()  # what came before is old
         self._port, self._reader = opened, self._new_reader()
         self._begin()
         asyncio.get_running_loop().add_reader(opened.fileno(), self._read)

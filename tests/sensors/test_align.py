@@ -213,6 +213,14 @@ def test_a_channel_that_is_missing_on_one_side_is_masked_between():
     assert [step.mask.tolist() for step in given_out] == [[True, True], [True, False], [True, False]]
 
 
+def test_the_cubic_needs_all_its_points_of_a_channel():
+    info = StreamInfo("glove", INFO.channels, rate_hz=50.0)
+    values = [[math.nan, 0], [1, 1], [4, 4], [9, 9]]
+    sent = [frame(index / 50, values=each, info=info) for index, each in enumerate(values)]
+    given_out, _ = steps(sent, AlignConfig(100.0, "cubic"), info)
+    assert given_out[5].values.tolist() == [6.5, 6.25]  # a straight line, and the parabola
+
+
 def test_the_cubic_stays_within_a_channels_limits():
     info = StreamInfo("glove", INFO.channels, rate_hz=50.0)
     values = [-100, -100, 100, 100, 100, -100, 100]

@@ -94,6 +94,7 @@ def test_retained_messages_are_not_frames(broker):
             async with MqttSource(config(broker), INFO) as source:
                 await sender.publish(TOPIC, encode_json(2.0, np.float32([1, 2])))
                 assert (await anext(source)).time == 2.0
+                assert (source.dropped, source.last_drop) == (1, "glove: a retained message, which may be of any time.")
             await sender.publish(TOPIC, b"", retain=True)
 
     within(10, work)
