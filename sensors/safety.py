@@ -23,7 +23,7 @@ from sensors.intent import Intent
 from sensors.lock import RobotLock
 from sensors.robot import Robot
 from sensors.safety_checks import Fault, SafetyConfig, Trouble
-from sensors.safety_control import Answer, Control, Request, Snapshot
+from sensors.safety_control import LATENCIES, Answer, Control, Request, Snapshot
 from sensors.safety_states import LIVE, Event, State
 from sensors.stream import Clock, SensorError
 
@@ -69,7 +69,7 @@ class Safety:
         received: s, monotonic: when this machine had it.
         """
         with self._news:
-            self._held = max(self._held, received)
+            self._held = received
 
     def release(self) -> None:
         """The key or the topic lets go."""
@@ -111,9 +111,12 @@ class Safety:
             return replace(snapshot, state=State.FAULT, why=trouble.why, fault=trouble, counts=counts)
         return replace(snapshot, counts=counts)
 
-    def latencies(self) -> list[float]:
-        """s, from the reception of a frame to the moment its first command was sent; the newest 100,000."""
-        return list(self._control.latencies.copy())
+    def latencies(self, newest: int = LATENCIES) -> list[float]:
+        """s, from the reception of a frame to the moment its first command was sent; the oldest first.
+
+        To look at a few is cheap; to look at all holds up the other threads for a millisecond.
+        """
+        return self._control.latencies(newest).tolist()
 
     @property
     def thread_ids(self) -> dict[str, int]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sensors.command_log import CommandLog
 from sensors.intent import STILL, Intent
@@ -34,6 +35,8 @@ from sensors.safety_checks import (
 )
 from sensors.safety_states import COMMANDING, LIVE, Action, Event, State, follow
 from sensors.stream import Clock
+
+LATENCIES = 100_000  # that are remembered
 
 
 class Answer(NamedTuple):
@@ -72,6 +75,7 @@ class Snapshot:
     robot: RobotState | None
     robot_age: float  # s
     sent: Command | None  # the last command, as the driver sent it
+    slowest: float  # s, of all `latencies`
     counts: dict[str, int]
     not_ready: str  # why it could not be armed now; empty if it could
 
@@ -81,7 +85,6 @@ class Control:
 
     def __init__(self, robot: Robot, config: SafetyConfig, log: CommandLog, clock: Clock = time.monotonic) -> None:
         """robot: connected by who calls `turn`."""
-        self.latencies: deque[float] = deque(maxlen=100_000)  # s, from an intent's frame to its first command
         self._robot = robot
         self._config = config
         self._log = log
@@ -98,6 +101,9 @@ class Control:
         self._commanded = -math.inf  # s, when
         self._sequence = 0
         self._sent: Command | None = None
+        self._latencies = np.zeros(LATENCIES)  # s, a ring
+        self._timed = 0  # latencies so far
+        self._slowest = 0.0
         self._gripper = math.nan
         self._excess = 0.0  # m, how far out of its box the tool may be
         self._stopping = False  # the robot could not be told to stop yet
@@ -135,6 +141,11 @@ class Control:
             self._stop()
         self.snapshot = self._show(not_ready)
 
+    def latencies(self, newest: int = LATENCIES) -> NDArray[np.float64]:
+        """s, from the reception of an intent's frame to when its first command was sent; the oldest first."""
+        timed = self._timed
+        return self._latencies[np.arange(timed - min(newest, timed, LATENCIES), timed) % LATENCIES]
+
     @property
     def _authorised(self) -> bool:
         return authorised(self._intent, self._held, self._now, self._config)
@@ -160,12 +171,17 @@ class Control:
         silent = age(self._intent and self._intent.received, self._now)
         if not silent <= self._config.watchdog_s:
             troubles.append(Trouble(Fault.SILENCE, f"the newest intent is {silent:.3f} s old"))
+        if self._state in COMMANDING and self._sent is not None and not self._now < self._sent.expires:
+            # The robot stands, and would jump to the speed that the limiter is at.
+            troubles.append(Trouble(Fault.SILENCE, f"command {self._sent.sequence} expired before another followed"))
         return next((trouble for trouble in troubles if trouble is not None), None)
 
     def _check_clock(self, before: float) -> Trouble | None:
         gap = self._now - before
         if self._state in LIVE and gap > 2 * self._config.period_s:
             self._counts["overruns"] += 1
+        if not gap >= 0:
+            self._intent = None  # its age means nothing any more
         if not 0 <= gap <= self._config.watchdog_s:
             return Trouble(Fault.CLOCK, f"{gap:.3f} s from one turn of the control loop to the next")
         return None
@@ -247,6 +263,7 @@ class Control:
     def _start(self) -> None:
         assert self._measured is not None  # or it were not ready
         self._limiter.start()
+        self._commanded = -math.inf
         self._gripper = self._measured.gripper
         # Where it stands it may be, so that a person can bring a tool back that is out of its box.
         self._excess = max(0.0, outside(self._measured, self._config.limits)) + BOX_MARGIN_M
@@ -288,11 +305,16 @@ class Control:
         sent_at = self._clock()
         if self._fresh:
             self._fresh = False
-            self.latencies.append(sent_at - intent.received)
+            self._time(sent_at - intent.received)
         record = {"what": "command", **self._sent._asdict(), "sent": sent_at, "received": intent.received}
         self._log.write(record | {"state": self._state, "gesture": intent.gesture, "confidence": intent.confidence})
         if self._state is State.BRAKING and self._limiter.still:
             self._follow(Event.STOOD, "it stands")
+
+    def _time(self, latency: float) -> None:
+        self._latencies[self._timed % LATENCIES] = latency
+        self._timed += 1
+        self._slowest = max(self._slowest, latency)
 
     def _show(self, not_ready: str) -> Snapshot:
         now, intent, measured = self._now, self._intent, self._measured
@@ -307,6 +329,7 @@ class Control:
             robot=measured,
             robot_age=age(measured and measured.time, now),
             sent=self._sent,
+            slowest=self._slowest,
             counts=dict(self._counts) | {"log drops": self._log.dropped},
             not_ready=not_ready,
         )

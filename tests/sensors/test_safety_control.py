@@ -223,6 +223,11 @@ def test_a_clock_that_jumps_is_a_fault(rig, jump):
     rig.control.turn(rig.intent(), rig.clock())
     assert rig.state is State.FAULT
     assert rig.control.snapshot.fault.fault is Fault.CLOCK
+    rig.robot.advance()
+    rig.newest, rig.received, rig.held = None, [-math.inf], -math.inf
+    count = len(rig.robot.sent)
+    rig.arm().drive(10)  # by the clock as it is now
+    assert len(rig.robot.sent) == count + 10
 
 
 @pytest.mark.parametrize("twist", [np.zeros(3), np.array([0, 0, 0, 0, 0, np.inf]), None])
@@ -310,6 +315,29 @@ def test_a_command_expires_the_watchdogs_time_after_the_frame_it_comes_from(tmp_
     assert {round(command.expires - received, 9) for command in rig.robot.sent[-5:]} == {0.06}
     assert rig.robot.sent[-1].issued <= received + 0.06
     assert rig.state is State.FAULT
+
+
+def test_a_silence_that_was_over_before_the_loop_looked_is_a_fault_all_the_same(rig):
+    rig.arm().drive(60)
+    for _ in range(9):
+        rig.turn(dt=0.01)
+    assert rig.state is State.MOVING
+    rig.turn(rig.intent(), dt=0.03, held=True)
+    assert rig.state is State.FAULT
+    assert rig.control.snapshot.fault.fault is Fault.SILENCE
+
+
+def test_latencies_are_those_of_each_intents_first_command_the_newest_kept(rig, monkeypatch):
+    rig.arm()
+    monkeypatch.setattr("sensors.safety_control.LATENCIES", 5)
+    for delay in range(1, 8):
+        rig.held = rig.clock()
+        rig.turn(rig.intent(received=rig.clock() - 0.001 * delay))
+        rig.held = rig.clock()
+        rig.turn()  # another command of the same intent
+    assert rig.control.latencies() == pytest.approx([0.003, 0.004, 0.005, 0.006, 0.007])
+    assert rig.control.latencies(2) == pytest.approx([0.006, 0.007])
+    assert rig.control.snapshot.slowest == pytest.approx(0.007)
 
 
 def test_a_hold_ages_like_an_intent(rig):
@@ -412,7 +440,7 @@ STEPS = st.one_of(
 
 @settings(max_examples=150)
 @given(st.lists(STEPS, max_size=25))
-def test_no_path_moves_the_robot_unless_armed_held_and_fresh(tmp_path_factory, steps):
+def test_no_path_moves_the_robot_unless_armed_held_and_fresh_and_nothing_jumps(tmp_path_factory, steps):
     rig = Rig(tmp_path_factory.getbasetemp())
     for kind, *values in steps:
         if kind == "drive":
@@ -450,8 +478,13 @@ def test_no_path_moves_the_robot_unless_armed_held_and_fresh(tmp_path_factory, s
 
     commands = rig.robot.sent
     assert all(earlier.sequence < later.sequence for earlier, later in pairwise(commands))
+    end, twist = -math.inf, np.zeros(6)  # of the motion before
     for motion in rig.moved():
         at, command = motion.command.issued, motion.command
+        step = np.abs(command.twist - (twist if motion.start <= end + 1e-9 else 0.0))
+        assert step[:3].max() <= LIMITS.linear_acceleration / math.sqrt(3) * 2 * CONFIG.period_s + 1e-9
+        assert step[3:].max() <= LIMITS.angular_acceleration / math.sqrt(3) * 2 * CONFIG.period_s + 1e-9
+        end, twist = motion.end, command.twist
         assert motion.end <= max(time for time in rig.received if time <= at + 1e-9) + 0.1 + 1e-9
         last_end = max((time for time in rig.ended if time <= motion.start + 1e-9), default=-math.inf)
         assert any(last_end < time <= at for time in rig.armed)
