@@ -1,13 +1,17 @@
-"""`python -m sensors`: what `mnemo bridge` runs, and the breakfast task in simulation."""
+"""`python -m sensors COMMAND`: parse, call, print; `mnemo bridge` is one of them.
+
+Commands import what they need, so that `--help` needs nothing.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import sys
+import threading
+from collections.abc import Sequence
 from pathlib import Path
-
-from sensors.stream import SensorError
 
 BRIDGE = """examples:
   mnemo bridge --example > bridge.toml          a simulated hand and arm, every field explained
@@ -17,26 +21,31 @@ keys: a arm, d disarm, space hold, e emergency stop, c clear it, q quit; or as w
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0 done, 1 it was going and then failed, 2 bad input."""
-    options = _parser().parse_args(arguments)
-    try:
-        return int(options.run(options))
-    except SensorError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted.", file=sys.stderr)  # noqa: T201
-        return 1
-
-
-def _parser() -> argparse.ArgumentParser:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code: 0 done, 1 some of it failed, 2 bad input."""
     parser = argparse.ArgumentParser(prog="python -m sensors", description=__doc__)
-    kinds = parser.add_subparsers(required=True, metavar="COMMAND")
-    bridge = kinds.add_parser(
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    task = commands.add_parser("breakfast", help="a simulated arm makes breakfast from replayed gestures")
+    task.add_argument("--out", type=Path, required=True, help="folder for breakfast.png, breakfast.mp4, breakfast.json")
+    task.add_argument("--runs", type=int, default=1, help="how often, each with other places and another pace (1)")
+    task.add_argument("--seed", type=int, default=0, help="of the first run; each further one has the next (0)")
+    task.add_argument("--speed-up", type=float, default=5.0, help="how much faster than life the film is (5)")
+
+    robot = commands.add_parser("robot", help="a simulated arm behind an MQTT broker, until interrupted")
+    robot.add_argument("--host", default="localhost", help="of the broker (localhost)")
+    robot.add_argument("--port", type=int, default=0, help="of the broker (1883, or 8883 with TLS)")
+    robot.add_argument("--topic", default="robots/arm", help="the robot's (robots/arm)")
+    robot.add_argument("--scene", default="breakfast", help="panda or breakfast (breakfast)")
+    robot.add_argument("--user", default="", help="at the broker")
+    robot.add_argument("--password-env", default="", help="environment variable that holds the password")
+    robot.add_argument("--tls", action="store_true", help="encrypt")
+    robot.add_argument("--ca-file", default="", help="of the broker's certificate, if not one of the system's")
+
+    bridge = commands.add_parser(
         "bridge",
         prog="mnemo bridge",
-        help="let a live stream of gestures drive a robot",
+        help="a live stream of gestures drives a robot",
         epilog=BRIDGE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -45,27 +54,83 @@ def _parser() -> argparse.ArgumentParser:
     bridge.add_argument("--record", type=Path, metavar="DIR", help="keep the stream as it comes, as Parquet")
     bridge.add_argument("--metrics", type=int, metavar="PORT", help="answer Prometheus on this port")
     bridge.add_argument("--example", action="store_true", help="print a configuration that runs as it is")
-    bridge.set_defaults(run=_bridge)
-    return parser
+
+    given = parser.parse_args(arguments)
+    from sensors.stream import SensorError
+
+    try:
+        return {"breakfast": _breakfast, "robot": _robot, "bridge": _bridge}[given.command](given)
+    except SensorError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+        return 2
 
 
-def _bridge(options: argparse.Namespace) -> int:
+def _breakfast(given: argparse.Namespace) -> int:
+    from sensors.breakfast import Filming, run
+
+    given.out.mkdir(parents=True, exist_ok=True)
+    outcomes = []
+    for seed in range(given.seed, given.seed + given.runs):
+        if seed == given.seed:
+            with Filming(given.out, given.speed_up) as filming:
+                outcome = run(seed, filming)
+        else:
+            outcome = run(seed)
+        outcomes.append({"seed": seed, "success": outcome.success, **outcome.__dict__})
+        _say(
+            f"run {seed}: {'success' if outcome.success else 'failed: ' + '; '.join(outcome.wrong)} "
+            f"({outcome.poured:.0%} of the juice poured, {outcome.seconds:.0f} s simulated)"
+        )
+    succeeded = sum(bool(outcome["success"]) for outcome in outcomes)
+    (given.out / "breakfast.json").write_text(json.dumps(outcomes, indent=1) + "\n")
+    _say(f"{succeeded} of {given.runs} runs succeeded; {given.out}/breakfast.png, .mp4 and .json")
+    return 0 if succeeded == given.runs else 1
+
+
+def _robot(given: argparse.Namespace) -> int:
+    from sensors.mqtt_broker import MqttBroker
+    from sensors.robots.mqtt_host import MqttHost
+    from sensors.robots.simulated import SimulatedArm, Simulation
+
+    broker = MqttBroker(
+        given.host,
+        given.port,
+        user=given.user,
+        password_env=given.password_env,
+        tls=given.tls,
+        ca_file=given.ca_file,
+    )
+    arm = SimulatedArm(Simulation(given.scene))
+    with MqttHost(arm, broker, given.topic, arm.clock) as host:
+        _say(f"{arm.info.name} at {broker.uri}/{given.topic}; Ctrl+C ends it")
+        try:
+            host.run(threading.Event())
+        except KeyboardInterrupt:
+            _say(json.dumps(host.counts))
+    return 0
+
+
+def _bridge(given: argparse.Namespace) -> int:
     from sensors.config import EXAMPLE, read_config
     from sensors.run import run_bridge
-    from sensors.stream import SourceLost
+    from sensors.stream import SensorError, SourceLost
 
-    if options.example:
+    if given.example:
         print(EXAMPLE, end="")  # noqa: T201
         return 0
-    if options.config is None:
+    if given.config is None:
         raise SensorError("--config is missing: `mnemo bridge --example > bridge.toml` writes one to begin with.")
-    config = read_config(options.config)
+    config = read_config(given.config)
     try:
-        asyncio.run(run_bridge(config, dry_run=options.dry_run, record=options.record, metrics=options.metrics))
+        asyncio.run(run_bridge(config, dry_run=given.dry_run, record=given.record, metrics=given.metrics))
     except SourceLost as error:
         print(f"stopped: {error}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

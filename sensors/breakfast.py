@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from types import TracebackType
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -23,12 +24,14 @@ from sensors.limits import Limiter, Limits, gripper_step
 from sensors.mapping import Mapper
 from sensors.motions import Pose
 from sensors.robot import Command
+from sensors.robots.picture import Camera, Film, save_picture
 from sensors.robots.simulated import SimulatedArm, Simulation
-from sensors.stream import StreamInfo
+from sensors.stream import SensorError, StreamInfo
 
 MAP = Path(__file__).with_name("breakfast.toml")
 STREAM = StreamInfo("breakfast", (Channel("hand", "m"),), 50.0)
 FRAME_S = 0.02
+IMAGES_HZ = 25
 LONGEST_S = 150.0  # simulated, after which a run has failed
 
 LIMITS = Limits(
@@ -198,6 +201,42 @@ def run(seed: int, watch: Watch = lambda simulation: None) -> Outcome:
     scatter(simulation, rng)
     with SimulatedArm(simulation, real_time=False) as arm:
         return make_breakfast(arm, Drive(arm), rng, watch)
+
+
+class Filming:
+    """Watches a run: a film of it, and a picture of its end. `with Filming(folder) as watch: run(seed, watch)`."""
+
+    def __init__(self, folder: Path, speed_up: float = 5.0) -> None:
+        """
+        Args:
+            folder: for breakfast.mp4 and breakfast.png.
+            speed_up: how much faster than life the film is.
+        """
+        if not speed_up > 0:
+            raise SensorError(f"breakfast: the film's speed-up is {speed_up}, expected above 0.")
+        self._picture = folder / "breakfast.png"
+        self._film = Film(folder / "breakfast.mp4", IMAGES_HZ)
+        self._camera = Camera(480, 360)
+        self._every_s = speed_up / IMAGES_HZ
+        self._due_s = 0.0
+        self._simulation: Simulation | None = None
+
+    def __call__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+        if simulation.time >= self._due_s:
+            self._due_s = simulation.time + self._every_s
+            self._film.add(self._camera.take(simulation))
+
+    def __enter__(self) -> Self:
+        self._film.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._film.__exit__(kind, error, trace)
+        if self._simulation is not None:
+            save_picture(Camera(960, 720).take(self._simulation), self._picture)
 
 
 class Drive:

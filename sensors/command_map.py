@@ -43,7 +43,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ import numpy as np
 from data.frame import Channel
 from sensors.motions import Pace, Pose, Thing
 from sensors.robots.kinematics import Arm, Kinematics
+from sensors.sources.settings import parse_settings
 from sensors.stream import SensorError
 
 Where = Callable[[str], Pose]
@@ -162,15 +163,18 @@ def parse_command_map(settings: Mapping[str, Any], arm: Arm | None = None) -> Co
     places: dict[str, tuple[float, float, float]] = {}
     for name, table in tables["things"].items():
         rest = _take_position(f"things.{name}", name, table, taught)
-        things[name] = _make(Thing, f"things.{name}", {"name": name, **rest})
+        things[name] = parse_settings(Thing, {"name": name, **rest}, f"things.{name}")
+        _check_finite(f"things.{name}", things[name])
         if not np.linalg.norm(things[name].approach) > 0:
             raise SensorError(f"things.{name}.approach: is {list(things[name].approach)}, expected a direction.")
     for name, table in tables["places"].items():
         if name in things:
             raise SensorError(f"places.{name}: is a thing too; give the place another name.")
         rest = _take_position(f"places.{name}", name, table, taught)
-        places[name] = _make(_Place, f"places.{name}", rest).offset
-    commands = {name: _make(Command, f"commands.{name}", table) for name, table in tables["commands"].items()}
+        place = parse_settings(_Place, rest, f"places.{name}")
+        _check_finite(f"places.{name}", place)
+        places[name] = place.offset
+    commands = {name: parse_settings(Command, table, f"commands.{name}") for name, table in tables["commands"].items()}
     for name, command in commands.items():
         _check_command(f"commands.{name}", tables["commands"][name], command, things, places)
     jogs = {name: _jog(f"jogs.{name}", table) for name, table in tables["jogs"].items()}
@@ -179,7 +183,9 @@ def parse_command_map(settings: Mapping[str, Any], arm: Arm | None = None) -> Co
         for name, command in commands.items():
             if command.do == "home":
                 raise SensorError(f"commands.{name}.do: is 'home', but there is no [home] that says where it is.")
-    pace = _make(Pace, "pace", settings.get("pace", {}))
+    pace = parse_settings(Pace, _table(settings.get("pace", {}), "pace"), "pace")
+    for name, value in asdict(pace).items():
+        _check_range(f"pace.{name}", value, 1e-6, 1e3)
     command_map = CommandMap(commands, jogs, things, places, taught, home, pace)
     taken: dict[str, str] = {}
     for where, gesture in command_map.gestures.items():
@@ -231,6 +237,20 @@ def check_command_map(
 
 
 @dataclass(frozen=True)
+class _Shown:
+    """Of a jog's table, without its axes."""
+
+    gesture: str
+    confidence: float
+    frame: str
+
+
+@dataclass(frozen=True)
+class _Position:
+    position: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
 class _Place:
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
@@ -264,15 +284,17 @@ def _jog(where: str, table: Mapping[str, Any]) -> Jog:
     rows = table.get("axes", [])
     if not (isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)):
         raise SensorError(f"{where}.axes: expected at least one table [[{where}.axes]].")
-    axes = tuple(_make(Axis, f"{where}.axes[{number}]", row) for number, row in enumerate(rows))
+    axes = tuple(parse_settings(Axis, row, f"{where}.axes[{number}]") for number, row in enumerate(rows))
     for number, axis in enumerate(axes):
+        _check_finite(f"{where}.axes[{number}]", axis)
         if axis.axis not in AXES:
             raise SensorError(f"{where}.axes[{number}].axis: is '{axis.axis}', expected one of {', '.join(AXES)}.")
         if axis.axis in [other.axis for other in axes[:number]]:
             raise SensorError(f"{where}.axes[{number}].axis: '{axis.axis}' has a channel already.")
         _check_range(f"{where}.axes[{number}].dead", axis.dead, 0, math.inf)
         _check_range(f"{where}.axes[{number}].most", axis.most, 0, math.inf)
-    jog = _make(Jog, where, {**table, "axes": axes})
+    shown = parse_settings(_Shown, {name: value for name, value in table.items() if name != "axes"}, where)
+    jog = Jog(shown.gesture, shown.confidence, shown.frame, axes)
     _check_range(f"{where}.confidence", jog.confidence, 0, 1)
     if jog.frame not in FRAMES:
         raise SensorError(f"{where}.frame: is '{jog.frame}', expected one of {', '.join(FRAMES)}.")
@@ -282,14 +304,11 @@ def _jog(where: str, table: Mapping[str, Any]) -> Jog:
 def _home(table: Any, arm: Arm | None) -> Pose:
     if arm is None:
         raise SensorError("home: names joints, but the kinematics of this robot are not known; leave it out.")
-    if not isinstance(table, dict):
-        raise SensorError(f"home: is {table!r}, expected a table of joints.")
     names = [joint.name for joint in arm.joints]
-    _check_names(table, names, "home")
+    _check_names(_table(table, "home"), names, "home")
     for joint in arm.joints:
         if joint.name not in table:
             raise SensorError(f"home.{joint.name}: is missing; every joint of the {arm.name} is needed.")
-        _number(f"home.{joint.name}", table[joint.name])
         _check_range(f"home.{joint.name}", table[joint.name], joint.low, joint.high)
     return Pose(*Kinematics(arm).forward([table[name] for name in names]))
 
@@ -298,40 +317,20 @@ def _take_position(where: str, name: str, table: Mapping[str, Any], taught: dict
     """The rest of a table."""
     rest = dict(table)
     if "position" in rest:
-        taught[name] = Pose(np.array(_numbers(f"{where}.position", rest.pop("position"), 3)), np.eye(3))
+        given = parse_settings(_Position, {"position": rest.pop("position")}, where)
+        _check_finite(where, given)
+        taught[name] = Pose(np.array(given.position), np.eye(3))
     return rest
 
 
-def _tables(value: Any, where: str) -> dict[str, dict[str, Any]]:
-    if not (isinstance(value, dict) and all(isinstance(table, dict) for table in value.values())):
-        raise SensorError(f"{where}: expected tables such as [{where}.name].")
+def _table(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise SensorError(f"{where}: is {value!r}, expected a table [{where}].")
     return value
 
 
-def _make(kind: type[Any], where: str, table: Mapping[str, Any]) -> Any:
-    """A dataclass from a table, each field of the type that it has there."""
-    described = {each.name: each for each in fields(kind)}
-    _check_names(table, list(described), where)
-    values: dict[str, Any] = {}
-    for name, each in described.items():
-        if name not in table:
-            if each.default is MISSING:
-                raise SensorError(f"{where}.{name}: is missing.")
-            continue
-        value, field = table[name], f"{where}.{name}"
-        described_as = str(each.type)
-        if described_as == "str":
-            if not (isinstance(value, str) and value):
-                raise SensorError(f"{field}: is {value!r}, expected a name.")
-        elif described_as == "bool":
-            if not isinstance(value, bool):
-                raise SensorError(f"{field}: is {value!r}, expected true or false.")
-        elif described_as == "float":
-            value = _number(field, value)
-        elif described_as.startswith("tuple[float"):
-            value = _numbers(field, value, described_as.count("float"))
-        values[name] = value
-    return kind(**values)
+def _tables(value: Any, where: str) -> dict[str, dict[str, Any]]:
+    return {name: _table(table, f"{where}.{name}") for name, table in _table(value, where).items()}
 
 
 def _check_names(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
@@ -340,18 +339,14 @@ def _check_names(table: Mapping[str, Any], known: Sequence[str], where: str) -> 
             raise SensorError(f"{where}: does not know '{name}'; expected {', '.join(known)}.")
 
 
-def _number(where: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise SensorError(f"{where}: is {value!r}, expected a finite number.")
-    return float(value)
+def _check_range(where: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise SensorError(f"{where}: is {value!r}, expected {low:g} to {high:g}.")
 
 
-def _numbers(where: str, value: Any, count: int) -> tuple[float, ...]:
-    if not (isinstance(value, list) and len(value) == count):
-        raise SensorError(f"{where}: is {value!r}, expected {count} numbers.")
-    return tuple(_number(f"{where}[{index}]", number) for index, number in enumerate(value))
-
-
-def _check_range(where: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise SensorError(f"{where}: is {value:g}, expected {low:g} to {high:g}.")
+def _check_finite(where: str, settings: Any) -> None:
+    """Every number of a dataclass, and of its lists."""
+    for name, value in asdict(settings).items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise SensorError(f"{where}.{name}: is {value!r}, expected finite numbers.")

@@ -38,9 +38,9 @@ class Camera:
         self,
         width: int = 640,
         height: int = 480,
-        eye: tuple[float, float, float] = (1.45, -0.95, 0.95),
-        target: tuple[float, float, float] = (0.38, 0.02, 0.16),
-        field_deg: float = 42.0,
+        eye: tuple[float, float, float] = (1.5, -1.0, 1.15),
+        target: tuple[float, float, float] = (0.38, 0.02, 0.2),
+        field_deg: float = 37.0,
     ) -> None:
         """field_deg: from the lower to the upper edge."""
         self.size = (height, width)

@@ -148,14 +148,15 @@ class Simulation:
 class SimulatedArm(Robot):
     """Gives a simulation what was sent, until it expires.
 
-    In real time it counts on `time.monotonic`, and a machine that is too slow slows the simulation, not the clock that
+    In real time a machine that is too slow slows the simulation, not the clock that
     commands expire on. Stepped, `clock` is the simulation's, and it stands while nobody calls `advance`.
     """
 
-    def __init__(self, simulation: Simulation, real_time: bool = True) -> None:
+    def __init__(self, simulation: Simulation, real_time: bool = True, clock: Clock = time.monotonic) -> None:
+        """clock: of real time."""
         self.simulation = simulation
         self.real_time = real_time
-        self.clock: Clock = time.monotonic if real_time else lambda: simulation.time
+        self.clock: Clock = clock if real_time else lambda: simulation.time
         joints: tuple[Channel, ...] = simulation.arm.joints
         self.info = RobotInfo(
             name=f"simulated {simulation.arm.name}",

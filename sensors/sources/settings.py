@@ -7,7 +7,8 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from sensors.stream import SensorError
 
@@ -34,6 +35,13 @@ def parse_settings(kind: type[Settings], given: Mapping[str, Any], where: str, *
 
 
 def _typed(value: Any, kind: Any, where: str) -> Any:
+    if isinstance(kind, UnionType):  # of a type and None, which is what is not given
+        kind = get_args(kind)[0]
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        if not isinstance(value, list | tuple) or len(value) != len(kinds):
+            raise SensorError(f"{where} is {value!r}, expected a list of {len(kinds)}.")
+        return tuple(_typed(each, kinds[index], f"{where}[{index}]") for index, each in enumerate(value))
     expected = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
     try:
         if kind is bool and value in ("true", "false"):

@@ -93,7 +93,7 @@ TABLE = {"uri": "mqtt://h/t", "rate_hz": 200, "channels": [{"name": "bend", "uni
         ),
         ("glove.csv", "no source of kind"),
         ({"rate_hz": 1}, "uri is None, expected one of replay"),
-        (TABLE | {"speed": 2}, "mqtt://h/t: does not know speed; expected host, topic"),
+        (TABLE | {"speed": 2}, "mqtt://h/t: does not know speed; expected host, port"),
         (TABLE | {"qos": "high"}, "qos is 'high', expected a whole number"),
         (TABLE | {"tls": 1}, "tls is 1, expected true or false"),
         (TABLE | {"uri": "mqtt://h/t?qos=1", "qos": 2}, "qos in the URI and in the table"),
