@@ -269,7 +269,7 @@ _TABLE = (
     Entry(
         "gestures_demo",
         "classify",
-        "SIMULATED: 8 gestures and rest, glove and tracker at 50 Hz, 8 people",
+        "SIMULATED: 8 gestures and rest, glove and tracker at 50 Hz, 10 people",
         "Apache-2.0",
         G.DEMO_ORIGIN,
         True,
@@ -327,6 +327,15 @@ _TABLE = (
         G.UC2017_ORIGIN,
         G.uc2017_sg,
         "uc2017_sg/sg25.parquet",
+    ),
+    _shared(
+        "uc2017_dg",
+        "classify",
+        "10 dynamic gestures, data glove and tracker, 8 users",
+        NOT_STATED,
+        G.UC2017_ORIGIN,
+        G.uc2017_dg,
+        "uc2017_dg/DG10_dataset_euler.h5",
     ),
     _shared(
         "vmg30_glove",

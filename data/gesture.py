@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data import simulated_hand
+from data import simulated_hand, uc2017
 from data.frame import ID, TIME, Channel, Dataset, Freq, Splits, check_frame
 
 BASIC_MOTIONS_ORIGIN = (
@@ -65,14 +65,14 @@ def basic_motions() -> Dataset:
 
 
 def gestures_demo() -> Dataset:
-    """SIMULATED: eight gestures and the rests between, eight people with a data glove and a tracker, 24 min, 50 Hz.
+    """SIMULATED: eight gestures and the rests between, ten people with a data glove and a tracker, 20 min, 50 Hz.
 
-    Continuous recordings with a label a row. Split by person: 1 to 5 train, 6 validates, 7 and 8 test.
+    Continuous recordings with a label a row. Split by person: 1 to 6 train, 7 and 8 validate, 9 and 10 test.
     Origin: `DEMO_ORIGIN`.
     """
     table = simulated_hand.simulated_hands()
     group = {str(name): str(name).split("/")[0] for name in table[ID].unique()}
-    people = {"person_6": "validation", "person_7": "test", "person_8": "test"}
+    people = {f"person_{i}": "validation" if i <= 8 else "test" for i in range(7, 11)}
     splits = Splits(entity={name: people.get(person, "train") for name, person in group.items()}, group=group)
     return _classify("gestures_demo", table, simulated_hand.CHANNELS, 1 / simulated_hand.RATE_HZ, splits)
 
@@ -94,6 +94,19 @@ def uc2017_sg(path: Path) -> Dataset:
     group = dict(zip(table[ID], user, strict=True))
     splits = Splits(entity={name: parts.get(person, "train") for name, person in group.items()}, group=group)
     return _classify("uc2017_sg", table, channels, 1, splits)
+
+
+def uc2017_dg(path: Path) -> Dataset:
+    """UC2017 dynamic gestures: ten, of eight users, a CyberGlove II and a tracker; of the file that Zenodo has.
+
+    Every sample is in the frame of its first one (`uc2017.in_base_frame`). Users 1 to 6 train, 7 validates and 8
+    tests, the paper's other user. Origin: `UC2017_ORIGIN`.
+    """
+    table = uc2017.read_dynamic(path)
+    group = {str(name): str(name).split("/")[0] for name in table[ID].unique()}
+    people = {"user_7": "validation", "user_8": "test"}
+    splits = Splits(entity={name: people.get(person, "train") for name, person in group.items()}, group=group)
+    return _classify("uc2017_dg", table, uc2017.CHANNELS, 1, splits)
 
 
 def vmg30_glove(path: Path) -> Dataset:

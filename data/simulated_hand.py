@@ -27,8 +27,8 @@ Array = NDArray[np.float64]
 
 SEED = 20190509
 RATE_HZ = 50
-PEOPLE = 8
-RECORDINGS = 3  # of each person
+PEOPLE = 10
+RECORDINGS = 2  # of each person
 SECONDS = 60.0
 LOST = 0.002  # share of the frames
 
@@ -91,8 +91,8 @@ class Person:
         curl = rng.uniform(0.25, 0.45)
         fingers = np.clip(curl + rng.normal(0, 0.05, 5), 0, 1)
         return cls(
-            gain=rng.normal(1.0, 0.12, 10),
-            offset=rng.normal(0.0, 6.0, 10),
+            gain=rng.normal(1.0, 0.08, 10),
+            offset=rng.normal(0.0, 4.0, 10),
             relaxed=Pose(tuple(fingers), (0, rng.normal(-15, 6), rng.normal(20, 10))),
             wrist=rng.normal(0.0, 8.0, 3),
             speed=rng.uniform(0.8, 1.25),

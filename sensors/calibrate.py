@@ -63,9 +63,8 @@ class Judgement:
 
     @property
     def cost(self) -> float:
-        """Mean share of a gesture that passes before it is rightly decided, the whole of it where it is not."""
-        late = self.gestures - self.right
-        return (late + (self.right * self.earliness if self.right else 0.0)) / self.gestures
+        """How many lengths of a gesture pass, on average, until it is rightly decided: a missed one is made again."""
+        return 1 / self.recall - 1 + self.earliness if self.right else math.inf
 
 
 class Calibrated(NamedTuple):
@@ -137,8 +136,8 @@ def calibrate(
 ) -> Calibrated:
     """Temperature, threshold and dwell of the earliest decisions whose precision reaches the target.
 
-    Earliest by the mean share of a gesture that passes before it is rightly decided, which counts a gesture that is
-    missed as a whole one. Where nothing reaches the target the most precise rules are returned, and `reached` is False.
+    Earliest by `Judgement.cost`, which counts the gestures that are missed. Where nothing reaches the target the most
+    precise rules are returned, and `reached` is False.
 
     Args:
         rules: what the others are taken from.
@@ -164,11 +163,15 @@ def calibrate(
     return max(found, key=lambda each: (np.nan_to_num(each.judgement.precision), -each.judgement.cost))
 
 
-def gestures_of(truth: NDArray[np.int64], classes: Classes) -> list[tuple[int, int, int]]:
-    """(first frame, frame after the last, class) of each gesture of a recording."""
+def runs_of(truth: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+    """(first frame, frame after the last, class) of each run of frames of one known class."""
     edges = np.flatnonzero(np.diff(truth, prepend=-2, append=-2))
-    runs = [(int(a), int(b), int(truth[a])) for a, b in pairwise(edges)]
-    return [run for run in runs if run[2] >= 0 and run[2] not in classes.none]
+    return [(int(a), int(b), int(truth[a])) for a, b in pairwise(edges) if truth[a] >= 0]
+
+
+def gestures_of(truth: NDArray[np.int64], classes: Classes) -> list[tuple[int, int, int]]:
+    """The runs that are gestures."""
+    return [run for run in runs_of(truth) if run[2] not in classes.none]
 
 
 def _evidence(recording: Recording, classes: Classes, temperature: float) -> list[Evidence | None]:

@@ -13,13 +13,16 @@ RATE_HZ = 50.0
 LABELS = ("rest", "pick", "pour")
 
 
-def classifier(place, name="gru", kind="classify", freq=1 / RATE_HZ, seed=0, **config) -> LoadedBundle:
-    """Untrained, so that what it says moves with all that it is fed."""
-    task = Task(kind, "label", CHANNELS, freq, labels=LABELS if kind == "classify" else ())
+def classifier(place, name="gru", seed=0, scale=(1.0, 1.0), **config) -> LoadedBundle:
+    """Not trained, so that what it says moves with all that it is fed; `scale` is what it takes for usual."""
+    task = Task("classify", "label", CHANNELS, 1 / RATE_HZ, labels=LABELS)
     torch.manual_seed(seed)
     model = build(name, task.signature, **config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter *= 3
+    if hasattr(model, "normaliser"):
+        spread = torch.tensor(scale)
+        model.normaliser.calibrate(torch.zeros(2), spread**2, 1e-2 * spread)
     export_bundle(model, task, place, name=name, config=config, training={}, metrics=[])
     return load_bundle(place)

@@ -25,7 +25,7 @@ def test_decisions_are_counted_against_the_gestures_that_are_there():
     assert found.precision == found.recall == pytest.approx(1 / 3)
     assert found.false_per_minute == pytest.approx(1 / (2 / 60))
     assert found.onset_delay == 1.5  # frames: 3 late, and at once
-    assert found.cost == pytest.approx((0.5 + 2) / 3)
+    assert found.cost == pytest.approx(2 + 0.5)  # lengths: two of three times in vain, then half of it
 
 
 def test_a_gesture_decided_twice_counts_once_and_costs_precision():
