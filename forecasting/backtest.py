@@ -117,6 +117,21 @@ def one_pass(model: StepModel, spans: Sequence[Span], positions: Sequence[np.nda
     return [row for row in rows if row is not None]
 
 
+def trained_pass(trained: Trained, spans: Sequence[Span], positions: Sequence[np.ndarray]) -> list[Rows]:
+    """`one_pass`, or `local_pass` of a local model; a series of which the model could learn nothing says so."""
+    if trained.states is None:
+        rows = one_pass(trained.model, spans, positions)
+    else:
+        rows = local_pass(trained, spans, positions)
+    instead = trained.substitutes
+    return [
+        replace(row, instead=dict.fromkeys(row.positions.tolist(), instead[row.span.series.unique_id]))
+        if row.span.series.unique_id in instead
+        else row
+        for row in rows
+    ]
+
+
 @torch.no_grad()
 def local_pass(trained: Trained, spans: Sequence[Span], positions: Sequence[np.ndarray]) -> list[Rows]:
     """`one_pass` of a local model: every series goes on from the state that it was fitted to.
@@ -149,10 +164,8 @@ def local_pass(trained: Trained, spans: Sequence[Span], positions: Sequence[np.n
                 x = torch.stack(parts).to(model.device)
                 values = torch.cat([values, model.scan(x, x.isfinite().to(x.dtype), state)[0]], 1)
             for row, (index, end) in enumerate(zip(members, ends, strict=True)):
-                at, substitute = positions[index], states.substitutes.get(names[row])
-                instead = {} if substitute is None else dict.fromkeys(at.tolist(), substitute)
-                said = values[row, torch.from_numpy(at - (end - 1))].cpu().numpy()
-                rows[index] = Rows(spans[index], at, said, instead=instead)
+                at = positions[index]
+                rows[index] = Rows(spans[index], at, values[row, torch.from_numpy(at - (end - 1))].cpu().numpy())
     return [row for row in rows if row is not None]
 
 
@@ -352,11 +365,10 @@ def _check(
         first = [at[:1] for at in positions]  # every one more is a fit
         fallback = [replace(row, positions=row.positions[:1], values=row.values[:1]) for row in naive]
         return trained.forecast(parts.validation, first, lambda: fallback).rows
-    if trained.states is None:
-        return one_pass(trained.model, parts.validation, positions)
-    model_settings, training = parse_settings(trained.name, settings)
-    before = fit_local(trained.name, task, replace(parts, validation=[]), model_settings, training.threads)
-    return local_pass(before, parts.validation, positions)
+    if trained.states is not None:
+        model_settings, training = parse_settings(trained.name, settings)
+        trained = fit_local(trained.name, task, replace(parts, validation=[]), model_settings, training.threads)
+    return trained_pass(trained, parts.validation, positions)
 
 
 def _calibrations(task: Task, checks: Mapping[str, list[Rows]]) -> tuple[dict[str, Calibration], list[str]]:
@@ -469,10 +481,7 @@ def _run(
         first = first or trained
         fit_seconds += trained.seconds
         began = time.perf_counter()
-        if trained.states is None:
-            pieces.append(one_pass(trained.model, known.test, chosen))
-        else:
-            pieces.append(local_pass(trained, known.test, chosen))
+        pieces.append(trained_pass(trained, known.test, chosen))
         predict_seconds += time.perf_counter() - began
     assert first is not None
     rows = []

@@ -540,7 +540,9 @@ def bridge(
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A bridge's TOML; `--example` prints one with every field.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent; the robot is not moved.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be sent; the robot is not moved.")
+    ] = False,
     record: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep the stream as it comes, as Parquet, safe from a crash.")
     ] = None,

@@ -146,12 +146,12 @@ def export_winner(
             "step": [float(np.std(column)) if len(column) else 1.0 for column in moves],
         },
     }
+    training["substitutes"] = {
+        series: {"substitute": one.name, "reason": one.reason} for series, one in trained.substitutes.items()
+    }
     fitted = None
     if trained.states is not None:
         states = trained.states
-        training["substitutes"] = {
-            series: {"substitute": one.name, "reason": one.reason} for series, one in states.substitutes.items()
-        }
         training["remarks"] = states.fits.notes
         fitted = FittedSeries(states.fits.series, states.fits.state, states.last)
     return export_bundle(

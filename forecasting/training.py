@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain, count
 from pathlib import Path
 from statistics import median
@@ -95,18 +95,6 @@ class SeriesStates:
     fits: Fits  # every series has a state, in the model's own type
     ends: dict[str, int]  # series -> position after the last value that its state has seen
     last: np.ndarray  # `ds` of that value, in the order of the states
-    substitutes: dict[str, Substitute]  # of the series that could not be fitted
-
-    def notes(self, model: str) -> tuple[str, ...]:
-        """For a report: how many series have a substitute, or were fitted otherwise than asked."""
-        said = []
-        instead = {series: f"{one.name}, for {one.reason}" for series, one in self.substitutes.items()}
-        for what, cases in (("have a substitute", instead), ("were fitted with a remark", self.fits.notes)):
-            if cases:
-                shown = "; ".join(f"{name}: {why}" for name, why in list(cases.items())[:3])
-                more = f"; and {len(cases) - 3} more" if len(cases) > 3 else ""
-                said.append(f"{model}: {len(cases)} of {len(self.fits.series)} series {what}: {shown}{more}.")
-        return tuple(said)
 
 
 @dataclass(frozen=True)
@@ -117,13 +105,22 @@ class Trained:
     seconds: float
     epochs: int  # 0 for a closed form
     device: str  # where it was really trained
+    series: int  # how many it was trained on, those with a substitute too
     states: SeriesStates | None = None  # of a local model
+    substitutes: dict[str, Substitute] = field(default_factory=dict)  # of the series that could not be fitted
 
     def notes(self) -> tuple[str, ...]:
         """For a report: what was fitted otherwise than asked, and to less than all."""
         remarks = self.model.remarks if isinstance(self.model, Fitted) else ()
-        said = tuple(f"{self.name}: {remark}" for remark in remarks)
-        return said if self.states is None else (*said, *self.states.notes(self.name))
+        said = [f"{self.name}: {remark}" for remark in remarks]
+        instead = {series: f"{one.name}, for {one.reason}" for series, one in self.substitutes.items()}
+        noted = {} if self.states is None else self.states.fits.notes
+        for what, cases in (("have a substitute", instead), ("were fitted with a remark", noted)):
+            if cases:
+                shown = "; ".join(f"{name}: {why}" for name, why in list(cases.items())[:3])
+                more = f"; and {len(cases) - 3} more" if len(cases) > 3 else ""
+                said.append(f"{self.name}: {len(cases)} of {self.series} series {what}: {shown}{more}.")
+        return tuple(said)
 
 
 def parse_settings(name: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], TrainingConfig]:
@@ -286,9 +283,9 @@ def fit_model(
             raise TaskError(f"{name} is fitted in one go: there is nothing to resume.")
         return fit_local(name, task, parts, model_settings, config.threads)
     lookback = choose_lookback(config, parts.train, task)
-    for field in ("lags", "norm_window"):
-        if field in field_defaults(name) and field not in model_settings:
-            model_settings[field] = max(2, lookback)
+    for sized in ("lags", "norm_window"):
+        if sized in field_defaults(name) and sized not in model_settings:
+            model_settings[sized] = max(2, lookback)
     torch.manual_seed(seed)
     began = time.perf_counter()
     model = build(name, task.signature, **model_settings)
@@ -296,16 +293,40 @@ def fit_model(
     if isinstance(model, Fitted):
         if resume:
             raise TaskError(f"{name} is fitted in one go: there is nothing to resume.")
+        substitutes = _unfit(model, name, parts.train)
+        learnable = [
+            [span for span in spans if span.series.unique_id not in substitutes]
+            for spans in (parts.train, parts.validation)
+        ]
         context = max(model.context, model_settings.get("lags", 1))
         with torch.no_grad():
-            model.fit(*(_every_position_once(spans, task, context) for spans in (parts.train, parts.validation)))
-        return Trained(model.eval(), name, used | {"lookback": lookback}, time.perf_counter() - began, 0, "cpu")
+            model.fit(*(_every_position_once(spans, task, context) for spans in learnable))
+        seconds, used = time.perf_counter() - began, used | {"lookback": lookback}
+        return Trained(model.eval(), name, used, seconds, 0, "cpu", len(parts.train), substitutes=substitutes)
     used |= {**vars(config), "lookback": lookback, "stride": config.stride or max(1, lookback // 8)}
     with TemporaryDirectory() as temporary, _threads(config.threads, model):
         home = directory or Path(temporary)
         run = {"model": name, "seed": seed, **used}
         epochs, device = _descend(model, task, parts, config, run, home, resume, progress)
-    return Trained(model.cpu().eval(), name, used, time.perf_counter() - began, epochs, device)
+    return Trained(model.cpu().eval(), name, used, time.perf_counter() - began, epochs, device, len(parts.train))
+
+
+def _unfit(model: Fitted, name: str, spans: Sequence[Span]) -> dict[str, Substitute]:
+    """The series of which the model cannot learn.
+
+    Raises:
+        TaskError: it can of none.
+    """
+    reasons = {span.series.unique_id: model.unfit(span.series.values[: span.end, 0]) for span in spans}
+    unfit = {series: why for series, why in reasons.items() if why is not None}
+    if unfit and len(unfit) == len(reasons):
+        raise _fitted_to_none(name, unfit)
+    return {series: Substitute(model.substitute, why) for series, why in unfit.items()}
+
+
+def _fitted_to_none(name: str, reasons: Mapping[str, str]) -> TaskError:
+    shown = "; ".join(f"{series}: {why}" for series, why in list(reasons.items())[:3])
+    return TaskError(f"{name} could be fitted to none of {len(reasons)} series: {shown}.")
 
 
 def fit_local(name: str, task: Task, parts: Parts, settings: Mapping[str, Any], processes: int = 0) -> Trained:
@@ -323,8 +344,7 @@ def fit_local(name: str, task: Task, parts: Parts, settings: Mapping[str, Any], 
     past = {series: span.series.values[: span.end, 0] for series, span in spans.items()}
     fits = local.fit_series(past, processes or None)
     if not fits.series:
-        reasons = "; ".join(f"{series}: {why}" for series, why in list(fits.failures.items())[:3])
-        raise TaskError(f"{name} could be fitted to none of {len(past)} series: {reasons}.")
+        raise _fitted_to_none(name, fits.failures)
     rows = {series: fits.state_of([series]) for series in fits.series}
     blank = {key: value.double() for key, value in model.initial_state(1).items()}
     for series in fits.failures:
@@ -334,9 +354,10 @@ def fit_local(name: str, task: Task, parts: Parts, settings: Mapping[str, Any], 
         replace(fits, series=tuple(past), state=own, failures={}),
         {series: span.end for series, span in spans.items()},
         np.array([span.series.ds[span.end - 1] for span in spans.values()]),
-        {series: Substitute(local.substitute, why) for series, why in fits.failures.items()},
     )
-    return Trained(model, name, field_defaults(name) | dict(settings), time.perf_counter() - began, 0, "cpu", states)
+    instead = {series: Substitute(local.substitute, why) for series, why in fits.failures.items()}
+    used, seconds = field_defaults(name) | dict(settings), time.perf_counter() - began
+    return Trained(model, name, used, seconds, 0, "cpu", len(past), states, instead)
 
 
 def _every_position_once(spans: Sequence[Span], task: Task, lags: int) -> DataLoader[Batch]:

@@ -189,6 +189,14 @@ class Fitted(ABC):
 
     context: int = 1  # steps of a window's past without which its targets are of no use to `fit`
     remarks: tuple[str, ...] = ()  # what a user should know of the last fit, such as series that it left out
+    substitute: ClassVar[str] = ""  # what it then is for a series of which nothing can be learned (`unfit`)
+
+    def unfit(self, values: NDArray[np.float64]) -> str | None:
+        """Why nothing can be learned of a series; None where it can.
+
+        values: (T,) of channel 0, NaN where none was observed.
+        """
+        return None
 
     @abstractmethod
     def fit(self, batches: Iterable[Batch], validation: Iterable[Batch] = ()) -> None:

@@ -81,6 +81,7 @@ class Volatility(StepModel, Fitted):
 
     tasks = ("forecast",)
     library = "arch"
+    substitute = "a random walk whose size begins as the training data's"
     typical: Tensor
     mean: Tensor
     omega: Tensor
@@ -218,6 +219,19 @@ class Volatility(StepModel, Fitted):
             # No price leaves what counts as a value by more than the range of values.
             moved = price[..., None] * torch.expm1(moved.clamp(-math.log(LARGEST), math.log(LARGEST)))
         return price[..., None] + started[..., None] * moved
+
+    def unfit(self, values: Floats) -> str | None:
+        seen = values[np.abs(values) <= LARGEST]  # neither NaN nor infinite
+        bad = seen[seen < 1 / LARGEST]
+        if self.config.returns == "log" and len(bad):
+            return (
+                f"{len(bad)} of {len(seen)} values are not above 0, the lowest {bad.min():g}: they have no logarithm "
+                "and count as missing; set returns=difference"
+            )
+        if len(seen) < 3:
+            return f"{len(seen)} values are too few for a variance of returns"
+        returns = np.diff(np.log(seen) if self.config.returns == "log" else seen)
+        return None if _varies(returns) else "it is constant, or grows evenly: there is no variance to learn"
 
     def fit(self, batches: Iterable[Batch], validation: Iterable[Batch] = ()) -> None:
         """One set of parameters for all: arch's maximum of the likelihood of every series' returns in their own size.

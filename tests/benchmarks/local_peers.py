@@ -73,7 +73,8 @@ def arima(found: dict[str, Any], history: Values, season: int, horizon: int) -> 
     library = AutoARIMA(season_length=season)
     library.model_ = found
     answer = library.forward(history, horizon, level=[95])
-    return np.asarray(answer["mean"]), (answer["hi-95"] - answer["mean"]) / Z95
+    mean, high = (np.asarray(answer[name], np.float64) for name in ("mean", "hi-95"))
+    return mean, (high - mean) / Z95
 
 
 def ces(found: dict[str, Any], history: Values, season: int, horizon: int) -> Normal:

@@ -151,6 +151,36 @@ def test_every_row_says_whose_forecast_it_is_and_the_summary_counts_them(task, p
     pd.testing.assert_series_equal(result.forecasts()["substitute"], rows["substitute"])
 
 
+def test_a_shared_model_names_the_series_of_which_it_could_learn_nothing(tmp_path):
+    """And learns of the others what it learns of them alone."""
+    rng = np.random.default_rng(2)
+    walks = {name: 100 * np.exp(0.02 * rng.normal(size=130).cumsum()) for name in ("calm", "falls")}
+    values = walks | {"falls": walks["falls"] - 200, "flat": np.full(130, 7.0)}
+    times = pd.date_range("2024-01-01", periods=130, freq="D")
+    table = pd.concat(pd.DataFrame({"unique_id": n, "ds": times, "y": y}) for n, y in values.items())
+    both = Dataset("walks", table, "forecast", (Channel("y", ""),), "D", 1, 2, Splits(test_size=4), "y")
+    task = Task.of(both, horizon=2)
+    parts = split(both, to_panel(both), task)
+    report = compare(parts, ["garch"], task, settings={"paths": 64})
+    instead = report.substitutes.drop_duplicates("unique_id").set_index("unique_id")
+    assert instead["substitute"].unique() == ["a random walk whose size begins as the training data's"]
+    assert "values are not above 0, the lowest -" in instead["reason"]["falls"]
+    assert instead["reason"]["flat"] == "it is constant, or grows evenly: there is no variance to learn"
+    rows = report.forecasts[report.forecasts["model"] == "garch"]
+    assert set(rows.loc[rows["substitute"] != "", "unique_id"]) == {"falls", "flat"}
+    assert any(note.startswith("garch: 2 of 3 series have a substitute: falls: ") for note in report.notes)
+    only = replace(both, frame=table[table["unique_id"] == "calm"])
+    alone = fit_model("garch", task, split(only, to_panel(only), task), settings={"paths": 64}).model
+    assert torch.equal(alone.alpha, report.models["garch"].model.alpha)
+    bad = replace(both, frame=table[table["unique_id"] != "calm"])
+    with pytest.raises(
+        TaskError, match=r"garch could be fitted to none of 2 series: falls: 1\d\d of 1\d\d values are not"
+    ):
+        fit_model("garch", task, split(bad, to_panel(bad), task))
+    train_bundle(both, "garch", task, tmp_path / "garch", settings={"paths": 64})
+    assert set(load_bundle(tmp_path / "garch").substitutes) == {"falls", "flat"}
+
+
 def test_an_ensemble_with_a_substitute_in_it_says_so(task, parts):
     report = compare(parts, ["ets", "drift"], task, ensembles=["mean"])
     rows = report.forecasts[report.forecasts["model"] == "mean(ets,drift)"]

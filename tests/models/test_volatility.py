@@ -285,6 +285,22 @@ def test_what_cannot_be_fitted_says_why(name, series, message):
         build(name, ONE_STEP).double().fit(windows(series, 400))
 
 
+@pytest.mark.parametrize(
+    ("values", "returns", "reason"),
+    [
+        ([1.0, 2.0, -3.0, 0.0], "log", "2 of 4 values are not above 0, the lowest -3: they have no logarithm"),
+        ([1.0, 2.0, -3.0, 0.0], "difference", None),
+        ([NAN] * 9 + [5.0, 6.0], "log", "2 values are too few for a variance of returns"),
+        ([5.0, 5.0, NAN, 5.0], "log", "it is constant, or grows evenly: there is no variance to learn"),
+        ([1.0, 2.0, 4.0, 8.0], "log", "it is constant, or grows evenly: there is no variance to learn"),
+        ([1.0, 2.0, 4.0, 8.0], "difference", None),
+    ],
+)
+def test_a_series_of_which_nothing_can_be_learned_is_told_from_the_others(values, returns, reason):
+    found = build("garch", ONE_STEP, returns=returns).unfit(np.array(values))
+    assert found is None if reason is None else found is not None and found.startswith(reason)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_returns_that_no_egarch_describes_are_an_error(seed):
     """Nearly all are zero: the search ends without a maximum, or far from anything that moves like a price."""
