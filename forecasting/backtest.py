@@ -109,6 +109,11 @@ def one_pass(model: StepModel, spans: Sequence[Span], positions: Sequence[np.nda
                 if begin + piece < length and not any(map(len, inside)):  # the past: only the state is wanted
                     _, state = model.last(part, known, state)
                     continue
+                if all(at.tolist() == [begin + part.shape[1] - 1] for at in inside):  # only what is said at the end
+                    values, state = model.last(part, known, state)
+                    for row, value in enumerate(values.cpu().numpy()):
+                        kept[row].append(value[None])
+                    continue
                 values, state = model.scan(part, known, state)
                 for row, at in enumerate(inside):
                     kept[row].append(values[row, torch.from_numpy(at - begin)].cpu().numpy())

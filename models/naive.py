@@ -70,6 +70,15 @@ class SeasonalNaive(StepModel, Fitted):
         return self._predict(season, square), after
 
     def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        season, square, after = self._read(x, mask, state)
+        return self._predict(season, square), after
+
+    def last(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        season, square, after = self._read(x, mask, state)
+        return self._predict(season[:, -1], square[:, -1]), after
+
+    def _read(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        """After every observation the season (B, T, S) and the mean square (B, T, 1); and the state after the last."""
         y, steps, lag = x[..., 0], x.shape[1], self.signature.season
         seen = observed(y, mask[..., 0])
         present = seen.to(y.dtype)
@@ -96,7 +105,7 @@ class SeasonalNaive(StepModel, Fitted):
             "naive.seen": counts[:, -1:],
             "naive.square": square[:, -1:],
         }
-        return self._predict(season, square[..., None]), after
+        return season, square[..., None], after
 
 
 class Prior(StepModel, Fitted):

@@ -73,15 +73,14 @@ def monthly() -> pd.DataFrame:
     return frame.loc[frame[ID].isin(chosen), [ID, TIME, "y"]].reset_index(drop=True)
 
 
-def dataset_of(frame: pd.DataFrame) -> Dataset:
-    shape = load("m1/monthly")
+def dataset_of(frame: pd.DataFrame, shape: Dataset) -> Dataset:
     checked, _ = check_frame(frame, source="panel", task="forecast", channels=shape.channels)
     return Dataset("panel", checked, "forecast", shape.channels, shape.freq, 12, HORIZON, Splits(), "y")
 
 
-def ours(name: str, frame: pd.DataFrame) -> np.ndarray:
+def ours(name: str, frame: pd.DataFrame, shape: Dataset) -> np.ndarray:
     """Fit and forecast from every end, from the long frame to (N, H) means."""
-    dataset = dataset_of(frame)
+    dataset = dataset_of(frame, shape)
     panel = to_panel(dataset)
     task = Task.of(dataset, quantiles=LEVELS)
     trained = fit_model(name, task, parts_to_learn_from(dataset, panel, task, name), settings=PANEL[name])
@@ -96,7 +95,7 @@ def theirs(forecaster: Any, y: pd.DataFrame) -> tuple[Any, np.ndarray]:
 
 
 def panel() -> None:
-    frame = monthly()
+    frame, shape = monthly(), load("m1/monthly")
     last = frame.groupby(ID)[TIME].transform("max") == frame[TIME]
     known, new = frame[~last], frame[last]
     y, newest = (part.set_index([ID, TIME])[["y"]] for part in (known, new))
@@ -106,14 +105,14 @@ def panel() -> None:
         forecaster = MnemoForecaster(name, season=12, settings=PANEL[name])
         fitted, means = theirs(forecaster, y)
         scale = np.abs(means).max()
-        apart = np.abs(means - ours(name, known)).max() / scale
-        own, through = fair(lambda: ours(name, known), lambda: theirs(forecaster, y))  # noqa: B023
+        apart = np.abs(means - ours(name, known, shape)).max() / scale
+        own, through = fair(lambda: ours(name, known, shape), lambda: theirs(forecaster, y))  # noqa: B023
         # Each update starts from the same states: a copy of what was fitted, made outside the clock.
         copies = [deepcopy(fitted) for _ in range(2 * REPEATS + 2)]
         state, model = fitted.streams_.state, fitted.trained_.model
 
         def step() -> None:
-            series = to_panel(dataset_of(new))
+            series = to_panel(dataset_of(new, shape))
             advance(model, state, [one.values for one in series])  # noqa: B023
 
         step_own, step_through = fair(step, lambda: copies.pop().update(newest).predict())  # noqa: B023
