@@ -5,12 +5,10 @@ an ARMA process after differencing, phi(L) delta(L) z = theta(L) e. The mean has
 the last values of z that the differences need. Multiplying by the transition matrix T is a shift of both and two
 rank-one terms, so a season of 12 costs what its places cost, never a dense product.
 
-    a = T a,  P = T P T' + R R';   F = Z P Z',  K = P Z' / F;   a' = a + K (z - Z a),  P' = P - K Z P
-
-with R = (1, theta, 0), Z = (1, 0, delta). The covariance P (in units of sigma2) stays in the state: with a seasonal
-moving-average root near 1 it takes decades of months to converge, and a missing value, which leaves out the second
-line, raises it again. Forecasts h steps ahead need G_h = Z T^h and the psi weights Z T^j R, which depend on the
-parameters alone, are worked out once in float64 and ride in the state:
+The filter is that of `models.kalman` with Q = R R', R = (1, theta, 0), Z = (1, 0, delta) and h = 0. The covariance P
+(in units of sigma2) stays in the state: with a seasonal moving-average root near 1 it takes decades of months to
+converge, and a missing value raises it again. Forecasts h steps ahead need G_h = Z T^h and the psi weights Z T^j R,
+which depend on the parameters alone, are worked out once in float64 and ride in the state:
 
     mean_h = intercept + drift (t + h) + G_h a,   variance_h = sigma2 (sum_{j<h} psi_j^2 + G_h P G_h')
 
@@ -19,7 +17,8 @@ Shapes: B series, H horizon, n = r + nd places.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,11 +28,12 @@ import torch
 from torch import Tensor
 
 from models.contract import Fits, ModelError, Signature, State
-from models.linear_gaussian import Fit, LinearGaussian, Values, filled, fit_each, known_part
+from models.kalman import Kalman, effects_of
+from models.linear_gaussian import Fit, Values, filled, fit_each, known_part
 
 ORDER = (
-    "phi", "response", "delta", "intercept", "drift", "weights", "psi", "sigma2", "started", "errors", "time",
-    "covariance", "mean",
+    "effects", "phi", "response", "delta", "intercept", "drift", "weights", "psi", "sigma2", "started", "errors",
+    "time", "covariance", "mean",
 )  # fmt: skip
 
 
@@ -54,7 +54,7 @@ class ArimaConfig:
                 raise ModelError(f"{name} is 0 or more, not {value}.")
 
 
-class Arima(LinearGaussian):
+class SeasonalArima(Kalman):
     """Seasonal ARIMA, one fit a series; all have as many places as the largest, which `fit_series` sets.
 
     The state of one series, all but the last line constant once it is fitted:
@@ -64,12 +64,11 @@ class Arima(LinearGaussian):
         arima.time: steps since the drift's origin; arima.covariance (n, n), arima.mean (n,)
     """
 
-    library = "statsforecast"
+    family = "arima"
     substitute = "a random walk from the first value"
 
-    def __init__(self, signature: Signature, config: ArimaConfig = ArimaConfig()) -> None:
+    def __init__(self, signature: Signature) -> None:
         super().__init__(signature)
-        self.config = config
         self.places, self.lags = 1, 1  # r and nd
 
     def initial_state(self, batch: int) -> State:
@@ -78,52 +77,32 @@ class Arima(LinearGaussian):
         walk = {
             "phi": nothing, "theta": nothing, "delta": np.ones(1), "mean": np.zeros(2), "covariance": np.zeros((2, 2)),
             "time": 0, "started": 0, "errors": 0, "sigma2": 0.0, "intercept": 0.0, "drift": 0.0,
+            "effects": np.zeros(self.signature.future),
         }  # fmt: skip
         state = states_of([walk], self.signature, self.places, self.lags)
         return {name: value.to(self.zeros()).repeat(batch, *[1] * (value.dim() - 1)) for name, value in state.items()}
 
     def advance(self, y: Tensor, seen: Tensor, state: State) -> State:
-        started, mean, covariance = state["arima.started"] > 0.5, state["arima.mean"], state["arima.covariance"]
         time = state["arima.time"] + 1
-        z = y - state["arima.intercept"] - state["arima.drift"] * time
-        usable, begins = seen & started, seen & ~started
-        response = torch.nn.functional.pad(state["arima.response"], (0, self.lags))
-        mean = self._forward(mean[..., None], state).squeeze(-1)
-        spread = self._forward(self._forward(covariance, state).mT, state)
-        spread = spread + response[:, :, None] * response[:, None, :]
-        with_z = spread[:, :, 0] + (spread[:, :, self.places :] * state["arima.delta"][:, None]).sum(-1)  # P Z'
-        variance = self._observe(with_z, state)
-        gain = torch.where(usable, with_z / variance, torch.zeros_like(with_z))
-        error = z - self._observe(mean, state)
-        # A walk that begins has seen its first value exactly, in the place of the last one.
-        first = torch.nn.functional.pad(z, (self.places, self.lags - 1))
-        after = torch.where(begins, first, mean + gain * error)
-        covariance = torch.where(
-            (started | begins)[..., None], spread - gain[:, :, None] * with_z[:, None, :], covariance
-        )
-        covariance = torch.where(begins[..., None], torch.zeros_like(covariance), covariance)
-        count, sigma2 = state["arima.errors"], state["arima.sigma2"]
-        learns = (usable & (count >= 0)).to(y.dtype)
-        return {
-            "arima.mean": after,
-            "arima.covariance": covariance,
-            "arima.time": time,
-            "arima.started": torch.maximum(state["arima.started"], seen.to(y.dtype)),
-            "arima.errors": count + learns,
-            "arima.sigma2": sigma2 + learns * (error * error / variance - sigma2) / (count + 1).clamp(min=1.0),
-        }
+        known = state["arima.intercept"] + state["arima.drift"] * time
+        return super().advance(y - known, seen, state) | {"arima.time": time}
 
-    def _forward(self, x: Tensor, state: State) -> Tensor:
-        """T x for x (B, n, k)."""
+    def forward(self, x: Tensor, state: State) -> Tensor:
         now = x[:, : self.places]
         moved = torch.cat([now[:, 1:], torch.zeros_like(now[:, :1])], 1) + state["arima.phi"][..., None] * now[:, :1]
         lags = x[:, self.places :]
         newest = now[:, :1] + (state["arima.delta"][..., None] * lags).sum(1, keepdim=True)
         return torch.cat([moved, newest, lags[:, :-1]], 1)
 
-    def _observe(self, x: Tensor, state: State) -> Tensor:
-        """Z x, (B, 1), for x (B, n)."""
-        return x[:, :1] + (state["arima.delta"] * x[:, self.places :]).sum(-1, keepdim=True)
+    def observe(self, x: Tensor, state: State) -> Tensor:
+        return x[..., 0] + (x[..., self.places :] * state["arima.delta"][:, None]).sum(-1)
+
+    def disturbed(self, spread: Tensor, state: State) -> Tensor:
+        response = torch.nn.functional.pad(state["arima.response"], (0, self.lags))
+        return spread + response[:, :, None] * response[:, None, :]
+
+    def first(self, z: Tensor) -> Tensor:
+        return torch.nn.functional.pad(z, (self.places, self.lags - 1))  # in the place of the last value
 
     def outlook(self, state: State) -> tuple[Tensor, Tensor]:
         weights = state["arima.weights"]
@@ -133,10 +112,12 @@ class Arima(LinearGaussian):
         unsure = ((weights @ state["arima.covariance"]) * weights).sum(-1).clamp(min=0.0)
         return mean, (state["arima.sigma2"] * (state["arima.psi"] + unsure)).sqrt()
 
+    @abstractmethod
+    def fitting(self) -> Callable[[Values], Fit]:
+        """What fits one series, as `fit_each` takes it."""
+
     def fit_series(self, series: Mapping[str, Values], processes: int | None = None) -> Fits:
-        """Fit by AutoARIMA; gaps inside a series are closed by lines for the fit, and skipped by the filter."""
-        fit = partial(fit_arima, season=self.signature.season, limits=vars(self.config))
-        fits, failures = fit_each(fit, series, processes)
+        fits, failures = fit_each(self.fitting(), series, processes)
         notes = {name: found["note"] for name, found in fits.items() if found["note"]}
         if not fits:
             return Fits((), {}, notes, failures)
@@ -145,6 +126,20 @@ class Arima(LinearGaussian):
         return Fits(
             tuple(fits), states_of(list(fits.values()), self.signature, self.places, self.lags), notes, failures
         )
+
+
+class Arima(SeasonalArima):
+    """Seasonal ARIMA by statsforecast's AutoARIMA; gaps inside a series are closed by lines for the fit, and skipped
+    by the filter."""
+
+    library = "statsforecast"
+
+    def __init__(self, signature: Signature, config: ArimaConfig = ArimaConfig()) -> None:
+        super().__init__(signature)
+        self.config = config
+
+    def fitting(self) -> Callable[[Values], Fit]:
+        return partial(fit_arima, season=self.signature.season, limits=vars(self.config))
 
 
 def fit_arima(values: Values, season: int, limits: Mapping[str, int]) -> Fit:
@@ -224,7 +219,8 @@ def states_of(fits: Sequence[Fit], signature: Signature, places: int, lags: int)
     arrays |= {"weights": weights, "psi": psi}
     for name in ("intercept", "drift", "sigma2", "started", "errors", "time"):
         arrays[name] = np.array([[float(fit[name])] for fit in fits])
-    return {f"arima.{name}": torch.from_numpy(arrays[name]) for name in ORDER}
+    arrays |= effects_of(fits)
+    return {f"arima.{name}": torch.from_numpy(arrays[name]) for name in ORDER if name in arrays}
 
 
 def _ahead(phi: Values, response: Values, delta: Values, horizon: int) -> tuple[Values, Values]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from torch import nn
 from models.arima import Arima, ArimaConfig
 from models.attention import AttentionBackbone, AttentionConfig, PatchBackbone, PatchConfig
 from models.ces import Ces, CesConfig
+from models.components import Components, ComponentsConfig
 from models.contract import ModelError, Signature, StepModel, TaskKind
 from models.ets import Ets, EtsConfig
 from models.lag_regression import Forest, LagConfig, LagForecaster, Learner, QuantileConfig, QuantileRegression, XGBoost
@@ -23,6 +24,7 @@ from models.naive import NaiveConfig, Prior, SeasonalNaive
 from models.network import Network, NetworkConfig
 from models.recurrent import Bidirectional, Convolutional, ConvolutionalConfig, Recurrent, RecurrentConfig
 from models.rocket import Rocket, RocketConfig
+from models.sarimax import Sarimax, SarimaxConfig
 from models.simple import AverageConfig, Drift, HistoricAverage, WindowAverage
 from models.theta import Theta, ThetaConfig
 from models.trees import ForestConfig, XGBoostConfig
@@ -40,7 +42,7 @@ class Entry:
     # by a library that is not torch: of all series together, or of every one of them
     learns: Literal["gradient", "closed form", "library", "per series"]
     streams: bool = True  # a model that does not stream exports scan.onnx alone
-    covariates: tuple[str, ...] = ("past",)  # what a forecast can take beside its target
+    covariates: tuple[str, ...] = ("past",)  # what a forecast can take beside its target: past, future (known ahead)
 
 
 def _naive(signature: Signature, config: NaiveConfig) -> StepModel:
@@ -103,6 +105,22 @@ MODELS: dict[str, Entry] = {
         FORECAST,
         "per series",
         covariates=(),
+    ),
+    "sarimax": Entry(
+        "seasonal ARIMA that skips gaps, fitted per series",
+        Sarimax,
+        (SarimaxConfig,),
+        FORECAST,
+        "per series",
+        covariates=("future",),
+    ),
+    "components": Entry(
+        "level, trend and season, fitted per series",
+        Components,
+        (ComponentsConfig,),
+        FORECAST,
+        "per series",
+        covariates=("future",),
     ),
     "quantile-regression": Entry(
         "linear quantiles of lags and rolling statistics",
@@ -186,7 +204,7 @@ def field_defaults(name: str) -> dict[str, Any]:
 
 
 def build(name: str, signature: Signature, **settings: Any) -> StepModel:
-    """The named model, untrained.
+    """The named model, untrained. One that takes no covariates known ahead has them as channels like any other.
 
     Raises:
         ModelError: an unknown name, a task that the model does not do, an unknown field or a value out of range.
@@ -203,4 +221,6 @@ def build(name: str, signature: Signature, **settings: Any) -> StepModel:
         config(**{field.name: settings[field.name] for field in fields(config) if field.name in settings})
         for config in model.configs
     ]
+    if "future" not in model.covariates:
+        signature = replace(signature, future=0)
     return model.build(signature, *configs)

@@ -3,7 +3,7 @@
 Every model, neural or classical, takes one observation and its state and gives a prediction and the next state;
 `scan` is the same as T steps. Nothing here knows of files, data sets or training loops.
 
-Shapes: B series, T time, C channels, H horizon, Q quantiles, K classes.
+Shapes: B series, T time, C channels, H horizon, F covariates known ahead, Q quantiles, K classes.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Signature:
     season: int = 1  # in steps; 1 means none
     quantiles: tuple[float, ...] = field(default=DECILES)
     classes: int = 0  # K; classification only
+    future: int = 0  # F: the last so many channels are known H steps ahead; forecasts only
 
     def __post_init__(self) -> None:
         if self.channels < 1:
@@ -55,6 +56,11 @@ class Signature:
             raise ModelError(f"horizon and season are at least 1 step, got {self.horizon} and {self.season}.")
         if self.task == "classify" and self.classes < 2:
             raise ModelError(f"classification needs at least two classes, got {self.classes}.")
+        if not 0 <= self.future < self.channels or (self.future and self.task != "forecast"):
+            raise ModelError(
+                f"of {self.channels} channels at most {self.channels - 1} are known ahead, and only to forecast; got "
+                f"{self.future} to {self.task}."
+            )
         levels = self.quantiles
         if not levels or not all(0 < q < 1 for q in levels) or any(a >= b for a, b in pairwise(levels)):
             raise ModelError(f"quantiles are rising numbers between 0 and 1, got {levels}.")
@@ -96,6 +102,10 @@ class StepModel(nn.Module, ABC):
     parity: `scan(x)` = `scan(x[:, :k])` then `scan(x[:, k:])` = T calls of `step`;
     causality: a change of x after t changes no prediction at or before t;
     missing data: where mask is 0 (or x is no number up to LARGEST) x has no influence, and the state stays finite.
+
+    A model whose signature has F > 0 covariates known ahead takes them as one more argument: what their channels will
+    be at the H steps after each observation, `future` (B, H, F) of a step and of `last`, (B, T, H, F) of a scan. It is
+    part of a prediction alone, never of the state. What they are now is in x, as of any channel.
 
     A model that needs the whole sequence at once sets `streams = False`: its `scan` labels complete sequences, and its
     `step` raises ModelError.
@@ -265,17 +275,18 @@ class Local(ABC):
         """Fit each series and give the states after their last values.
 
         Args:
-            series: unique_id -> (T,) values, NaN where none was observed; each of its own length.
+            series: unique_id -> (T,) values, NaN where none was observed; each of its own length. Where covariates are
+                known ahead (T, 1 + F), with theirs beside.
             processes: at most so many; None takes every core.
         """
 
     @abstractmethod
-    def predict(self, state: State) -> Tensor:
-        """(B, *prediction_shape) from the state as it is, before another observation."""
+    def predict(self, state: State, future: Tensor | None = None) -> Tensor:
+        """(B, *prediction_shape) from the state as it is, before another observation; future as of a step."""
 
     @abstractmethod
     def passed(self, y: Tensor, state: State) -> State:
-        """The state after the values y (B, T), NaN where missing; nothing is predicted on the way."""
+        """The state after the values y (B, T), or (B, T, 1 + F), NaN where missing; nothing is predicted on the way."""
 
 
 LARGEST = 1e15  # of a value, in its own unit; running squares of more would overflow float32 and stay so

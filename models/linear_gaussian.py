@@ -55,10 +55,15 @@ class LinearGaussian(StepModel, Local):
 
     def passed(self, y: Tensor, state: State) -> State:
         with torch.no_grad():
-            for value in y.unbind(1):
-                seen = value.isfinite()[:, None]
-                state = state | self.advance(torch.where(seen, value[:, None], 0.0), seen, state)
+            for x in (y if y.dim() == 3 else y[..., None]).unbind(1):
+                state = state | self.advance(*self.target(x, torch.ones_like(x), state), state)
         return state
+
+    def target(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, Tensor]:
+        """What `advance` takes of an observation (B, C): channel 0, 0 where it was not seen, and where it was."""
+        y = x[..., :1]
+        seen = observed(y, mask[..., :1])
+        return torch.where(seen, y, torch.zeros_like(y)), seen
 
     @abstractmethod
     def advance(self, y: Tensor, seen: Tensor, state: State) -> State:
@@ -68,30 +73,40 @@ class LinearGaussian(StepModel, Local):
     def outlook(self, state: State) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the next H values, (B, H) each."""
 
-    def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
-        after = state | self.advance(*_target(x, mask), state)
-        return self.predict(after), after
+    def explained(self, future: Tensor, state: State) -> Tensor:
+        """(B, H) what covariates known ahead, (B, H, F), add to the mean."""
+        raise ModelError(f"{type(self).__name__} takes no covariates that are known ahead.")
 
-    def last(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
-        y, seen = _target(x, mask)
+    def step(self, x: Tensor, mask: Tensor, state: State, future: Tensor | None = None) -> tuple[Tensor, State]:
+        after = state | self.advance(*self.target(x, mask, state), state)
+        return self.predict(after, future), after
+
+    def scan(self, x: Tensor, mask: Tensor, state: State, future: Tensor | None = None) -> tuple[Tensor, State]:
+        predictions = []
         for t in range(x.shape[1]):
-            state = state | self.advance(y[:, t], seen[:, t], state)
-        return self.predict(state), state
+            prediction, state = self.step(x[:, t], mask[:, t], state, None if future is None else future[:, t])
+            predictions.append(prediction)
+        return torch.stack(predictions, 1), state
 
-    def predict(self, state: State) -> Tensor:
+    def last(self, x: Tensor, mask: Tensor, state: State, future: Tensor | None = None) -> tuple[Tensor, State]:
+        for t in range(x.shape[1]):
+            state = state | self.advance(*self.target(x[:, t], mask[:, t], state), state)
+        return self.predict(state, future), state
+
+    def predict(self, state: State, future: Tensor | None = None) -> Tensor:
+        if (future is None) == bool(self.signature.future):
+            given = "none" if future is None else "some"
+            raise ModelError(
+                f"this model takes {self.signature.future} covariates known ahead, and {given} were given."
+            )
         mean, deviation = self.outlook(state)
+        if future is not None:
+            mean = mean + self.explained(future, state)
         return mean[..., None] + deviation[..., None] * self.normal
 
 
 def _normal_quantiles(signature: Signature) -> Tensor:
     return torch.tensor([NormalDist().inv_cdf(q) for q in signature.quantiles], dtype=torch.float64)
-
-
-def _target(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Channel 0, 0 where it was not seen, and where it was; (..., 1) each."""
-    y = x[..., :1]
-    seen = observed(y, mask[..., :1])
-    return torch.where(seen, y, torch.zeros_like(y)), seen
 
 
 def fit_each(
