@@ -128,9 +128,8 @@ class Bridge:
         self._rated = (now, self.frames)
         rate = (self.frames - frames) / (now - then) if now > then else 0.0
         safe, recognition = self.safety.snapshot, self._recognition
-        latencies = self.safety.latencies()
-        median, late = np.quantile(latencies[-NEWEST:], (0.5, 0.99)) if latencies else (np.nan, np.nan)
-        most = max(latencies, default=np.nan)
+        latencies = self.safety.latencies(NEWEST)
+        median, late = np.quantile(latencies, (0.5, 0.99)) if latencies else (np.nan, np.nan)
         return [
             Reading("safety_state", "state", "state", safe.state),
             Reading("safety_why", "because", "text", safe.why),
@@ -138,6 +137,7 @@ class Bridge:
             Reading("recognised_gesture", "gesture", "state", recognition.gesture or "none"),
             Reading("confidence", "confidence", "gauge", recognition.confidence),
             Reading("commanded_motion", "motion", "text", self.mapper.note or "none"),
+            *self._measured(),
             Reading("frames_total", "frames", "counter", self.frames),
             Reading("rate_hertz", "rate", "gauge", rate, "Hz"),
             Reading("frame_dropped_total", "dropped by the source", "counter", self.source.dropped),
@@ -150,9 +150,19 @@ class Bridge:
             Reading("step_p99_seconds", "a frame's work, 99 %", "gauge", self.steps.quantile(0.99), "s"),
             Reading("latency_p50_seconds", "frame to command, median", "gauge", float(median), "s"),
             Reading("latency_p99_seconds", "frame to command, 99 %", "gauge", float(late), "s"),
-            Reading("latency_max_seconds", "frame to command, longest", "gauge", float(most), "s"),
+            Reading("latency_max_seconds", "frame to command, longest", "gauge", safe.slowest, "s"),
             *(
                 Reading(f"safety_{name.replace(' ', '_')}_total", name, "counter", count)
                 for name, count in safe.counts.items()
             ),
         ]
+
+    def _measured(self) -> list[Reading]:
+        robot = self.safety.snapshot.robot
+        if robot is None:
+            return []
+        places = [
+            Reading(f"robot_{axis}_meters", f"tool, {axis}", "gauge", float(value), "m")
+            for axis, value in zip("xyz", robot.position, strict=True)
+        ]
+        return [*places, Reading("robot_gripper", "gripper, 0 closed to 1 open", "gauge", robot.gripper)]

@@ -2,8 +2,14 @@
 
 import asyncio
 import contextlib
+import os
+import signal
+import subprocess
+import sys
 import time
+import urllib.request
 from dataclasses import replace
+from subprocess import PIPE
 
 import numpy as np
 import pandas as pd
@@ -21,11 +27,13 @@ from sensors.limits import Limits
 from sensors.mapping import Mapper
 from sensors.recognise import Rules
 from sensors.recogniser import Recogniser, RecogniserError
+from sensors.recording import Recorder, read_recording
 from sensors.robots.simulated import SimulatedArm, Simulation
 from sensors.safety import Safety
 from sensors.safety_checks import Fault, SafetyConfig
 from sensors.safety_states import State
 from sensors.stream import Source, SourceLost, StreamInfo
+from tests.sensors.broker import free_port
 from tests.sensors.bundles import CHANNELS, LABELS, RATE_HZ
 
 INFO = StreamInfo("glove", CHANNELS, RATE_HZ)
@@ -302,3 +310,160 @@ def test_a_shorter_watchdog_makes_commands_expire_sooner(bundle, poses, tmp_path
 
     asyncio.run(work())
     assert all(each["expires"] == pytest.approx(each["received"] + 0.08) for each in commands(rig))
+
+
+# `mnemo bridge`, as its own process
+
+CONFIG = """
+[source]
+uri = "replay:hand.parquet"
+loop = true
+[recognition]
+bundle = "{bundle}"
+none = ["rest"]
+person = "ana.npz"
+[commands.commands.shut]
+gesture = "pick"
+do = "grip"
+opening = 0.2
+confidence = 0.5
+[safety]
+confidence = 0.5
+hold = {hold}
+[limits]
+linear_velocity = 0.25
+linear_acceleration = 1.0
+linear_jerk = 10.0
+angular_velocity = 1.0
+angular_acceleration = 4.0
+angular_jerk = 40.0
+joint_velocity = 2.0
+gripper_speed = 1.0
+singular = 0.05
+creep = 0.2
+box_low = [0.2, -0.5, 0.05]
+box_high = [0.8, 0.5, 0.9]
+[robot]
+uri = "simulated:panda"
+"""
+
+
+@pytest.fixture
+def folder(bundle, poses, tmp_path):
+    """A configuration whose recording rests, picks and rests again, for ever."""
+    with Recorder(tmp_path / "hand.parquet", INFO) as recorder:
+        for t in range(150):
+            values = poses["pick" if 50 <= t < 100 else "rest"]
+            recorder.append(INFO.frame(t / RATE_HZ, t / RATE_HZ, values))
+    (tmp_path / "bridge.toml").write_text(CONFIG.format(bundle=bundle.path, hold='["pick"]'))
+    return tmp_path
+
+
+class Process:
+    """`mnemo bridge` with pipes."""
+
+    def __init__(self, folder, *options):
+        command = [sys.executable, "-m", "forecasting.cli", "bridge", "--config", folder / "bridge.toml", *options]
+        self.process = subprocess.Popen(
+            [str(each) for each in command], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, cwd=folder,
+            env=os.environ | {"PYTHONPATH": os.getcwd()},
+        )  # fmt: skip
+
+    def say(self, word):
+        self.process.stdin.write(word + "\n")
+        self.process.stdin.flush()
+
+    def hear(self, text):
+        """Lines of stderr up to one that holds the text."""
+        for line in self.process.stderr:
+            if text in line:
+                return line
+        raise AssertionError(f"{text} was not said; exit code {self.process.wait()}")
+
+    def arm(self):
+        """As soon as may be: frames do not come yet at first."""
+        while True:
+            self.say("arm")
+            if "refused" not in self.hear("arm:"):
+                return
+            time.sleep(0.05)
+
+    def end(self):
+        out, err = self.process.communicate(timeout=30)
+        return self.process.returncode, out, err
+
+
+def records(folder, what):
+    return [record for record in read_log(folder / "bridge.jsonl") if record["what"] == what]
+
+
+def until_log(folder):
+    """Until a command was sent that moves the gripper."""
+    end = time.monotonic() + LONG
+    while not any(each["gripper"] for each in records(folder, "command")):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_bridge_runs_as_a_command_records_answers_prometheus_and_ends_disarmed(folder):
+    port = free_port()
+    bridge = Process(folder, "--record", folder / "kept", "--metrics", port)
+    bridge.arm()
+    until_log(folder)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        assert "mnemo_bridge_frames_total" in answer.read().decode()
+    bridge.say("fly")
+    assert "no command" in bridge.hear("fly")
+    bridge.say("quit")
+    code, _, err = bridge.end()
+    assert (code, "Traceback" in err) == (0, False), err
+    assert records(folder, "state")[-1]["to"] == "disarmed"
+    (kept,) = (folder / "kept").glob("*.parquet")
+    assert len(read_recording(kept).values) > 50
+    assert (folder / "ana.npz").exists()
+
+
+def test_a_dry_run_shows_what_would_be_sent_and_moves_nothing(folder):
+    port = free_port()
+    bridge = Process(folder, "--dry-run", "--metrics", port)
+    bridge.arm()
+    until_log(folder)
+    time.sleep(0.5)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        (measured,) = [
+            line for line in answer.read().decode().splitlines() if line.startswith("mnemo_bridge_robot_gripper")
+        ]
+    bridge.say("quit")
+    code, out, _ = bridge.end()
+    assert code == 0
+    assert "dry run: " in out
+    assert "gripper" in out
+    assert min(each["gripper"] or 1.0 for each in records(folder, "command")) < 0.9
+    assert float(measured.split()[1]) > 0.99
+
+
+def test_a_signal_ends_a_bridge_with_the_robot_disarmed(folder):
+    bridge = Process(folder)
+    bridge.arm()
+    bridge.process.send_signal(signal.SIGTERM)
+    code, _, err = bridge.end()
+    assert (code, "Traceback" in err) == (0, False), err
+    assert records(folder, "state")[-1]["to"] == "disarmed"
+
+
+def test_a_configuration_that_is_wrong_is_exit_code_2_and_one_line(folder):
+    text = (folder / "bridge.toml").read_text()
+    (folder / "bridge.toml").write_text(text.replace("linear_jerk = 10.0\n", ""))
+    code, _, err = Process(folder).end()
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "bridge.toml" in err
+    assert "linear_jerk" in err
+    assert not (folder / "bridge.jsonl").exists()
+
+
+def test_the_end_of_the_input_ends_the_bridge(folder):
+    bridge = Process(folder)
+    bridge.process.stdin.close()
+    bridge.process.stdin = None
+    assert bridge.end()[0] == 0
