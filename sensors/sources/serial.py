@@ -164,8 +164,7 @@ class SerialSource(LiveSource):
         await self.close()
         port, baud = self.config.port, self.config.baud
         try:
-            # It empties the buffer of what came before.
-            opened = await asyncio.to_thread(serial.Serial, port, baud, timeout=0, exclusive=True)
+            opened = await asyncio.to_thread(_open, port, baud)
         except (serial.SerialException, ValueError, OSError) as error:
             raise SensorError(
                 f"serial {port}: cannot be opened at {baud} baud ({error}). Is the device plugged in, may this user "
@@ -206,3 +205,11 @@ class SerialSource(LiveSource):
                 self._port.close()
             self._port = None
         self._end(why)
+
+
+def _open(port: str, baud: int) -> serial.Serial:
+    """The port, with nothing of what came before in its buffer."""
+    opened = serial.Serial(port, baud, timeout=0, exclusive=True)
+    with contextlib.suppress(ValueError, NotImplementedError, AttributeError):  # not every driver keeps bytes back
+        opened.set_low_latency_mode(True)
+    return opened

@@ -139,7 +139,7 @@ def mqtt(kind: str, rate: float) -> Run:
     from sensors.sources.mqtt import MqttConfig, MqttSource
 
     with tempfile.TemporaryDirectory() as folder, Broker(Path(folder), "allow_anonymous true") as broker:
-        config = MqttConfig("127.0.0.1", TOPIC, broker.port, payload=kind.split()[1])
+        config = MqttConfig("127.0.0.1", broker.port, topic=TOPIC, payload=kind.split()[1])
         with sending(kind, str(broker.port), rate) as start:
             return asyncio.run(gather(MqttSource(config, info(rate)), rate, start))
 

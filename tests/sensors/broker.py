@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -55,6 +56,15 @@ class Broker:
                 assert self._process.poll() is None, "mosquitto ended at once"
                 assert time.monotonic() < end, f"mosquitto did not listen within {START_S} s"
                 time.sleep(0.01)
+
+    def pause(self) -> None:
+        """Frozen, until it goes on: it holds its connections and says nothing."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         if self._process is not None:

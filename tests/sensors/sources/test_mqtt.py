@@ -129,6 +129,21 @@ def test_a_broker_that_dies_is_noticed_at_once_and_found_again(tmp_path):
     within(20, work)
 
 
+def test_a_broker_that_is_frozen_holds_nobody_up(tmp_path):
+    async def work() -> None:
+        with Broker(tmp_path, "allow_anonymous true") as broker:
+            source = MqttSource(config(broker), INFO)
+            await source.connect()
+            broker.pause()
+            began = time.monotonic()
+            await source.close()
+            assert time.monotonic() - began < 2
+            broker.go_on()
+            await asyncio.sleep(0.1)  # the farewell is heard, and the connection ends
+
+    within(10, work)
+
+
 def test_a_broker_that_does_not_come_back_is_given_up(tmp_path):
     async def work() -> None:
         with Broker(tmp_path, "allow_anonymous true") as broker:
