@@ -17,8 +17,14 @@ STILL.flags.writeable = False
 class Intent(NamedTuple):
     """Made of one frame."""
 
-    received: float  # s, monotonic: when the frame that it comes from was here; it ages from then on
+    received: float  # s, monotonic: when the frame that it comes from was here
     gesture: str | None  # what was recognised; None for no gesture, "unknown" for one that is rejected
     confidence: float  # 0 to 1; NaN counts as none
     twist: NDArray[np.float64] = STILL  # (6,) wanted velocity of the tool, m/s and rad/s, in the robot's base frame
     gripper: float | None = None  # 0 closed to 1 open; None leaves it
+    late: float = 0.0  # s, at least 0: how much longer than the fastest ones that frame was on its way
+
+    @property
+    def since(self) -> float:
+        """s, monotonic: from when on it ages; what waited on its way is as old as if it had waited here."""
+        return self.received - self.late

@@ -97,6 +97,8 @@ def check_intent(intent: Intent, now: float) -> Trouble | None:
         return Trouble(Fault.NAN, f"an intent's twist is {intent.twist}, expected six finite numbers")
     if intent.gripper is not None and not 0 <= intent.gripper <= 1:
         return Trouble(Fault.NAN, f"an intent's gripper is {intent.gripper}, expected 0 to 1")
+    if not 0 <= intent.late < math.inf:
+        return Trouble(Fault.NAN, f"an intent is {intent.late} s late, expected at least 0")
     if not intent.received <= now:
         return Trouble(Fault.CLOCK, f"an intent was received at {intent.received} s, which is after now, {now} s")
     return None

@@ -168,7 +168,7 @@ class Control:
                 troubles.append(Trouble(Fault.BOX, f"the tool is measured at {where} m, {excess:.3f} m out of its box"))
         if intent is not None:
             troubles.append(self._take(intent))
-        silent = age(self._intent and self._intent.received, self._now)
+        silent = age(self._intent and self._intent.since, self._now)
         if not silent <= self._config.watchdog_s:
             troubles.append(Trouble(Fault.SILENCE, f"the newest intent is {silent:.3f} s old"))
         if self._state in COMMANDING and self._sent is not None and not self._now < self._sent.expires:
@@ -294,7 +294,7 @@ class Control:
             gripper = gripper_step(self._gripper, intent.gripper, config.limits.gripper_speed, dt)
             self._gripper = gripper
         self._sequence += 1
-        command = Command(self._sequence, self._now, intent.received + config.watchdog_s, twist, gripper)
+        command = Command(self._sequence, self._now, intent.since + config.watchdog_s, twist, gripper)
         try:
             self._sent = self._robot.send(command)
         except Exception as error:
@@ -306,7 +306,13 @@ class Control:
         if self._fresh:
             self._fresh = False
             self._time(sent_at - intent.received)
-        record = {"what": "command", **self._sent._asdict(), "sent": sent_at, "received": intent.received}
+        record = {
+            "what": "command",
+            **self._sent._asdict(),
+            "sent": sent_at,
+            "received": intent.received,
+            "late": intent.late,
+        }
         self._log.write(record | {"state": self._state, "gesture": intent.gesture, "confidence": intent.confidence})
         if self._state is State.BRAKING and self._limiter.still:
             self._follow(Event.STOOD, "it stands")
@@ -324,7 +330,7 @@ class Control:
             why=self._why,
             fault=self._fault,
             intent=intent,
-            intent_age=age(intent and intent.received, now),
+            intent_age=age(intent and intent.since, now),
             held=self._authorised,
             robot=measured,
             robot_age=age(measured and measured.time, now),

@@ -1,8 +1,9 @@
 """A gesture bridge with everything around it, each part so that it can be made to fail.
 
 A *sender* process publishes frames to a real mosquitto; the bridge subscribes through a *proxy* process and drives a
-*robot* process, which executes velocities, lets them expire by its own clock, and writes down what it did. The bridge
-is in between: a `Source`, a stage that drops what is not newer, a recogniser's thread, `Safety`.
+*robot* process, which executes velocities, lets them expire by its own clock, and writes down what it did. In between
+is the bridge as `mnemo bridge` runs it: `MqttSource`, `Aligner`, `Bridge`, `Safety`. Only its model is one that tells
+two gestures apart by a rule, and its map takes the hand's numbers as velocities.
 
 Processes talk through a small shared memory, so that telling one to fail takes no time.
 """
@@ -23,8 +24,7 @@ import struct
 import subprocess
 import threading
 import time
-import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
@@ -33,13 +33,19 @@ from typing import NamedTuple
 import numpy as np
 
 from data.frame import Channel
+from sensors.align import AlignConfig, Aligner
+from sensors.bridge import Bridge
 from sensors.command_log import CommandLog
 from sensors.intent import Intent
 from sensors.limits import Limits
+from sensors.recognise import Recognition
+from sensors.recogniser import RecogniserError
 from sensors.robot import Command, Robot, RobotError, RobotInfo, RobotState
 from sensors.safety import Safety
-from sensors.safety_checks import Fault, SafetyConfig
-from sensors.stream import Clock, Frame, Source, SourceLost, StreamInfo
+from sensors.safety_checks import SafetyConfig
+from sensors.sources.mqtt import MqttConfig, MqttSource
+from sensors.sources.payload import encode_binary
+from sensors.stream import Clock, Frame, StreamInfo
 
 RATE_HZ = 200.0
 TOPIC = b"glove"
@@ -49,10 +55,7 @@ CHANNELS = tuple(
     + [Channel(f"finger {name}", "1", -2.0, 2.0) for name in "ab"]
 )
 INFO = StreamInfo("glove", CHANNELS, RATE_HZ)
-BODY = struct.Struct(f"!d{len(CHANNELS)}f")  # source time, values
-SEAL = struct.Struct("!I")  # CRC-32 of the body
 POINT, REST = (1.0, 0.0), (0.0, 1.0)  # fingers
-LATE_S, JUMP_S = 0.05, 1.0  # of a frame's source time against the others': late, or another clock
 LIMITS = Limits(0.25, 2.0, 40.0, 1.0, 8.0, 160.0, 3.0, 2.0, 0.05, 0.1, (-0.2, -0.2, -0.2), (0.2, 0.2, 0.2))
 CONFIG = SafetyConfig(LIMITS, confidence=0.8, hold=("point",))
 SEGMENTS = 8192  # that the robot remembers
@@ -110,26 +113,12 @@ def publish(payload: bytes) -> bytes:
     return packet(0x30, text(TOPIC) + payload)
 
 
-SUBSCRIBE = packet(0x82, struct.pack("!H", 1) + text(TOPIC) + b"\0")
-
-
-async def read_packet(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    kind = (await reader.readexactly(1))[0]
-    length = 0
-    for shift in itertools.count(0, 7):
-        digit = (await reader.readexactly(1))[0]
-        length |= (digit & 127) << shift
-        if digit < 128:
-            return kind, await reader.readexactly(length)
-    raise AssertionError
-
-
 # --- the sender
 
 
 def send_frames(switches: Switches, port: int) -> None:
     """Publishes at RATE_HZ, and comes back if the broker does."""
-    body = good = b""
+    good = b""
     while True:
         try:
             with socket.create_connection(("127.0.0.1", port)) as link:
@@ -149,12 +138,9 @@ def send_frames(switches: Switches, port: int) -> None:
                     values[6:] = POINT if switches.hold else REST
                     now = time.monotonic() + switches.offset - backwards
                     if mode != DUPLICATE or not good:
-                        body = BODY.pack(now, *values)
-                        good = body + SEAL.pack(zlib.crc32(body))
-                    payload = bytearray(good)
-                    if mode == CORRUPT:
-                        payload[random.randrange(len(payload))] ^= random.randrange(1, 256)
-                    link.sendall(publish(bytes(payload)))
+                        good = encode_binary(now, np.array(values))
+                    # What is cut off; bytes that were changed on the way are TCP's to find.
+                    link.sendall(publish(good[: random.randrange(len(good))] if mode == CORRUPT else good))
         except OSError:
             time.sleep(0.01)
 
@@ -333,57 +319,48 @@ class WireRobot(Robot):
 # --- the bridge
 
 
-class Glove(Source):
-    """Subscribes; drops what its checksum does not fit."""
+class Rule:
+    """Stands in for a recogniser: which finger is stretched tells the gesture."""
 
-    def __init__(self, switches: Switches, clock: Clock) -> None:
-        super().__init__()
-        self.info = INFO
-        self._switches = switches
-        self._clock = clock
-        self._writer: asyncio.StreamWriter | None = None
+    def __init__(self) -> None:
+        self.poison: Callable[[], None] = lambda: None  # what it does first, with every frame
+        self.newest = 0.0  # s, when a frame last got as far
 
-    async def connect(self) -> None:
+    def step(self, frame: Frame) -> Recognition:
         try:
-            self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._switches.proxy)
-            self._writer.write(hello(f"bridge-{os.getpid()}") + SUBSCRIBE)
-            for _ in ("CONNACK", "SUBACK"):
-                await read_packet(self._reader)
-        except (OSError, asyncio.IncompleteReadError) as error:
-            raise SourceLost(f"the broker does not answer ({error})") from error
+            self.poison()
+        except ValueError as error:
+            raise RecogniserError(str(error)) from error
+        self.newest = time.monotonic()
+        closeness = np.exp(-4 * np.square(frame.values[6:] - np.array([POINT, REST])).sum(1))
+        return Recognition(("point", None)[int(closeness.argmax())], float(closeness.max() / closeness.sum()), (), 0)
 
-    async def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-    async def __aiter__(self) -> AsyncIterator[Frame]:
-        while True:
-            try:
-                _, body = await read_packet(self._reader)
-            except (OSError, asyncio.IncompleteReadError) as error:
-                raise SourceLost(f"the broker is gone ({error})") from error
-            received, payload = self._clock(), body[2 + len(TOPIC) :]
-            if SEAL.unpack(payload[-SEAL.size :])[0] != zlib.crc32(payload[: -SEAL.size]):
-                self.drop("checksum")
-                continue
-            sent, *values = BODY.unpack(payload[: -SEAL.size])
-            yield INFO.frame(sent, received, values)
+    def restart(self) -> None:
+        pass
 
 
-class Bridge:
-    """Source, stage, recogniser and safety, each in its thread."""
+class Hand:
+    """Stands in for a map: the hand's numbers are velocities."""
+
+    note = ""
+
+    def step(self, gesture: str | None, confidence: float, frame: Frame, state: RobotState) -> Intent:
+        return Intent(frame.received, gesture, confidence, frame.values[:6].astype(np.float64))
+
+    def reset(self) -> None:
+        pass
+
+
+class Bridged:
+    """The bridge with its robot, log and loop."""
 
     def __init__(self, switches: Switches, folder: Path) -> None:
         self.skew = 0.0  # s, by which this machine's clock is made to jump
-        self.poison: Callable[[], None] = lambda: None  # what the recogniser does first, with every frame
-        self.newest = 0.0  # s, when a frame last got as far as the recogniser
+        self.rule = Rule()
         self._switches = switches
         self.robot = WireRobot(switches, f"faults:{folder.name}", self.clock)
         self.log = CommandLog(folder / "commands.jsonl")
         self.safety = Safety(self.robot, CONFIG, self.log, self.clock)
-        self._last, self._shift = -np.inf, np.inf
-        self._frame: Frame | None = None
-        self._news = threading.Condition()
 
     def clock(self) -> float:
         return time.monotonic() + self.skew
@@ -391,60 +368,17 @@ class Bridge:
     def open(self) -> None:
         self.log.open()
         self.safety.open()
-        threading.Thread(target=lambda: asyncio.run(self._listen()), daemon=True).start()
-        self.recognise()
+        self.start()
 
-    def recognise(self) -> None:
-        """Start a recogniser, after the last one died too."""
-        threading.Thread(target=self._recognise, daemon=True).start()
+    def start(self) -> None:
+        """Start the loop, after the last one died too."""
+        threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True).start()
 
-    def settle(self) -> None:
-        """A person looked at the clocks."""
-        self._last, self._shift = -np.inf, np.inf
-
-    async def _listen(self) -> None:
-        while True:
-            try:
-                async with Glove(self._switches, self.clock) as source:
-                    async for frame in source:
-                        self._take(frame)
-            except SourceLost as error:
-                self.safety.report(Fault.SOURCE, str(error))
-                await asyncio.sleep(0.01)
-
-    def _take(self, frame: Frame) -> None:
-        """Only what is newer than all before goes on; it is as old as if it had come as fast as frames can."""
-        shift = frame.received - frame.time
-        if abs(shift - self._shift) > JUMP_S and np.isfinite(self._shift):
-            self.safety.report(Fault.CLOCK, f"the source's clock moved by {self._shift - shift:.3f} s")
-            return
-        self._shift = min(shift, self._shift)
-        if frame.time <= self._last or shift > self._shift + LATE_S:
-            return
-        self._last = frame.time
-        with self._news:
-            self._frame = frame._replace(received=frame.time + self._shift)
-            self._news.notify()
-
-    def _recognise(self) -> None:
-        prototypes, names = np.array([POINT, REST]), ("point", None)
-        while True:
-            with self._news:
-                while self._frame is None:
-                    self._news.wait()
-                frame, self._frame = self._frame, None
-            try:
-                self.poison()
-            except SystemExit:
-                return
-            except Exception as error:
-                self.safety.report(Fault.MODEL, str(error))
-                return
-            closeness = np.exp(-4 * np.square(frame.values[6:] - prototypes).sum(1))
-            best = int(closeness.argmax())
-            twist = np.where(frame.mask[:6], frame.values[:6], np.nan).astype(np.float64)
-            self.newest = time.monotonic()
-            self.safety.submit(Intent(frame.received, names[best], float(closeness[best] / closeness.sum()), twist))
+    async def _run(self) -> None:
+        config = MqttConfig("127.0.0.1", self._switches.proxy, topic=TOPIC.decode(), payload="binary")
+        source = MqttSource(config, INFO, self.clock)
+        aligner = Aligner(INFO, AlignConfig(RATE_HZ))
+        await Bridge(source, aligner, self.rule, Hand(), self.safety, clock=self.clock).run()
 
 
 class Stopped(NamedTuple):
@@ -452,7 +386,7 @@ class Stopped(NamedTuple):
 
     after_s: float  # from the fault to the end of the last motion before it was armed again
     motions: int  # that began after it had stood, before it was armed again
-    state: str  # of the bridge, when it should have stopped
+    state: str  # of the bridge, when frames came again
 
 
 class Rig:
@@ -485,7 +419,7 @@ class Rig:
             process.start()
         self.start_broker()
         wait(lambda: self.switches.proxy and self.switches.robot, "the proxy and the robot to start")
-        self.bridge = Bridge(self.switches, self.folder)
+        self.bridge = Bridged(self.switches, self.folder)
         self.bridge.open()
         self.start_sender()
         return self
@@ -504,6 +438,11 @@ class Rig:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+        wait(self._answers, "the broker to start")
+
+    def _answers(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self._port)) == 0
 
     def kill_broker(self) -> None:
         if self._broker is not None:
@@ -538,7 +477,6 @@ class Rig:
         switches, safety = self.switches, self.bridge.safety
         switches.hold = 0
         switches.ahead = -0.1 if self.measured() > 0 else 0.1
-        self.bridge.settle()
         safety.disarm("benchmark").result(5)  # should it not have stopped, that is counted, and this goes on
         refused = ""
 
@@ -560,12 +498,12 @@ class Rig:
         began = time.monotonic()
         inject()
         time.sleep(max(0.0, began + watch_s - time.monotonic()))
-        state = self.bridge.safety.snapshot.state
         heal()
         healed = time.monotonic()
         # The operator still points: frames come again, and nothing may move.
-        wait(lambda: self.bridge.newest > healed, "frames to come again")
+        wait(lambda: self.bridge.rule.newest > healed, "frames to come again")
         time.sleep(0.02)
+        state = self.bridge.safety.snapshot.state
         segments = self.segments(began)
         if not segments:
             return None

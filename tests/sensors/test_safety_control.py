@@ -317,6 +317,23 @@ def test_a_command_expires_the_watchdogs_time_after_the_frame_it_comes_from(tmp_
     assert rig.state is State.FAULT
 
 
+def test_a_frame_that_waited_on_its_way_is_as_old_as_if_it_had_waited_here(rig):
+    rig.arm().drive(30)
+    rig.turn(rig.intent(late=0.07), held=True)
+    assert rig.robot.sent[-1].expires == pytest.approx(rig.clock() + 0.03)
+    rig.turn(rig.intent(late=0.11), held=True)
+    assert rig.state is State.FAULT
+    assert rig.control.snapshot.fault.fault is Fault.SILENCE
+
+
+@pytest.mark.parametrize("late", [math.nan, -0.001, math.inf])
+def test_an_intent_that_is_not_known_to_be_how_late_is_a_fault(rig, late):
+    rig.arm().drive(10)
+    rig.turn(rig.intent(late=late), held=True)
+    assert rig.state is State.FAULT
+    assert rig.control.snapshot.fault.fault is Fault.NAN
+
+
 def test_a_silence_that_was_over_before_the_loop_looked_is_a_fault_all_the_same(rig):
     rig.arm().drive(60)
     for _ in range(9):
