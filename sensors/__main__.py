@@ -27,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
 
     task = commands.add_parser("breakfast", help="a simulated arm makes breakfast from replayed gestures")
-    task.add_argument("--out", type=Path, required=True, help="folder for breakfast.png, breakfast.mp4, breakfast.json")
+    task.add_argument(
+        "--out", type=Path, required=True, help="folder for breakfast.png, .mp4, .json, and commands.jsonl"
+    )
     task.add_argument("--runs", type=int, default=1, help="how often, each with other places and another pace (1)")
     task.add_argument("--seed", type=int, default=0, help="of the first run; each further one has the next (0)")
     task.add_argument("--speed-up", type=float, default=5.0, help="how much faster than life the film is (5)")
@@ -67,23 +69,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _breakfast(given: argparse.Namespace) -> int:
     from sensors.breakfast import Filming, run
+    from sensors.command_log import CommandLog
 
     given.out.mkdir(parents=True, exist_ok=True)
     outcomes = []
-    for seed in range(given.seed, given.seed + given.runs):
-        if seed == given.seed:
-            with Filming(given.out, given.speed_up) as filming:
-                outcome = run(seed, filming)
-        else:
-            outcome = run(seed)
-        outcomes.append({"seed": seed, "success": outcome.success, **outcome.__dict__})
-        _say(
-            f"run {seed}: {'success' if outcome.success else 'failed: ' + '; '.join(outcome.wrong)} "
-            f"({outcome.poured:.0%} of the juice poured, {outcome.seconds:.0f} s simulated)"
-        )
+    with CommandLog(given.out / "commands.jsonl") as log:
+        for seed in range(given.seed, given.seed + given.runs):
+            if seed == given.seed:
+                with Filming(given.out, given.speed_up) as filming:
+                    outcome = run(seed, log, filming)
+            else:
+                outcome = run(seed, log)
+            outcomes.append({"seed": seed, "success": outcome.success, **outcome.__dict__})
+            _say(
+                f"run {seed}: {'success' if outcome.success else 'failed: ' + '; '.join(outcome.wrong)} "
+                f"({outcome.poured:.0%} of the juice poured, {outcome.seconds:.0f} s simulated)"
+            )
     succeeded = sum(bool(outcome["success"]) for outcome in outcomes)
     (given.out / "breakfast.json").write_text(json.dumps(outcomes, indent=1) + "\n")
-    _say(f"{succeeded} of {given.runs} runs succeeded; {given.out}/breakfast.png, .mp4 and .json")
+    _say(f"{succeeded} of {given.runs} runs succeeded; {given.out}/breakfast.png, .mp4, .json")
     return 0 if succeeded == given.runs else 1
 
 

@@ -10,7 +10,7 @@ The way is the bridge's: gestures become intents, and whoever `submit`s them hol
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -18,14 +18,17 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from data.frame import Channel
+from sensors.command_log import CommandLog
 from sensors.command_map import CommandMap, check_command_map, read_command_map
 from sensors.intent import Intent
-from sensors.limits import Limiter, Limits, gripper_step
+from sensors.limits import Limits
 from sensors.mapping import Mapper
 from sensors.motions import Pose
-from sensors.robot import Command
 from sensors.robots.picture import Camera, Film, save_picture
 from sensors.robots.simulated import SimulatedArm, Simulation
+from sensors.safety_checks import SafetyConfig
+from sensors.safety_control import Control, Request
+from sensors.safety_states import Event
 from sensors.stream import SensorError, StreamInfo
 
 MAP = Path(__file__).with_name("breakfast.toml")
@@ -194,17 +197,25 @@ def wrong(simulation: Simulation, poured: float) -> Iterator[str]:
         yield f"the gripper is open by {simulation.gripper():.0%}"
 
 
-def run(seed: int, watch: Watch = lambda simulation: None) -> Outcome:
-    """Lay the table and make breakfast."""
+def run(seed: int, log: CommandLog, watch: Watch = lambda simulation: None) -> Outcome:
+    """Lay the table and make breakfast; `safety`'s control holds the arm, and the operator holds a key throughout.
+
+    log: open; of what the arm was really sent.
+    """
     rng = np.random.default_rng(seed)
     simulation = Simulation("breakfast")
     scatter(simulation, rng)
     with SimulatedArm(simulation, real_time=False) as arm:
-        return make_breakfast(arm, Drive(arm), rng, watch)
+        control = Control(arm, SafetyConfig(LIMITS, confidence=0.5), log, arm.clock)
+        control.turn(Intent(arm.clock(), None, 1.0), requests=[Request(Event.ARM, "operator")])
+        outcome = make_breakfast(arm, lambda intent: control.turn(intent, held=arm.clock()), rng, watch)
+        fault = control.snapshot.fault
+    stopped = () if fault is None else (f"safety stopped the arm: {fault.why}",)
+    return replace(outcome, wrong=stopped + outcome.wrong)
 
 
 class Filming:
-    """Watches a run: a film of it, and a picture of its end. `with Filming(folder) as watch: run(seed, watch)`."""
+    """Watches a run: a film of it, and a picture of its end. `with Filming(folder) as watch: run(seed, log, watch)`."""
 
     def __init__(self, folder: Path, speed_up: float = 5.0) -> None:
         """
@@ -237,22 +248,3 @@ class Filming:
         self._film.__exit__(kind, error, trace)
         if self._simulation is not None:
             save_picture(Camera(960, 720).take(self._simulation), self._picture)
-
-
-class Drive:
-    """The thinnest holder of an arm: limits, and commands that expire."""
-
-    def __init__(self, arm: SimulatedArm) -> None:
-        self._arm = arm
-        self._limiter = Limiter(LIMITS)
-        self._gripper = arm.state().gripper
-        self._sequence = 0
-
-    def __call__(self, intent: Intent) -> None:
-        twist = self._limiter.step(intent.twist, self._arm.state(), FRAME_S)
-        gripper = None
-        if intent.gripper is not None:
-            gripper = self._gripper = gripper_step(self._gripper, intent.gripper, LIMITS.gripper_speed, FRAME_S)
-        self._sequence += 1
-        now = self._arm.clock()
-        self._arm.send(Command(self._sequence, now, now + 2 * FRAME_S, twist, gripper))

@@ -7,6 +7,7 @@ Nothing is sent to a robot that is silent, or that another bridge has.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 import uuid
@@ -30,6 +31,7 @@ from sensors.stream import Clock
 SILENT_S = 0.1  # without a report, after which a robot counts as gone
 REPORTS = 5  # that a connection waits for, so that the clocks' offset is known well
 WAIT_S = 3.0
+ASK_S = 0.2  # from one asking for the robot to the next, for as long as nobody has it
 
 
 class MqttRobot(Robot):
@@ -65,15 +67,18 @@ class MqttRobot(Robot):
         )
         self._news = threading.Condition()
         self._open = False
+        self._wanted = False  # whether the robot shall be ours
+        self._asked = -math.inf  # s, when we asked for it last
         self._welcome: Welcome | None = None
         self._report: Report | None = None
         self._state: RobotState | None = None
         self._reports = 0  # since the host or the connection is new
         self._offset = ClockOffset()
-        self._heard = -float("inf")  # s, when the newest report was here
+        self._heard = -math.inf  # s, when the newest report was here
         self._sequence = 0
 
     def connect(self) -> None:
+        self._wanted = True
         self._link.open()
         try:
             self._meet()
@@ -136,14 +141,17 @@ class MqttRobot(Robot):
             raise RobotError(f"{self.info.uri}: the robot has no gripper.")
 
     def _leave(self) -> None:
+        self._wanted = False
         with contextlib.suppress(RobotError):  # whom nobody reaches any more stands when its last command expires
             self._tell("leave")
         self._link.close()
         self._forget()
 
     def _ask(self) -> None:
-        """For the robot; whenever the broker is there."""
-        self._tell("take")
+        """For the robot: when the broker is there, and again until the host has heard it."""
+        self._asked = self._clock()
+        with contextlib.suppress(RobotError):  # the broker is gone again
+            self._tell("take")
 
     def _tell(self, kind: str) -> None:
         self._link.publish(f"{self._topic}/control", write_control(Control(kind, self._session, self._sequence)))
@@ -176,3 +184,5 @@ class MqttRobot(Robot):
             self._state, self._report, self._heard = report.state._replace(time=measured), report, now
             self._reports += 1
             self._news.notify_all()
+        if self._wanted and not report.holder and now - self._asked > ASK_S:
+            self._ask()

@@ -105,7 +105,7 @@ class MqttLink:
             raise RobotError(f"{self.broker.uri}: the broker is gone.")
         answer = client.publish(topic, payload, qos=0, retain=False)
         if answer.rc is not MQTTErrorCode.MQTT_ERR_SUCCESS:
-            raise RobotError(f"{self.broker.uri}: the message could not be handed over ({answer.rc.name}).")
+            raise RobotError(f"{self.broker.uri}: the broker is gone ({answer.rc.name}).")
 
     def _on_connect(self, client: mqtt.Client, _: Any, __: Any, reason: Any, ___: Any) -> None:
         if reason.is_failure:

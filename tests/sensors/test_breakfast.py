@@ -25,6 +25,11 @@ def test_one_command_makes_breakfast_with_its_picture_and_its_film(tmp_path: Pat
     stopped = notes.index("place jug: stopped")  # the operator's stop, and the same gesture again
     assert notes[stopped - 1] == "place jug: started"
     assert notes.index("place jug: done") > stopped
+    commands = [json.loads(line) for line in (tmp_path / "commands.jsonl").read_text().splitlines()]
+    states = [each["to"] for each in commands if each["what"] == "state"]
+    assert states[:2] == ["armed", "moving"]
+    assert {"fault", "estop"}.isdisjoint(states)
+    assert sum(each["what"] == "command" for each in commands) > 1000
     assert matplotlib.image.imread(tmp_path / "breakfast.png").shape[:2] == (720, 960)
     with av.open(str(tmp_path / "breakfast.mp4")) as film:
         images = [image.to_ndarray(format="gray").astype(float) for image in film.decode(video=0)]
