@@ -110,7 +110,7 @@ def in_base_frame(sample: Array) -> Array:
 
 
 def resampled(sample: Array, frames: int = FRAMES) -> Array:
-    """CI: (T, C) -> (frames, C), time normalised to [0, 1], cubic; of fewer than four frames as smooth as can be."""
+    """CI: (T, C) -> (frames, C), time normalised to [0, 1], cubic; of less than four frames what those allow."""
     from scipy.interpolate import make_interp_spline
 
     if len(sample) == 1:

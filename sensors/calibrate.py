@@ -73,7 +73,7 @@ class Calibrated(NamedTuple):
     reached: bool  # whether the wanted precision is
 
 
-def wilson(right: int, of: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(right: float, of: int, z: float = 1.96) -> tuple[float, float]:
     """The interval of a proportion (Wilson 1927), which stays within 0 and 1; the whole of it for no trials."""
     if not of:
         return 0.0, 1.0
