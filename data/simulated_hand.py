@@ -136,6 +136,30 @@ def recorded(person: Person, rng: np.random.Generator) -> pd.DataFrame:
     return table[kept]
 
 
+class Hand:
+    """A hand asked for one thing after another, for as long as somebody asks. Shapes: T frames of `RATE_HZ`."""
+
+    def __init__(self, person: Person, rng: np.random.Generator) -> None:
+        self._person, self._rng = person, rng
+        self._last = _relaxed(person, rng)
+
+    def rest(self, seconds: float) -> Array:
+        """(T, 16) measured, of a hand that rests."""
+        return self._measure([_go(self._last, _relaxed(self._person, self._rng), seconds)])
+
+    def show(self, name: str) -> Array:
+        """(T, 16) measured: from where the hand is into a gesture and back to rest."""
+        person, rng = self._person, self._rng
+        made = gesture(name, person, rng)
+        there = _go(self._last, made[0], rng.uniform(0.3, 0.55) / person.speed)
+        return self._measure([there, made, _go(made[-1], _relaxed(person, rng), rng.uniform(0.4, 0.7) / person.speed)])
+
+    def _measure(self, path: list[Array]) -> Array:
+        values = np.concatenate(path)
+        self._last = values[-1]
+        return _measured(values, self._person, self._rng)
+
+
 def gesture(name: str, person: Person, rng: np.random.Generator) -> Array:
     """(T, 16) one performance, from its first pose to its last."""
     variation = np.r_[rng.normal(0, 3, 10), rng.normal(0, 5, 3), rng.normal(0, 0.015, 3)]

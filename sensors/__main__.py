@@ -26,10 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sensors", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    task = commands.add_parser("breakfast", help="a simulated arm makes breakfast from replayed gestures")
+    task = commands.add_parser("breakfast", help="a simulated arm makes breakfast from gestures of a simulated hand")
     task.add_argument(
         "--out", type=Path, required=True, help="folder for breakfast.png, .mp4, .json, and commands.jsonl"
     )
+    task.add_argument(
+        "--bundle", type=Path, help="that knows the gestures of gestures_demo; trained, as OUT/gestures, if left out"
+    )
+    task.add_argument("--scripted", action="store_true", help="take gestures as they are shown, without recognition")
     task.add_argument("--runs", type=int, default=1, help="how often, each with other places and another pace (1)")
     task.add_argument("--seed", type=int, default=0, help="of the first run; each further one has the next (0)")
     task.add_argument("--speed-up", type=float, default=5.0, help="how much faster than life the film is (5)")
@@ -68,18 +72,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _breakfast(given: argparse.Namespace) -> int:
-    from sensors.breakfast import Filming, run
+    from forecasting.runtime import load_bundle
+    from sensors.breakfast import Filming, hand_recogniser, run
     from sensors.command_log import CommandLog
 
     given.out.mkdir(parents=True, exist_ok=True)
+    bundle = None if given.scripted else load_bundle(given.bundle or _gestures(given.out / "gestures"))
     outcomes = []
     with CommandLog(given.out / "commands.jsonl") as log:
         for seed in range(given.seed, given.seed + given.runs):
+            recogniser = None if bundle is None else hand_recogniser(bundle)
             if seed == given.seed:
                 with Filming(given.out, given.speed_up) as filming:
-                    outcome = run(seed, log, filming)
+                    outcome = run(seed, log, filming, recogniser)
             else:
-                outcome = run(seed, log)
+                outcome = run(seed, log, recogniser=recogniser)
             outcomes.append({"seed": seed, "success": outcome.success, **outcome.__dict__})
             _say(
                 f"run {seed}: {'success' if outcome.success else 'failed: ' + '; '.join(outcome.wrong)} "
@@ -89,6 +96,19 @@ def _breakfast(given: argparse.Namespace) -> int:
     (given.out / "breakfast.json").write_text(json.dumps(outcomes, indent=1) + "\n")
     _say(f"{succeeded} of {given.runs} runs succeeded; {given.out}/breakfast.png, .mp4, .json")
     return 0 if succeeded == given.runs else 1
+
+
+def _gestures(place: Path) -> Path:
+    """A bundle for the simulated hand, trained if it is not there."""
+    if not place.exists():
+        from data.catalog import load
+        from forecasting.pipeline import train_bundle
+        from forecasting.task import Task
+
+        dataset = load("gestures_demo")
+        _say(f"training {place} on the simulated people 1 to 5")
+        train_bundle(dataset, "gru", Task.of(dataset), place, settings={"max_epochs": 8})
+    return place
 
 
 def _robot(given: argparse.Namespace) -> int:

@@ -1,10 +1,12 @@
 """The breakfast task of Simao, Gibaru & Neto (IEEE Trans. Industrial Electronics 66(12), 9372-9382, 2019), simulated.
 
-An operator's gestures, replayed, make the arm take a jug, pour juice into a cup, put the jug down, and lay bread on a
-plate; in between the operator stops the arm and sets it going again. Where things stand and how fast the operator is
-differ from run to run. Whether it succeeded is read from the simulation, not from what the arm believes.
+An operator's gestures make the arm take a jug, pour juice into a cup, put the jug down, and lay bread on a plate; in
+between the operator stops the arm and sets it going again. Where things stand, who the operator is and how fast differ
+from run to run. Whether it succeeded is read from the simulation, not from what the arm believes.
 
-The way is the bridge's: gestures become intents, and whoever `submit`s them holds the robot. Simulated time is stepped.
+The way is the bridge's: a glove's frames (`data.simulated_hand`, people whom the model has not seen) are recognised one
+by one, gestures become intents, and `safety`'s control holds the arm. Without a recogniser, `operate` says what is
+shown, so that the arm can be tried by itself. Simulated time is stepped.
 """
 
 from __future__ import annotations
@@ -16,14 +18,19 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
+from data import simulated_hand
 from data.frame import Channel
+from forecasting.runtime import LoadedBundle
 from sensors.command_log import CommandLog
 from sensors.command_map import CommandMap, check_command_map, read_command_map
 from sensors.intent import Intent
 from sensors.limits import Limits
 from sensors.mapping import Mapper
 from sensors.motions import Pose
+from sensors.recognise import Rules
+from sensors.recogniser import Recogniser
 from sensors.robots.picture import Camera, Film, save_picture
 from sensors.robots.simulated import SimulatedArm, Simulation
 from sensors.safety_checks import SafetyConfig
@@ -56,6 +63,9 @@ LOOSE = ("jug", "cup", "bread", "plate")
 CUP_RADIUS_M, CUP_HEIGHT_M = 0.045, 0.09
 ENOUGH = 0.75  # share of the juice that shall be in the cup
 
+Operator = Generator[tuple[str | None, float], bool, None]
+"""Gives gesture and confidence of the next frame, and is sent whether the arm moves on its own."""
+
 Submit = Callable[[Intent], None]
 Watch = Callable[[Simulation], None]
 
@@ -65,20 +75,22 @@ class Cue(NamedTuple):
 
     gesture: str
     after_s: float  # from when the arm was done, or from the last cue where it is not waited for
-    waits: bool = True  # until the arm is done
-    confidence: float = 0.95
+    waits: bool = True  # until the arm is done; and for the arm to follow, or the gesture is shown again
 
 
 CUES = (
-    Cue("grasp jug", 0.5),
-    Cue("tilt hand", 0.5),
-    Cue("lower hand", 0.5),
-    Cue("fist", 2.0, waits=False, confidence=0.7),
-    Cue("lower hand", 0.8),
+    Cue("grip", 0.5),
+    Cue("pour", 0.5),
+    Cue("swipe_right", 0.5),
+    Cue("stop", 1.0, waits=False),
+    Cue("swipe_right", 0.8),
     Cue("pinch", 0.5),
-    Cue("open hand", 0.5),
-    Cue("wave", 0.5),
+    Cue("swipe_left", 0.5),
+    Cue("circle", 0.5),
 )
+CONFIDENCE = 0.95  # of a gesture that nobody had to recognise
+TRIES = 3  # of a gesture that the arm does not follow
+RULES = Rules(threshold=0.8, dwell=8)
 SHOWN_S = 0.5  # how long a gesture is shown
 
 
@@ -116,7 +128,7 @@ def scatter(simulation: Simulation, rng: np.random.Generator) -> None:
         simulation.step(None)
 
 
-def operate(cues: Sequence[Cue], rng: np.random.Generator) -> Generator[tuple[str | None, float], bool, None]:
+def operate(cues: Sequence[Cue], rng: np.random.Generator) -> Operator:
     """Gesture and confidence, frame by frame, of an operator who is sent whether the arm moves on its own."""
     moving = yield None, 0.0
     for cue in cues:
@@ -125,26 +137,65 @@ def operate(cues: Sequence[Cue], rng: np.random.Generator) -> Generator[tuple[st
         for _ in range(round((cue.after_s + rng.uniform(0, 0.4)) / FRAME_S)):
             moving = yield None, 0.0
         for _ in range(round(SHOWN_S / FRAME_S)):
-            moving = yield cue.gesture, cue.confidence - rng.uniform(0, 0.1)
+            moving = yield cue.gesture, CONFIDENCE - rng.uniform(0, 0.1)
     while moving:
         moving = yield None, 0.0
 
 
+def perform(cues: Sequence[Cue], rng: np.random.Generator, recogniser: Recogniser) -> Operator:
+    """The same with a hand that somebody has to watch: what is recognised, of a person drawn for this run."""
+    hand = simulated_hand.Hand(simulated_hand.Person.draw(rng), rng)
+    info, count, moving = recogniser.info, 0, False
+
+    def shown(values: NDArray[np.float64]) -> Generator[tuple[str | None, float], bool, bool]:
+        nonlocal count, moving
+        moved = False
+        for row in values:
+            count += 1
+            said = recogniser.step(info.frame(count * FRAME_S, count * FRAME_S, row))
+            moving = yield said.gesture, said.confidence
+            moved |= moving
+        return moved
+
+    for cue in cues:
+        for _ in range(TRIES):
+            yield from shown(hand.rest(cue.after_s + rng.uniform(0, 0.4)))
+            while cue.waits and moving:
+                yield from shown(hand.rest(0.5))
+            followed = yield from shown(hand.show(cue.gesture))
+            if followed or not cue.waits:
+                break
+    while moving:
+        yield from shown(hand.rest(0.5))
+
+
+def hand_recogniser(bundle: LoadedBundle) -> Recogniser:
+    """For `perform`.
+
+    Raises:
+        SensorError: the bundle is not for the simulated hand, or does not know a gesture that is shown.
+    """
+    info = StreamInfo("simulated hand", simulated_hand.CHANNELS, simulated_hand.RATE_HZ)
+    unknown = [cue.gesture for cue in CUES if cue.gesture not in bundle.labels]
+    if unknown:
+        raise SensorError(f"{bundle.path}: does not know {', '.join(unknown)}; train it on gestures_demo.")
+    return Recogniser(bundle, info, none=[simulated_hand.REST], rules=RULES)
+
+
 def make_breakfast(
-    arm: SimulatedArm, submit: Submit, rng: np.random.Generator, watch: Watch = lambda simulation: None
+    arm: SimulatedArm, submit: Submit, operator: Operator, watch: Watch = lambda simulation: None
 ) -> Outcome:
     """One run, from an arm at home to the end of the last motion.
 
     Args:
         arm: connected, stepped by hand, in the scene `breakfast`.
         submit: takes the intent of each frame; what moves the arm is behind it.
-        rng: of the operator.
+        operator: has not begun.
         watch: is shown the simulation after each frame.
     """
     simulation, start = arm.simulation, arm.clock()
     mapper = Mapper(breakfast_map(simulation), STREAM.channels, lambda name: Pose(*arm.place(name)))
     notes = [mapper.note]
-    operator = operate(CUES, rng)
     gesture, confidence = next(operator)
     while arm.clock() - start < LONGEST_S:
         frame = STREAM.frame(arm.clock(), arm.clock(), [0.0])
@@ -197,10 +248,14 @@ def wrong(simulation: Simulation, poured: float) -> Iterator[str]:
         yield f"the gripper is open by {simulation.gripper():.0%}"
 
 
-def run(seed: int, log: CommandLog, watch: Watch = lambda simulation: None) -> Outcome:
+def run(
+    seed: int, log: CommandLog, watch: Watch = lambda simulation: None, recogniser: Recogniser | None = None
+) -> Outcome:
     """Lay the table and make breakfast; `safety`'s control holds the arm, and the operator holds a key throughout.
 
-    log: open; of what the arm was really sent.
+    Args:
+        log: open; of what the arm was really sent.
+        recogniser: of the operator's hand, `data.simulated_hand`; none: gestures are taken as they are shown.
     """
     rng = np.random.default_rng(seed)
     simulation = Simulation("breakfast")
@@ -208,7 +263,8 @@ def run(seed: int, log: CommandLog, watch: Watch = lambda simulation: None) -> O
     with SimulatedArm(simulation, real_time=False) as arm:
         control = Control(arm, SafetyConfig(LIMITS, confidence=0.5), log, arm.clock)
         control.turn(Intent(arm.clock(), None, 1.0), requests=[Request(Event.ARM, "operator")])
-        outcome = make_breakfast(arm, lambda intent: control.turn(intent, held=arm.clock()), rng, watch)
+        operator = operate(CUES, rng) if recogniser is None else perform(CUES, rng, recogniser)
+        outcome = make_breakfast(arm, lambda intent: control.turn(intent, held=arm.clock()), operator, watch)
         fault = control.snapshot.fault
     stopped = () if fault is None else (f"safety stopped the arm: {fault.why}",)
     return replace(outcome, wrong=stopped + outcome.wrong)
