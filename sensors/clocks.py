@@ -12,10 +12,10 @@ were all delayed alike, or the clock was set back: either way they are not what 
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 from collections import deque
+from typing import NamedTuple
 
 from sensors.stream import SensorError
 
@@ -30,6 +30,14 @@ class ClockJump(SensorError):
     """A source's clock ran backwards, leapt ahead, or its frames stay far behind."""
 
 
+class _Lowest(NamedTuple):
+    """The frame with the least delay in a slice, from the origin."""
+
+    elapsed: float
+    delay: float
+    slopes: list[float]  # from here to the later ones
+
+
 class ClockMap:
     """The line below the frames of one source, in the order of their arrival."""
 
@@ -38,8 +46,8 @@ class ClockMap:
         self._stream_id, self._jump_s = stream_id, jump_s
         self._origin: tuple[float, float] | None = None  # (time, received) of the first frame
         self._offset = self.drift = 0.0
-        self._lowest: deque[tuple[float, float]] = deque(maxlen=SLICES)  # (time, delay) of each slice, from the origin
-        self._slice = (0.0, math.inf)
+        self._lowest: deque[_Lowest] = deque(maxlen=SLICES)  # of each slice
+        self._slice = (0.0, math.inf)  # (elapsed, delay) of the lowest of this one
         self._slice_ends = 0.0
         self._behind_since: float | None = None
 
@@ -88,11 +96,13 @@ class ClockMap:
         return excess
 
     def _fit(self) -> None:
-        points = self._lowest
-        points.append(self._slice)
-        if len(points) >= DRIFT_AFTER:
-            pairs = itertools.combinations(points, 2)
-            slopes = [(late - early) / (end - start) for (start, early), (end, late) in pairs if end > start]
+        end, late = self._slice
+        for start, early, slopes in self._lowest:
+            if end > start:
+                slopes.append((late - early) / (end - start))
+        self._lowest.append(_Lowest(end, late, []))
+        if len(self._lowest) >= DRIFT_AFTER:
+            slopes = [slope for point in self._lowest for slope in point.slopes]
             if slopes:
                 self.drift = min(max(statistics.median(slopes), -MOST_DRIFT), MOST_DRIFT)
-        self._offset = min(delay - self.drift * elapsed for elapsed, delay in points)
+        self._offset = min(point.delay - self.drift * point.elapsed for point in self._lowest)
