@@ -59,19 +59,19 @@ class Bridge:
             SourceLost: the source is gone and does not come back.
             SensorError: it could not be connected, or the recording cannot be written.
         """
-        try:
-            async with self.source:
+        async with self.source:
+            try:  # inside, for closing a source may take its time
                 frames = self._watched(aiter(self.source))
                 while await self._pass(frames):
                     pass
-        except SourceLost as error:
-            self.safety.report(Fault.SOURCE, str(error))
-            raise
-        except Exception as error:
-            self.safety.report(Fault.INTERNAL, f"{type(error).__name__}: {error}")
-            raise
-        finally:
-            self.safety.report(Fault.SOURCE, f"{self.source.info.stream_id}: the stream has ended")
+            except SourceLost as error:
+                self.safety.report(Fault.SOURCE, str(error))
+                raise
+            except Exception as error:
+                self.safety.report(Fault.INTERNAL, f"{type(error).__name__}: {error}")
+                raise
+            finally:
+                self.safety.report(Fault.SOURCE, f"{self.source.info.stream_id}: the stream has ended")
 
     async def _pass(self, frames: AsyncIterator[Frame]) -> bool:
         """Follow steps until the stream ends, which gives False, or has to be taken up anew."""
@@ -119,7 +119,9 @@ class Bridge:
             self.missing += 1
         elif safe.robot is not None:
             gesture, confidence = self._recognition.gesture, self._recognition.confidence
-            self.safety.submit(self.mapper.step(gesture, confidence, step, safe.robot))
+            intent = self.mapper.step(gesture, confidence, step, safe.robot)
+            late = step.received - self.aligner.clock.local(step.time)
+            self.safety.submit(intent._replace(late=late if late > 0 else 0.0))  # NaN where the source has no clock
         self.steps.add(self._clock() - began)
 
     def readings(self) -> list[Reading]:
@@ -140,6 +142,7 @@ class Bridge:
             *self._measured(),
             Reading("frames_total", "frames", "counter", self.frames),
             Reading("rate_hertz", "rate", "gauge", rate, "Hz"),
+            Reading("source_connected", "source connected, 0 or 1", "gauge", float(self.source.connected)),
             Reading("frame_dropped_total", "dropped by the source", "counter", self.source.dropped),
             Reading("frame_missing_total", "not whole after alignment", "counter", self.missing),
             *(

@@ -178,11 +178,12 @@ def forward(switches: Switches, port: int) -> None:
             writer.close()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            writer.close()
-            return
+        while True:  # a client waits here for a broker that is not back, instead of being turned away
+            try:
+                far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
+                break
+            except OSError:
+                await asyncio.sleep(0.01)
         await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
 
     async def run() -> None:

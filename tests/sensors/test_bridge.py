@@ -83,6 +83,7 @@ class Hand(Source):
     def __init__(self, shown):
         super().__init__()
         self.info, self.shown = INFO, shown
+        self.lag = 0.0  # s, that frames are on their way
 
     async def connect(self):
         self.connected = True
@@ -95,7 +96,7 @@ class Hand(Source):
         while (values := self.shown) is not None:
             if isinstance(values, Exception):
                 raise values
-            yield self.info.frame(start + count / RATE_HZ, time.monotonic(), values)
+            yield self.info.frame(start + count / RATE_HZ - self.lag, time.monotonic(), values)
             count += 1
             await asyncio.sleep(max(0.0, start + count / RATE_HZ - time.monotonic()))
 
@@ -195,9 +196,20 @@ def test_a_gesture_moves_the_robot_while_it_is_armed_and_held_and_every_command_
     asyncio.run(work())
     sent = commands(rig)
     assert sent
-    assert all(each["expires"] == pytest.approx(each["received"] + SAFETY.watchdog_s) for each in sent)
+    assert all(each["expires"] == pytest.approx(each["received"] - each["late"] + SAFETY.watchdog_s) for each in sent)
     assert all(each["sent"] < each["expires"] for each in sent)
     assert {each["gesture"] for each in sent if each["state"] == "moving"} == {"pick"}
+
+
+def test_what_was_long_on_its_way_is_told_to_be_as_old_as_it_is(rig):
+    async def work():
+        async with rig.running():
+            await until(lambda: rig.bridge.frames >= 10)
+            rig.hand.lag = 0.06
+            await until(lambda: rig.safety.snapshot.intent.late > 0.05)
+            assert rig.safety.snapshot.intent_age > 0.05
+
+    asyncio.run(work())
 
 
 def test_nothing_is_sent_before_it_is_armed_and_what_was_shown_till_then_starts_nothing_later(rig, poses):
@@ -309,7 +321,7 @@ def test_a_shorter_watchdog_makes_commands_expire_sooner(bundle, poses, tmp_path
             await rig.move(poses)
 
     asyncio.run(work())
-    assert all(each["expires"] == pytest.approx(each["received"] + 0.08) for each in commands(rig))
+    assert all(each["expires"] == pytest.approx(each["received"] - each["late"] + 0.08) for each in commands(rig))
 
 
 # `mnemo bridge`, as its own process
