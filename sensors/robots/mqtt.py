@@ -78,7 +78,7 @@ class MqttRobot(Robot):
         self._sequence = 0
 
     def connect(self) -> None:
-        self._wanted = True
+        self._wanted, self._sequence = True, 0
         self._link.open()
         try:
             self._meet()

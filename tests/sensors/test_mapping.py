@@ -162,6 +162,13 @@ def test_reset_leaves_the_motion_and_takes_what_is_shown_as_done(operator):
     assert moves(operator.show("wave", 0.3))
 
 
+def test_what_was_shown_at_a_reset_does_not_start_a_motion_later(operator):
+    operator.show("wave", 0.1)
+    operator.mapper.reset()
+    operator.show("wave", 2.0)
+    assert operator.mapper.motion is None
+
+
 def test_nothing_is_poured_from_an_empty_gripper(operator):
     operator.show("tilt")
     assert (operator.mapper.motion, operator.mapper.note) == (None, "tilt: the gripper holds nothing")
