@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
+import subprocess
+import sys
 from typing import Any
 
 PACKAGES = (
@@ -39,7 +42,7 @@ def examine() -> list[dict[str, Any]]:
         rows.append(
             _row(either[0].removesuffix("-cpu"), "yes" if len(present) == 1 else "no", ", ".join(present), remedy)
         )
-    return [*rows, *_devices(), _data(), _chromium()]
+    return [*rows, *_devices(), _data(), _broker(), *_bridge(), _chromium()]
 
 
 def _devices() -> list[dict[str, Any]]:
@@ -76,6 +79,22 @@ def _data() -> dict[str, Any]:
     total = len(entries())
     remedy = "" if available == total else "set MNEMO_DATA_DIR to the folder of the shared data sets"
     return _row("data sets", "yes", f"{available} of {total} can be loaded", remedy)
+
+
+def _broker() -> dict[str, Any]:
+    path = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    return _row("broker of our own (MQTT)", "yes" if path else "absent", path or "no mosquitto on the PATH")
+
+
+def _bridge() -> list[dict[str, Any]]:
+    """What the bridge's room, which this one may not import, finds in a process of its own."""
+    done = subprocess.run([sys.executable, "-m", "sensors", "doctor"], capture_output=True, text=True, check=False)
+    try:
+        rows: list[dict[str, Any]] = json.loads(done.stdout)
+    except ValueError:
+        why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return [_row("gesture bridge", "no", why, "pip install 'mnemosyne-forecast[robot]'")]
+    return rows
 
 
 def _chromium() -> dict[str, Any]:

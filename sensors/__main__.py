@@ -61,11 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bridge.add_argument("--metrics", type=int, metavar="PORT", help="answer Prometheus on this port")
     bridge.add_argument("--example", action="store_true", help="print a configuration that runs as it is")
 
+    commands.add_parser("doctor", help="what of the bridge works on this machine, as JSON")
+
     given = parser.parse_args(arguments)
     from sensors.stream import SensorError
 
     try:
-        return {"breakfast": _breakfast, "robot": _robot, "bridge": _bridge}[given.command](given)
+        return {"breakfast": _breakfast, "robot": _robot, "bridge": _bridge, "doctor": _doctor}[given.command](given)
     except SensorError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
         return 2
@@ -150,6 +152,13 @@ def _bridge(given: argparse.Namespace) -> int:
     except SourceLost as error:
         print(f"stopped: {error}", file=sys.stderr)  # noqa: T201
         return 1
+    return 0
+
+
+def _doctor(given: argparse.Namespace) -> int:
+    from sensors.doctor import examine
+
+    _say(json.dumps([row._asdict() for row in examine()]))
     return 0
 
 

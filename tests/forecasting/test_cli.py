@@ -1097,6 +1097,17 @@ def test_ctrl_c_ends_the_dashboard_well(monkeypatch):
     assert mnemo("dashboard").code == 0
 
 
+def test_the_bridge_takes_the_place_of_the_command_with_every_option(monkeypatch):
+    calls: list[list[str]] = []
+    monkeypatch.setattr(cli.os, "execv", lambda program, arguments: calls.append(arguments[1:]))
+    done("bridge", "--example")
+    done("bridge", "--config", "b.toml", "--dry-run", "--record", "kept", "--metrics", 9464)
+    assert calls == [
+        ["-m", "sensors", "bridge", "--example"],
+        ["-m", "sensors", "bridge", "--config", "b.toml", "--dry-run", "--record", "kept", "--metrics", "9464"],
+    ]
+
+
 def test_a_dashboard_of_nothing_says_which_command_fills_it(tmp_path):
     ended = subprocess.run(
         [sys.executable, "-m", "forecasting.cli", "dashboard", "--out", tmp_path, "--headless"],

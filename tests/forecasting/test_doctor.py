@@ -87,3 +87,17 @@ def test_data_sets_that_are_missing_are_no_fault_but_said(monkeypatch):
     assert "set MNEMO_DATA_DIR" in found["remedy"]
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert row("browser for the dashboard's tests")["works"] == "absent"
+
+
+def test_the_bridges_parts_are_tried_in_their_own_process():
+    rows = {row["what"]: row for row in doctor.examine()}
+    assert rows["simulated robot"]["works"] == "yes"
+    assert "7 joints" in rows["simulated robot"]["found"]
+    assert rows["MQTT"]["works"] == "yes"
+
+
+def test_a_bridge_that_does_not_start_is_a_row_that_says_why(monkeypatch):
+    monkeypatch.setattr(doctor.sys, "executable", "/bin/false")
+    row = next(row for row in doctor.examine() if row["what"] == "gesture bridge")
+    assert row["works"] == "no"
+    assert "exit code 1" in row["found"]
