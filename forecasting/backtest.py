@@ -35,7 +35,7 @@ from forecasting.task import Task, TaskError
 from forecasting.training import Trained, TrainingConfig, fit_local, fit_model, parse_settings
 from forecasting.windows import Parts, Span, split
 from models.catalog import build, entry, field_defaults
-from models.contract import Local, ModelError, StepModel
+from models.contract import Local, ModelError, Signature, StepModel
 
 ALWAYS = ("naive", "ridge")
 JUDGED_BY = {"forecast": "mase", "classify": "accuracy", "regress": "mae"}  # what the leaderboard is sorted by
@@ -163,11 +163,16 @@ def local_pass(trained: Trained, spans: Sequence[Span], positions: Sequence[np.n
             names = [spans[index].series.unique_id for index in members]
             ends = [states.ends[name] for name in names]
             state = states.fits.state_of(names)
-            values = local.predict(state)[:, None]
+            ahead: list[torch.Tensor] = []  # (B, 1 + length, H, F) where the model takes it
+            if model.signature.future:
+                begins = [(spans[i].series, end - 1) for i, end in zip(members, ends, strict=True)]
+                ahead = [torch.stack([_ahead(series, at, length + 1, model.signature) for series, at in begins])]
+            values = local.predict(state, *(known[:, 0] for known in ahead))[:, None]
             if length:
                 parts = [_tensor(spans[i].series)[end : end + length] for i, end in zip(members, ends, strict=True)]
                 x = torch.stack(parts).to(model.device)
-                values = torch.cat([values, model.scan(x, x.isfinite().to(x.dtype), state)[0]], 1)
+                known = [known[:, 1:] for known in ahead]
+                values = torch.cat([values, model.scan(x, x.isfinite().to(x.dtype), state, *known)[0]], 1)
             for row, (index, end) in enumerate(zip(members, ends, strict=True)):
                 at = positions[index]
                 rows[index] = Rows(spans[index], at, values[row, torch.from_numpy(at - (end - 1))].cpu().numpy())
@@ -197,6 +202,36 @@ def rewindowed(
             prediction, _ = model.last(window, window.isfinite().to(x.dtype), model.initial_state(len(window)))
             values.append(prediction.cpu().numpy())
     return Rows(span, positions, np.concatenate(values))
+
+
+def _ahead(series: Series, begin: int, steps: int, signature: Signature) -> torch.Tensor:
+    """(steps, H, F) what is known ahead of so many positions; NaN beyond the series."""
+    values = series.values[begin + 1 : begin + steps + signature.horizon, -signature.future :].astype(np.float32)
+    short = steps + signature.horizon - 1 - len(values)
+    values = np.pad(values, [(0, short), (0, 0)], constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(values, signature.horizon, 0).swapaxes(1, 2)
+    return torch.from_numpy(windows.copy())
+
+
+def _refuse_missing_ahead(task: Task, spans: Sequence[Span], positions: Sequence[np.ndarray]) -> None:
+    """
+    Raises:
+        TaskError: a covariate that counts as known ahead is not known at a step that is forecast.
+    """
+    for span, at in zip(spans, positions, strict=True):
+        series, steps = span.series, np.unique(at[:, None] + np.arange(1, task.horizon + 1))
+        missing = ~np.isfinite(series.values[steps, -len(task.future) :])
+        if missing.any():
+            said = [
+                f"{name} at {', '.join(show_time(series.ds[step]) for step in steps[gaps][:5])}"
+                + (f" and {gaps.sum() - 5} more" if gaps.sum() > 5 else "")
+                for name, gaps in zip(task.future, missing.T, strict=True)
+                if gaps.any()
+            ]
+            raise TaskError(
+                f"{series.unique_id}: lacks {'; '.join(said)}, which should be known ahead. Fill them in, or take them "
+                "as covariates that are not (--covariates)."
+            )
 
 
 def _tensor(series: Series) -> torch.Tensor:
@@ -290,6 +325,10 @@ def compare(
     notes = [*parts.notes]
     calibrated = calibrated and task.kind == "forecast"
     at_checks = _check_positions(parts, task) if calibrated else []
+    if task.future and any("future" in entry(name).covariates for name in names if not is_refit(name)):
+        _refuse_missing_ahead(task, parts.test, positions)
+        if calibrated:
+            _refuse_missing_ahead(task, parts.validation, at_checks)
     for name in names:
         with _PeakMemory() as peak:
             if name in refits:

@@ -58,19 +58,20 @@ def certify(
     else:
         loaded = load_bundle(bundle)
     x, mask = sample_input(loaded.card, seed=seed)
-    reference, after = loaded.run_scan(x, mask, loaded.initial_state(ROWS))
-    parity = _parity(loaded, x, mask, reference, np.random.default_rng(seed))
+    future = sample_future(loaded.card, seed=seed)
+    reference, after = loaded.run_scan(x, mask, loaded.initial_state(ROWS), *future)
+    parity = _parity(loaded, x, mask, future, reference, np.random.default_rng(seed))
     if torch_difference is not None:
         parity["torch"] = torch_difference
     finite = _is_finite(reference, after)
-    causality = _causality(loaded, x, mask, reference) if loaded.streams else None
+    causality = _causality(loaded, x, mask, future, reference) if loaded.streams else None
     agrees = all(difference <= tolerance for difference in parity.values())  # NaN is never within it
     return {
         "passed": agrees and finite and (causality is None or causality["passed"]),
         "parity": {**parity, "tolerance": tolerance, "passed": agrees, "relative_to": DEFINITION},
         "finite": finite,
         "causality": causality,
-        "latency": _latency(loaded, x, mask, steps, budget_s),
+        "latency": _latency(loaded, x, mask, future, steps, budget_s),
         "data": {"series": ROWS, "steps": LENGTH, "seed": seed, "missing": round(float(1 - mask.mean()), 3)},
         "machine": machine(),
         "onnxruntime": onnxruntime.__version__,
@@ -127,6 +128,19 @@ def sample_input(card: dict[str, Any], *, seed: int = 0, rows: int = ROWS, lengt
     return np.where(mask > 0, x, np.nan).astype(np.float32), mask.astype(np.float32)
 
 
+def sample_future(card: dict[str, Any], *, seed: int = 0, rows: int = ROWS, length: int = LENGTH) -> tuple[Array, ...]:
+    """Random values (B, T, H, F) of what is known ahead, like the card's training data; nothing where no graph asks."""
+    if not any(entering["name"] == "future" for graph in card["graphs"].values() for entering in graph["inputs"]):
+        return ()
+    count = len(card["task"]["future"])
+    typical = (card.get("training") or {}).get("typical") or {}
+    level, scale = (
+        np.array(typical.get(name) or [value] * count)[-count:] for name, value in (("level", 0), ("scale", 1))
+    )
+    noise = np.random.default_rng((seed, count)).normal(size=(rows, length, int(card["task"]["horizon"]), count))
+    return ((level + scale * noise).astype(np.float32),)
+
+
 def relative_difference(found: Array, expected: Array, kind: str) -> float:
     """The largest difference between predictions (B, T, ...), in the sense of `DEFINITION`; inf if not finite."""
     found, expected = found.astype(np.float64), expected.astype(np.float64)
@@ -154,15 +168,23 @@ def machine() -> dict[str, Any]:
 
 
 def _parity(
-    loaded: LoadedBundle, x: Array, mask: Array, reference: Array, rng: np.random.Generator
+    loaded: LoadedBundle,
+    x: Array,
+    mask: Array,
+    future: tuple[Array, ...],
+    reference: Array,
+    rng: np.random.Generator,
 ) -> dict[str, float]:
     """How far each form of the computation lies from one scan of the whole batch."""
     kind = loaded.kind
     state = loaded.initial_state(ROWS)
     ones = [{name: value[b : b + 1] for name, value in state.items()} for b in range(ROWS)]
-    alone = [loaded.run_scan(x[b : b + 1], mask[b : b + 1], one)[0] for b, one in enumerate(ones)]
+    alone = [
+        loaded.run_scan(x[b : b + 1], mask[b : b + 1], one, *(known[b : b + 1] for known in future))[0]
+        for b, one in enumerate(ones)
+    ]
     hidden = np.where(mask > 0, x, 1e3 * rng.normal(size=x.shape)).astype(np.float32)
-    unmasked = loaded.run_scan(hidden, mask, loaded.initial_state(ROWS))[0]
+    unmasked = loaded.run_scan(hidden, mask, loaded.initial_state(ROWS), *future)[0]
     result = {
         "rows": relative_difference(np.concatenate(alone), reference, kind),
         "missing": relative_difference(unmasked, reference, kind),
@@ -171,13 +193,14 @@ def _parity(
         return result
     splits = []
     for cut in (1, 2, 33, LENGTH // 2, LENGTH - 1):
-        head, between = loaded.run_scan(x[:, :cut], mask[:, :cut], loaded.initial_state(ROWS))
-        tail, _ = loaded.run_scan(x[:, cut:], mask[:, cut:], between)
+        first, rest = ([known[:, part] for known in future] for part in (slice(cut), slice(cut, None)))
+        head, between = loaded.run_scan(x[:, :cut], mask[:, :cut], loaded.initial_state(ROWS), *first)
+        tail, _ = loaded.run_scan(x[:, cut:], mask[:, cut:], between, *rest)
         splits.append(relative_difference(np.concatenate([head, tail], 1), reference, kind))
     state = loaded.initial_state(ROWS)
     steps = []
     for t in range(LENGTH):
-        prediction, state = loaded.run_step(x[:, t], mask[:, t], state)
+        prediction, state = loaded.run_step(x[:, t], mask[:, t], state, *(known[:, t] for known in future))
         steps.append(prediction)
     stepped = np.stack(steps, 1)
     result = {"split": max(splits), "steps": relative_difference(stepped, reference, kind), **result}
@@ -198,22 +221,30 @@ def _looked(loaded: LoadedBundle, x: Array, mask: Array) -> Array:
     return np.stack(steps, 1)
 
 
-def _causality(loaded: LoadedBundle, x: Array, mask: Array, reference: Array) -> dict[str, Any]:
-    """Whether predictions at or before t are the same to the bit when everything after t is another."""
+def _causality(
+    loaded: LoadedBundle, x: Array, mask: Array, future: tuple[Array, ...], reference: Array
+) -> dict[str, Any]:
+    """Whether predictions at or before t are the same to the bit when everything after t is another.
+
+    What is known ahead at t is no part of that, only what is known so at later steps.
+    """
     cuts = [0, 1, 7, LENGTH // 4, LENGTH // 2, LENGTH - 2]
     other = np.where(mask > 0, 3 * x + 1, 1).astype(np.float32)
     elsewhere = mask[:, ::-1, :][::-1]  # the gaps of another series, in reverse
     for cut in cuts:
         changed, shown = x.copy(), mask.copy()
         changed[:, cut + 1 :], shown[:, cut + 1 :] = other[:, cut + 1 :], elsewhere[:, cut + 1 :]
-        prediction = loaded.run_scan(changed, shown, loaded.initial_state(ROWS))[0]
+        ahead = [np.concatenate([known[:, : cut + 1], 3 * known[:, cut + 1 :] + 1], 1) for known in future]
+        prediction = loaded.run_scan(changed, shown, loaded.initial_state(ROWS), *ahead)[0]
         if not np.array_equal(prediction[:, : cut + 1], reference[:, : cut + 1]):
             same = (prediction[:, : cut + 1] == reference[:, : cut + 1]).reshape(ROWS, cut + 1, -1).all((0, 2))
             return {"passed": False, "first": int((~same).argmax()), "cuts": cuts}
     return {"passed": True, "cuts": cuts}
 
 
-def _latency(loaded: LoadedBundle, x: Array, mask: Array, steps: int, budget_s: float) -> dict[str, Any]:
+def _latency(
+    loaded: LoadedBundle, x: Array, mask: Array, future: tuple[Array, ...], steps: int, budget_s: float
+) -> dict[str, Any]:
     """Microseconds of a step of one series: the graph alone with bound memory, all of `Stream.step`, and `Stream.look`.
 
     Of a model that does not stream: of one whole sequence.
@@ -225,7 +256,8 @@ def _latency(loaded: LoadedBundle, x: Array, mask: Array, steps: int, budget_s: 
     name = next(iter(loaded.fitted), "a")
     stream = loaded.stream([name])
     values = x[0].astype(float).tolist()
-    full = _time(lambda t: stream.step({name: values[t % LENGTH]}), steps, budget_s / 2)
+    ahead: dict[str, Any] = {"future": {name: future[0][0, 0]}} if future else {}
+    full = _time(lambda t: stream.step({name: values[t % LENGTH]}, **ahead), steps, budget_s / 2)
     graph = _time(lambda t: stream.run(), steps, budget_s / 2)
     latency = {"threads": loaded.threads, "step_us": graph, "stream_step_us": full}
     if loaded.has_look:

@@ -46,6 +46,13 @@ Horizon = Annotated[int | None, typer.Option(min=1, help="Steps ahead to forecas
 Season = Annotated[int | None, typer.Option(min=1, help="Steps of a season, 1 for none; the data's own if left out.")]
 Quantiles = Annotated[str, typer.Option(help="Levels of the prediction's quantiles, rising.")]
 Covariates = Annotated[str | None, typer.Option(help="Columns that enter beside the target: a,b,c.")]
+Future = Annotated[
+    str | None,
+    typer.Option(
+        help="Covariates that are known a horizon ahead, such as holidays: d,e. Models that take none so have them as "
+        "--covariates."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Settings = Annotated[
     list[str] | None,
@@ -117,6 +124,7 @@ def print_leaderboard(leaderboard: pd.DataFrame) -> None:
 def _load(
     source: str, *, task: str | None, id: str, time: str, target: str | None, covariates: str | None, wide: bool,
     freq: str | None, channels: Sequence[Channel] | None = None, target_required: bool = True,
+    future: str | None = None,
 ) -> Dataset:  # fmt: skip
     from data.catalog import load
 
@@ -125,7 +133,7 @@ def _load(
         "id": None if id == "unique_id" else id,
         "time": None if time == "ds" else time,
         "target": target,
-        "covariates": _names(covariates) if covariates else None,
+        "covariates": _covariates(covariates, future),
         "channels": channels,
         "target_required": None if target_required else False,
         "wide": wide or None,
@@ -135,6 +143,13 @@ def _load(
     for note in dataset.notes:
         _say(f"note: {note}")
     return dataset
+
+
+def _covariates(covariates: str | None, future: str | None) -> list[str] | None:
+    """All that enter beside the target, those that are known ahead last."""
+    ahead = _names(future) if future else []
+    past = _names(covariates) if covariates else []
+    return [name for name in past if name not in ahead] + ahead if covariates or future else None
 
 
 def _names(text: str) -> list[str]:
@@ -163,7 +178,7 @@ def _check_place(path: Path) -> None:
         raise ResultError(f"{there}: this user cannot write there; give another --out.")
 
 
-def _task_of(dataset: Dataset, horizon: int | None, season: int | None, quantiles: str) -> Task:
+def _task_of(dataset: Dataset, horizon: int | None, season: int | None, quantiles: str, future: str | None) -> Task:
     from forecasting.task import Task, TaskError
 
     try:
@@ -172,7 +187,8 @@ def _task_of(dataset: Dataset, horizon: int | None, season: int | None, quantile
         raise TaskError(
             f"--quantiles takes numbers between 0 and 1, such as 0.1,0.5,0.9; got '{quantiles}'."
         ) from error
-    task = Task.of(dataset, horizon=horizon, season=season, quantiles=levels)
+    ahead = tuple(dict.fromkeys(_names(future))) if future else ()
+    task = Task.of(dataset, horizon=horizon, season=season, quantiles=levels, future=ahead)
     if task.kind == "classify" and len(task.labels) < 2:
         raise TaskError(f"{dataset.name}: classification needs at least two labels, found {', '.join(task.labels)}.")
     return task
@@ -288,6 +304,7 @@ def train(
     ] = None,
     quantiles: Quantiles = DECILES,
     covariates: Covariates = None,
+    future: Future = None,
     seed: Seed = 0,
     settings: Settings = None,
     resume: Annotated[Path | None, typer.Option(metavar="CKPT", help="Go on from a last.ckpt, exactly.")] = None,
@@ -301,9 +318,9 @@ def train(
 ) -> None:
     """Train a model, judge it beside naive and ridge, and write it as a bundle."""
     dataset = _load(
-        data, task=task, id=id, time=time, target=target, covariates=covariates, wide=wide, freq=freq
+        data, task=task, id=id, time=time, target=target, covariates=covariates, wide=wide, freq=freq, future=future
     )  # fmt: skip
-    asked = _task_of(dataset, horizon, season, quantiles)
+    asked = _task_of(dataset, horizon, season, quantiles, future)
     from forecasting.bundle import check_replaceable
     from forecasting.pipeline import train_bundle
     from forecasting.training import on_a_terminal
@@ -358,6 +375,7 @@ def backtest(
     calibrate: Calibrate = True,
     quantiles: Quantiles = DECILES,
     covariates: Covariates = None,
+    future: Future = None,
     seed: Seed = 0,
     settings: Settings = None,
     id: IdColumn = "unique_id",
@@ -379,9 +397,9 @@ def backtest(
     if refit != "never" and not re.fullmatch(r"0*[1-9][0-9]{0,9}", refit):
         raise TaskError(f"--refit takes never or a number of cut-offs, not '{refit}'.")
     dataset = _load(
-        data, task=task, id=id, time=time, target=target, covariates=covariates, wide=wide, freq=freq
+        data, task=task, id=id, time=time, target=target, covariates=covariates, wide=wide, freq=freq, future=future
     )  # fmt: skip
-    asked = _task_of(dataset, horizon, season, quantiles)
+    asked = _task_of(dataset, horizon, season, quantiles, future)
     from forecasting import backtest as engine
     from forecasting.results import write_report
     from forecasting.training import on_a_terminal

@@ -82,7 +82,7 @@ def _data() -> dict[str, Any]:
 
 
 def _broker() -> dict[str, Any]:
-    path = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    path = shutil.which("mosquitto") or shutil.which("/usr/sbin/mosquitto")
     return _row("broker of our own (MQTT)", "yes" if path else "absent", path or "no mosquitto on the PATH")
 
 

@@ -7,7 +7,8 @@ observation becomes a Scan, and what reads the whole sequence follows it as it i
 A model with a memory to look into has a third graph, its step with the look beside the prediction: to compute that
 takes time, which a plain step shall not pay.
 
-Names in the graphs: x, mask, state.<name> in; prediction, next.<name> and look.<name> out.
+Names in the graphs: x, mask, future where covariates are known ahead, state.<name> in; prediction, next.<name> and
+look.<name> out.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from onnx import helper
 from torch import Tensor, nn
 
 from forecasting.bundle import LOOK, SCAN, STATE, STEP, Bundle, BundleError, seal, write_bundle, write_npz
-from forecasting.certificate import certify, explain, relative_difference, sample_input
+from forecasting.certificate import certify, explain, relative_difference, sample_future, sample_input
 from forecasting.conformal import Calibration
 from forecasting.runtime import LoadedBundle
 from forecasting.simplify import simplified
@@ -145,13 +146,14 @@ def scan_graph(step: onnx.ModelProto) -> onnx.ModelProto:
     body = onnx.GraphProto()
     body.CopyFrom(step.graph)
     body.name = "step"
-    values, states = step.graph.input[:2], step.graph.input[2:]
+    states = [value for value in step.graph.input if value.name.startswith("state.")]
+    values = [value for value in step.graph.input if not value.name.startswith("state.")]
     prediction, after = step.graph.output[0], step.graph.output[1:]
     inner = {value.name: f"step/{value.name}" for value in [*values, *states, prediction, *after]}
     _rename(body, inner)  # the names of a body must not shadow those around it
     inputs, outputs = list(body.input), list(body.output)
     del body.input[:], body.output[:]
-    body.input.extend([*inputs[2:], *inputs[:2]])
+    body.input.extend([*inputs[len(values) :], *inputs[: len(values)]])
     body.output.extend([*outputs[1:], outputs[0]])
     node = helper.make_node(
         "Scan",
@@ -159,8 +161,8 @@ def scan_graph(step: onnx.ModelProto) -> onnx.ModelProto:
         [value.name for value in [*after, prediction]],
         name="scan",
         body=body,
-        num_scan_inputs=2,
-        scan_input_axes=[1, 1],
+        num_scan_inputs=len(values),
+        scan_input_axes=[1] * len(values),
         scan_output_axes=[1],
     )
     graph = helper.make_graph([node], "scan", [*map(_over_time, values), *states], [_over_time(prediction), *after])
@@ -168,16 +170,21 @@ def scan_graph(step: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class _Flat(nn.Module):
-    """A function of (x, mask, state) with the tensors of the state, and of a look, as arguments and results."""
+    """A function of (x, mask, state) with the tensors of the state, and of a look, as arguments and results.
 
-    def __init__(self, model: nn.Module, names: list[str], function: Any) -> None:
+    With `known` a third argument is what is known ahead, which the function takes after the state.
+    """
+
+    def __init__(self, model: nn.Module, names: list[str], function: Any, known: bool = False) -> None:
         super().__init__()
+        self.known = int(known)
         self.model = model  # so that its weights become the graph's
         self.names = names
         self.function = function
 
-    def forward(self, x: Tensor, mask: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        prediction, after, *looks = self.function(x, mask, dict(zip(self.names, state, strict=True)))
+    def forward(self, x: Tensor, mask: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        future, state = others[: self.known], others[self.known :]
+        prediction, after, *looks = self.function(x, mask, dict(zip(self.names, state, strict=True)), *future)
         return (
             prediction,
             *(after[name] for name in self.names),
@@ -201,11 +208,14 @@ def _look_names(model: StepModel) -> list[str]:
 def _step_graph(model: StepModel, function: Any = None, looks: Sequence[str] = ()) -> onnx.ModelProto:
     """The graph of `model.step`, or of another function of one observation and the state that may give a look too."""
     state = model.initial_state(EXAMPLE_ROWS)
-    channels = model.signature.channels
-    flat = _Flat(model, list(state), function or model.step)
+    signature = model.signature
+    channels = signature.channels
+    flat = _Flat(model, list(state), function or model.step, bool(signature.future))
     batch = {0: torch.export.Dim.AUTO}
-    arguments = (torch.randn(EXAMPLE_ROWS, channels), torch.ones(EXAMPLE_ROWS, channels), *state.values())
-    shapes: tuple[Any, ...] = (batch, batch, tuple(batch for _ in state)) if state else (batch, batch)
+    ahead = [torch.randn(EXAMPLE_ROWS, signature.horizon, signature.future)] if signature.future else []
+    others = (*ahead, *state.values())
+    arguments = (torch.randn(EXAMPLE_ROWS, channels), torch.ones(EXAMPLE_ROWS, channels), *others)
+    shapes: tuple[Any, ...] = (batch, batch, tuple(batch for _ in others)) if others else (batch, batch)
     parts = _name_parts(model)
     try:
         with _quiet(), torch.no_grad():
@@ -220,7 +230,8 @@ def _step_graph(model: StepModel, function: Any = None, looks: Sequence[str] = (
             f"{type(model).__name__}: its step is no graph ({_first_line(error)}). "
             "A step must be plain tensor operations of fixed shapes but for the first dimension."
         ) from error
-    return _named_graph(_composed(exported, parts), ["x", "mask"], ["prediction"], list(state), {0: "batch"}, looks)
+    inputs = ["x", "mask", *(["future"] if ahead else [])]
+    return _named_graph(_composed(exported, parts), inputs, ["prediction"], list(state), {0: "batch"}, looks)
 
 
 def _name_parts(model: nn.Module) -> dict[str, GraphPart]:
@@ -472,29 +483,51 @@ def _initial_state(model: StepModel) -> dict[str, Any]:
 
 
 def _fitted_state(model: StepModel, fitted: FittedSeries) -> dict[str, Any]:
-    """The states of the fitted series as a stream of them would be saved: with their clock and their last forecast."""
+    """The states of the fitted series as a stream of them would be saved: with their clock and their last forecast.
+
+    Where covariates are known ahead that forecast is for 0 of each, with what one more of each adds to it.
+    """
     state = {name: value.to(model.zeros()) for name, value in fitted.state.items()}
+    told = {}
     with torch.no_grad():
-        predictions = cast(Local, model).predict(state)
+        if model.signature.future:
+            told["predictions"], told["effects"] = _linear_in_future(model, fitted.state)
+        else:
+            told["predictions"] = cast(Local, model).predict(state).numpy()
     last = fitted.last if fitted.last.dtype.kind == "M" else fitted.last.astype(np.float64)
     return {name: value.numpy() for name, value in state.items()} | {
         "series": np.array(fitted.series, dtype=np.str_),
         "last": last,
-        "predictions": predictions.numpy(),
+        **told,
     }
+
+
+def _linear_in_future(model: StepModel, state: State) -> tuple[Array, Array]:
+    """What a local model says where every covariate known ahead is 0 (N, H, Q), and what one more adds (N, F)."""
+    exact = cast(Local, copy.deepcopy(model).double())  # a small effect beside a high level needs the digits
+    own = {name: value.double() for name, value in state.items()}
+    rows, signature = len(next(iter(own.values()))), model.signature
+    nothing = torch.zeros(rows, signature.horizon, signature.future, dtype=torch.float64)
+    base = exact.predict(own, nothing)
+    effects = [(exact.predict(own, nothing + unit) - base)[:, 0, 0] for unit in torch.eye(signature.future)]
+    return base.float().numpy(), torch.stack(effects, 1).float().numpy()
 
 
 def _torch_difference(model: StepModel, loaded: LoadedBundle) -> float:
     """Between the model's own scan and the graph's, at several lengths and numbers of series."""
     x, mask = sample_input(loaded.card, seed=1)
+    future = sample_future(loaded.card, seed=1)
     differences = []
     for rows, length in ((len(x), x.shape[1]), (1, 33), (2, 1)):
         part, shown = x[:rows, :length], mask[:rows, :length]
         state = loaded.initial_state(rows)
         before = {name: torch.from_numpy(value) for name, value in state.items()}
+        ahead = [known[:rows, :length] for known in future]
         with torch.no_grad():
-            expected, _ = model.scan(torch.from_numpy(part), torch.from_numpy(shown), before)
-        found, _ = loaded.run_scan(part, shown, state)
+            expected, _ = model.scan(
+                torch.from_numpy(part), torch.from_numpy(shown), before, *map(torch.from_numpy, ahead)
+            )
+        found, _ = loaded.run_scan(part, shown, state, *ahead)
         differences.append(relative_difference(found, expected.numpy(), loaded.kind))
     if loaded.has_look:
         differences.append(_look_difference(model, loaded, x, mask))

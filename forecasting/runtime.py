@@ -3,8 +3,8 @@
 `Stream` takes one observation at a time and holds the states; `LoadedBundle.forecast` takes a long frame and scans it.
 Only the latter knows pandas, and imports it when called. Torch is never needed.
 
-Shapes: B series, T time, C channels, H horizon, Q quantiles, K classes; a prediction of one series is (H, Q) for a
-forecast, (K,) for a classification and (Q,) for a regression.
+Shapes: B series, T time, C channels, H horizon, F covariates known ahead, Q quantiles, K classes; a prediction of one
+series is (H, Q) for a forecast, (K,) for a classification and (Q,) for a regression.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -105,8 +106,8 @@ class LoadedBundle:
         self._initial = bundle.state
         # Of a local model: series -> row of its state, with what else the bundle keeps of it.
         self.fitted: dict[str, int] = {}
-        self._fitted_last, self._fitted_predictions = (
-            self._initial.pop(name, None) for name in ("last", "predictions")
+        self._fitted_last, self._fitted_predictions, self._effects = (
+            self._initial.pop(name, None) for name in ("last", "predictions", "effects")
         )
         if "series" in self._initial:
             self.fitted = {name: row for row, name in enumerate(self._initial.pop("series").tolist())}
@@ -114,6 +115,8 @@ class LoadedBundle:
         self._asked = check_providers(providers)
         self._session = self.step_session if self.streams else self.scan_session
         self.providers: list[str] = self._session.get_providers()  # what runs, the first that can take a node takes it
+        if "future" in self._names():
+            self.future = tuple(self.task["future"])
         self.state_names = tuple(name.removeprefix("state.") for name in self._names() if name.startswith("state."))
         if set(self.state_names) != set(self._initial):
             raise BundleError(
@@ -130,6 +133,9 @@ class LoadedBundle:
         self.channels: list[dict[str, Any]] = self.task["channels"]
         self.labels: tuple[str, ...] = tuple(self.task["labels"])
         self.quantiles: tuple[float, ...] = tuple(self.task["quantiles"])
+        # The last channels are known ahead, if the model takes that: others have them as any channel.
+        self.future = ()
+        self._ahead: int = len(self.task.get("future", ()))
         self.streams: bool = bundle.card["streams"]
         self.calibration = self._read_calibration()
         self.notes: tuple[str, ...] = ()  # remarks on the last forecast
@@ -203,7 +209,8 @@ class LoadedBundle:
         assert self._fitted_predictions is not None
         rows = [self.fitted[name] for name in names]
         state = {name: self._initial[name][rows] for name in self.state_names}
-        return Stream(self, names, state, self._fitted_last[rows], None, self._fitted_predictions[rows], adapt)
+        told = None if self.future else self._fitted_predictions[rows]  # what is ahead of a fit is not known before
+        return Stream(self, names, state, self._fitted_last[rows], None, told, adapt)
 
     def calibrated(self, predictions: Array) -> Array:
         """What the graphs predict, (..., H, Q), with the quantiles calibrated as the card says; else unchanged."""
@@ -223,13 +230,17 @@ class LoadedBundle:
             )
         return calibration
 
-    def run_step(self, x: ArrayLike, mask: ArrayLike, state: State) -> tuple[Array, State]:
-        """One observation of B series: x, mask (B, C) give predictions (B, ...) and the next state."""
-        return self._run(self.step_session, x, mask, state)
+    def run_step(self, x: ArrayLike, mask: ArrayLike, state: State, *future: ArrayLike) -> tuple[Array, State]:
+        """One observation of B series: x, mask (B, C) give predictions (B, ...) and the next state.
 
-    def run_scan(self, x: ArrayLike, mask: ArrayLike, state: State) -> tuple[Array, State]:
-        """T observations of B series: x, mask (B, T, C) give predictions (B, T, ...) and the next state."""
-        return self._run(self.scan_session, x, mask, state)
+        future: (B, H, F) where the bundle has covariates known ahead, nothing else.
+        """
+        return self._run(self.step_session, x, mask, state, *future)
+
+    def run_scan(self, x: ArrayLike, mask: ArrayLike, state: State, *future: ArrayLike) -> tuple[Array, State]:
+        """T observations of B series: x, mask (B, T, C), future (B, T, H, F) give predictions (B, T, ...) and the next
+        state."""
+        return self._run(self.scan_session, x, mask, state, *future)
 
     def run_look(self, x: ArrayLike, mask: ArrayLike, state: State) -> tuple[Array, State, Inside]:
         """`run_step` with a look inside: for each name of `look_names` (B, heads)."""
@@ -276,7 +287,8 @@ class LoadedBundle:
         """Predict from the end of every series of a long frame.
 
         Args:
-            frame: unique_id, ds and the channels of the card. A series may have gaps.
+            frame: unique_id, ds and the channels of the card. A series may have gaps. Where covariates are known ahead
+                they go on for at least the horizon after a series' last value, in rows without one.
             state: what `save_state` or `Stream.save` wrote: only observations after it are stepped, so the cost is
                 that of the new data. A series unknown to it starts from the initial state. A local model's series
                 start from the states that they were fitted to, and it refuses others.
@@ -291,6 +303,9 @@ class LoadedBundle:
             regress: unique_id, ds, model, mean, q0.1 ... : the same.
         """
         panel = self._panel(frame)
+        ahead: dict[str, Array] = {}
+        if self._ahead:
+            panel, ahead = self._split_future(panel, adapt is not None)
         ids = [series.unique_id for series in panel]
         if not self.streams:
             if state is not None or save_state is not None or adapt is not None:
@@ -303,7 +318,9 @@ class LoadedBundle:
             stream = self._restore(state, None, adapt)
             known = set(stream.series)
             stream = stream.extended([name for name in ids if name not in known])
-        stream.catch_up(panel)
+        stream.catch_up(panel, ahead)
+        if self.future:
+            self._look_ahead(stream, ids, ahead)
         if save_state is not None:
             stream.save(save_state)
         times = [np.asarray(stream.time_of(series.unique_id)).astype(series.ds.dtype)[()] for series in panel]
@@ -346,15 +363,19 @@ class LoadedBundle:
         return [node.name for node in self._session.get_inputs()]
 
     def _run(
-        self, session: onnxruntime.InferenceSession, x: ArrayLike, mask: ArrayLike, state: State
+        self, session: onnxruntime.InferenceSession, x: ArrayLike, mask: ArrayLike, state: State, *future: ArrayLike
     ) -> tuple[Array, State]:
-        feeds, wanted = self._feeds(x, mask, state)
+        feeds, wanted = self._feeds(x, mask, state, *future)
         prediction, *after = session.run(wanted, feeds)
         return prediction, dict(zip(self.state_names, after, strict=True))
 
-    def _feeds(self, x: ArrayLike, mask: ArrayLike, state: State) -> tuple[dict[str, Array], list[str]]:
+    def _feeds(
+        self, x: ArrayLike, mask: ArrayLike, state: State, *future: ArrayLike
+    ) -> tuple[dict[str, Array], list[str]]:
         """What enters a graph, and the names of the prediction and the next state."""
         feeds = {"x": np.asarray(x, np.float32), "mask": np.asarray(mask, np.float32)}
+        if future:
+            feeds["future"] = np.asarray(future[0], np.float32)
         feeds |= {f"state.{name}": state[name] for name in self.state_names}
         return feeds, ["prediction", *(f"next.{name}" for name in self.state_names)]
 
@@ -429,6 +450,62 @@ class LoadedBundle:
         )
         return to_panel(dataset, labels=self.labels)
 
+    def _split_future(self, panel: list[Series], every: bool) -> tuple[list[Series], dict[str, Array]]:
+        """Each series up to its last observation of what is not known ahead; and, where the graphs take them, the
+        covariates (T + H, F), float32, that are.
+
+        every: whether forecasts of the past are told too, which then need what was ahead of them.
+
+        Raises:
+            BundleError: a series with a covariate missing ahead of its end.
+        """
+        count, horizon = self._ahead, int(self.task["horizon"])
+        split, ahead, lacking = [], {}, []
+        for series in panel:
+            seen = np.flatnonzero(np.isfinite(series.values[:, :-count]).any(1))
+            end = int(seen[-1]) + 1
+            split.append(replace(series, ds=series.ds[:end], values=series.values[:end]))
+            if not self.future:
+                continue
+            covariates = _as_float32(series.values[: end + horizon, -count:])
+            covariates = np.pad(covariates, [(0, end + horizon - len(covariates)), (0, 0)], constant_values=np.nan)
+            gaps = ~np.isfinite(covariates[1 if every else end :])
+            if gaps.any():
+                lacking.append((series, end, gaps))
+            ahead[series.unique_id] = covariates
+        if lacking:
+            raise BundleError(self._lacking(*lacking[0], [series.unique_id for series, _, _ in lacking]))
+        return split, ahead
+
+    def _lacking(self, series: Series, end: int, gaps: Array, everyone: list[str]) -> str:
+        """Which covariate is missing when, of the first series that lacks one."""
+        from data.frame import show_time
+        from data.panel import future_ds
+
+        horizon = int(self.task["horizon"])
+        times = [*series.ds[:end], *future_ds(series.ds[end - 1], self.task["freq"], horizon)][-len(gaps) :]
+        said = []
+        for name, missing in zip(self.future, gaps.T, strict=True):
+            dates = [show_time(times[at]) for at in np.flatnonzero(missing)]
+            if dates:
+                said.append(f"{name} at {_shorten(dates)}")
+        more = f" (and {len(everyone) - 1} more series)" if len(everyone) > 1 else ""
+        return (
+            f"{series.unique_id}: to forecast {horizon} steps after {show_time(series.ds[end - 1])} needs "
+            f"{' and '.join(said)}{more}. Give rows with what is known ahead, and no value, for the whole horizon."
+        )
+
+    def _look_ahead(self, stream: Stream, ids: list[str], ahead: Mapping[str, Array]) -> None:
+        """Tell what series say that have taken no step since their fit: linear in what is ahead of them."""
+        fresh = [name for name in ids if np.isnan(stream.raw[stream.row[name]]).any()]
+        if not fresh:
+            return
+        assert self._effects is not None
+        assert self._fitted_predictions is not None
+        rows, own = [stream.row[name] for name in fresh], [self.fitted[name] for name in fresh]
+        future = np.stack([ahead[name][-int(self.task["horizon"]) :] for name in fresh])  # (n, H, F)
+        stream.tell(rows, self._fitted_predictions[own] + (future * self._effects[own][:, None]).sum(-1)[..., None])
+
     def _complete(self, sequences: list[Array]) -> Array:
         """The prediction at the end of complete sequences, those of equal length together."""
         lengths = np.array([len(values) for values in sequences])
@@ -441,8 +518,12 @@ class LoadedBundle:
                 predictions[part] = self.run_scan(x, mask, self.initial_state(len(part)))[0][:, -1]
         return predictions
 
-    def _scan_ragged(self, sequences: list[Array], state: State) -> tuple[Array, State]:
+    def _scan_ragged(
+        self, sequences: list[Array], state: State, ahead: list[Array] | None = None
+    ) -> tuple[Array, State]:
         """The prediction after the last step of sequences (T_b, C) of any lengths >= 1, and the states then.
+
+        `ahead` are the covariates (T_b, H, F) that are known ahead of each step, where the bundle takes them.
 
         Runs end where a sequence ends, and the rest goes on without it: padding would change the states.
         """
@@ -453,16 +534,23 @@ class LoadedBundle:
         for block in np.split(longest_first, range(SCAN_ROWS, len(sequences), SCAN_ROWS)):
             t = 0
             while len(block):
-                most = max(1, SCAN_NUMBERS // (len(block) * math.prod(self.prediction_shape)))
+                most = max(1, SCAN_NUMBERS // (len(block) * self._numbers_a_step))
                 end = min(int(lengths[block[-1]]), t + min(SCAN_STEPS, most))
                 x, mask = _as_input(np.stack([sequences[row][t:end] for row in block]))
-                prediction, carried = self.run_scan(x, mask, {name: value[block] for name, value in after.items()})
+                known = [] if ahead is None else [np.stack([ahead[row][t:end] for row in block])]
+                carried = {name: value[block] for name, value in after.items()}
+                prediction, carried = self.run_scan(x, mask, carried, *known)
                 for name, value in carried.items():
                     after[name][block] = value
                 ended = lengths[block] == end
                 predictions[block[ended]] = prediction[ended, -1]
                 block, t = block[~ended], end
         return predictions, after
+
+    @property
+    def _numbers_a_step(self) -> int:
+        """The larger of what enters and leaves a graph beside the observation and the state."""
+        return max(math.prod(self.prediction_shape), self.prediction_shape[0] * len(self.future))
 
     def _tabulate(
         self, ids: list[str], times: list[Any], predictions: Array, raw: Array, points: Array | None = None
@@ -532,6 +620,7 @@ class Stream:
         self._x = np.zeros((batch, len(bundle.channels)), np.float32)
         self._mask = np.zeros_like(self._x)
         self._seen = np.zeros(self._x.shape, np.bool_)
+        self._future = np.zeros((batch, bundle.prediction_shape[0], len(bundle.future)), np.float32)
         state = bundle.initial_state(batch) if state is None else state
         # Two copies of the state: each step reads one and writes the other.
         self._states = tuple(
@@ -551,18 +640,22 @@ class Stream:
         """A copy of the current states, (B, ...) each."""
         return {name: value.copy() for name, value in self._states[self._now].items()}
 
-    def step(self, values: Mapping[str, Any] | ArrayLike, at: Time | None = None) -> Any:
+    def step(self, values: Mapping[str, Any] | ArrayLike, at: Time | None = None, future: Any = None) -> Any:
         """Take one observation of every named series.
 
         Args:
             values: for each series a number a channel, in the card's units and order (one channel: the number alone
                 will do); NaN or None where missing. Or an array (B, C) for all series in order.
             at: the time of the observation. Periods skipped since the last one are stepped as missing.
+            future: where the bundle has covariates known ahead, what they will be at the H steps after the observation:
+                for each named series (H, F), or (H,) of one covariate; or an array (B, H, F) for all series in order.
 
         Returns:
             For each named series its prediction: quantiles (H, Q), probabilities (K,) or quantiles (Q,). For an array,
             (B, ...).
         """
+        if future is not None or self.bundle.future:
+            self._enter_future(list(values) if isinstance(values, Mapping) else self.series, future)
         if not isinstance(values, Mapping):
             self._enter_all(values)
             self._step_all(at)
@@ -664,9 +757,19 @@ class Stream:
 
         return future_ds(last, self._freq, since)[-1]
 
-    def catch_up(self, panel: Sequence[Series]) -> None:
-        """Step each series over what lies after its last step, gaps included; older observations are ignored."""
+    def tell(self, rows: list[int], raw: Array) -> None:
+        """Set what the model says of some series without a step."""
+        self.raw[rows] = raw
+        if self._online is not None:
+            self._online.issue(np.array(rows), self.bundle.calibrated(raw))
+
+    def catch_up(self, panel: Sequence[Series], covariates: Mapping[str, Array]) -> None:
+        """Step each series over what lies after its last step, gaps included; older observations are ignored.
+
+        covariates: of a bundle that has some known ahead, theirs for each series, (T + H, F).
+        """
         rows, sequences = [], []
+        windows: list[Array] | None = [] if covariates else None
         for series in panel:
             row = self.row[series.unique_id]
             first, missing = 0, 0
@@ -685,10 +788,15 @@ class Stream:
             gap = np.full((missing, self._x.shape[1]), np.nan)
             rows.append(row)
             sequences.append(np.concatenate([gap, series.values[first:]]))
+            if windows is not None:
+                horizon, known = self.bundle.prediction_shape[0], covariates[series.unique_id][first + 1 :]
+                window = np.lib.stride_tricks.sliding_window_view(known, horizon, 0).swapaxes(1, 2)
+                before = np.full((missing, *window.shape[1:]), np.nan, np.float32)
+                windows.append(np.concatenate([before, window]))
             self._last[row] = series.ds[-1]
             self._since[row] = 0
         if rows:
-            self._scan_rows(np.array(rows), sequences)
+            self._scan_rows(np.array(rows), sequences, windows)
 
     def _step_all(self, at: Time | None) -> None:
         if at is None:
@@ -706,7 +814,8 @@ class Stream:
         if self._bindings is not None:
             self._run_bound(self._bindings[self._now])
         else:
-            prediction, after = self.bundle.run_step(self._x, self._mask, self._states[self._now])
+            known = [self._future] if self.bundle.future else []
+            prediction, after = self.bundle.run_step(self._x, self._mask, self._states[self._now], *known)
             self.raw[:] = prediction
             for name, value in after.items():
                 self._states[1 - self._now][name][:] = value
@@ -716,7 +825,8 @@ class Stream:
         rows = self._enter_some(values)
         if not len(rows):
             return {}
-        prediction, after = self.bundle.run_step(*self._begin(rows, at))
+        known = [self._future[rows]] if self.bundle.future else []
+        prediction, after = self.bundle.run_step(*self._begin(rows, at), *known)
         told = self._end(rows, prediction, after, self._x[rows, 0])
         return dict(zip(values, told, strict=True))
 
@@ -775,19 +885,24 @@ class Stream:
         self._online.judge(rows, observed)
         return self._online.issue(rows, self.bundle.calibrated(self.raw[rows]))
 
-    def _scan_rows(self, rows: Array, sequences: list[Array]) -> None:
+    def _scan_rows(self, rows: Array, sequences: list[Array], windows: list[Array] | None = None) -> None:
+        """Step some series over (T_b, C) each; `windows` are the covariates (T_b, H, F) known ahead of each step."""
+        if windows is None and self.bundle.future:  # gaps, whose forecasts nobody is told
+            shape = self._future.shape[1:]
+            windows = [np.full((len(values), *shape), np.nan, np.float32) for values in sequences]
         state = self._states[self._now]
         if self._online is not None:  # every step's forecast is told, and judged when its outcome comes
             lengths = np.array([len(values) for values in sequences])
             for t in range(int(lengths.max(initial=0))):
                 going = np.flatnonzero(lengths > t)
                 values, at = np.stack([sequences[row][t] for row in going]), rows[going]
-                prediction, after = self.bundle.run_step(
-                    *_as_input(values), {name: value[at] for name, value in state.items()}
-                )
+                known = [] if windows is None else [np.stack([windows[row][t] for row in going])]
+                before = {name: value[at] for name, value in state.items()}
+                prediction, after = self.bundle.run_step(*_as_input(values), before, *known)
                 self._end(at, prediction, after, values[:, 0])
             return
-        predictions, after = self.bundle._scan_ragged(sequences, {name: value[rows] for name, value in state.items()})
+        before = {name: value[rows] for name, value in state.items()}
+        predictions, after = self.bundle._scan_ragged(sequences, before, windows)
         self._end(rows, predictions, after, np.array([values[-1, 0] for values in sequences]))
 
     def _bind(self) -> list[Any]:
@@ -795,7 +910,8 @@ class Stream:
         bindings = []
         for now in range(2):
             binding = self.bundle.step_session.io_binding()
-            inputs = {"x": self._x, "mask": self._mask}
+            inputs: dict[str, Array] = {"x": self._x, "mask": self._mask}
+            inputs |= {"future": self._future} if self.bundle.future else {}
             inputs |= {f"state.{name}": value for name, value in self._states[now].items()}
             outputs = {"prediction": self.raw}
             outputs |= {f"next.{name}": value for name, value in self._states[1 - now].items()}
@@ -821,6 +937,31 @@ class Stream:
         if numbers.dtype != np.float32:
             numbers = _as_float32(numbers)
         self._x[row] = numbers
+
+    def _enter_future(self, names: list[str], future: Any) -> None:
+        """Write what is known ahead of the named series; nothing is stepped if it is refused."""
+        covariates, (horizon, count) = self.bundle.future, self._future.shape[1:]
+        if not count:
+            raise BundleError(
+                f"{self.bundle.path}: {self.bundle.name} takes no covariates known ahead; leave out future."
+            )
+        if future is None:
+            raise BundleError(
+                f"{self.bundle.path}: give `future`, what {', '.join(covariates)} will be at the {horizon} steps ahead."
+            )
+        given = future if isinstance(future, Mapping) else dict(zip(self.series, np.asarray(future), strict=False))
+        for name in names:
+            if name not in self.row:
+                raise self._unknown(dict.fromkeys(names))
+            numbers = np.asarray(given[name] if name in given else np.empty(0), np.float32)
+            numbers = numbers[:, None] if count == 1 and numbers.ndim == 1 else numbers
+            if numbers.shape != (horizon, count) or not np.isfinite(numbers).all():
+                found = "nothing" if name not in given else f"shape {numbers.shape}"
+                raise BundleError(
+                    f"{name}: future is ({horizon}, {count}) known numbers, for {', '.join(covariates)}; got {found}"
+                    f"{' with missing ones' if numbers.shape == (horizon, count) else ''}."
+                )
+            self._future[self.row[name]] = numbers
 
     def _enter_all(self, values: ArrayLike) -> None:
         numbers = np.asarray(values)

@@ -63,6 +63,12 @@ def advance(model: StepModel, state: State, values: Sequence[np.ndarray]) -> tup
             x = torch.from_numpy(np.stack([values[row] for row in members]).astype(np.float32))
             known = x.isfinite().to(x.dtype)
             part = take(state, torch.tensor(members))
+            if model.signature.future:  # a forecast waits for what is known ahead
+                part = cast(Local, model).passed(x, part)
+                order += members
+                states.append(part)
+                predictions.append(unknown(model, len(members)))
+                continue
             piece = max(1, VALUES_AT_ONCE // (size * len(members))) if model.streams else length
             for begin in range(0, length, piece):
                 steps = slice(begin, begin + piece)
@@ -72,6 +78,11 @@ def advance(model: StepModel, state: State, values: Sequence[np.ndarray]) -> tup
             states.append(part)
     back = torch.argsort(torch.tensor(order))
     return torch.cat(predictions)[back], take(concat(states), back)
+
+
+def unknown(model: StepModel, rows: int) -> Tensor:
+    """In the place of predictions of a model that has not been told what is known ahead."""
+    return torch.full((rows, *model.signature.prediction_shape), torch.nan)
 
 
 @dataclass(eq=False)
@@ -93,6 +104,8 @@ class Streams:
         state = trained.states.fits.state_of(names)
         rows = {name: row for row, name in enumerate(names)}
         ends = np.array([series.ds[-1] for series in panel])
+        if trained.model.signature.future:
+            return cls(trained.model, rows, state, unknown(trained.model, len(names)), ends)
         with torch.no_grad():
             return cls(trained.model, rows, state, cast(Local, trained.model).predict(state), ends)
 
@@ -107,6 +120,12 @@ class Streams:
         prediction, state = advance(model, model.initial_state(len(panel)), [series.values for series in panel])
         rows = {series.unique_id: row for row, series in enumerate(panel)}
         return cls(model, rows, state, prediction, np.array([series.ds[-1] for series in panel]))
+
+    @torch.no_grad()
+    def look_ahead(self, rows: np.ndarray, future: np.ndarray) -> Tensor:
+        """What some series say, (n, H, Q), where future (n, H, F) is known ahead of their last observation."""
+        state = take(self.state, torch.from_numpy(rows))
+        return cast(Local, self.model).predict(state, torch.from_numpy(future.astype(np.float32)))
 
     def update(self, panel: Sequence[Series]) -> None:
         """Step over what is new; each series of `panel` begins after its last step here, or is new altogether."""
@@ -221,7 +240,8 @@ class MnemoForecaster(BaseForecaster):
     step is skipped, for a state cannot unsee; a series that `fit` never saw is read from its beginning.
 
     A relative `fh` counts from each series' own end, as if sktime had fitted them one by one. X holds past covariates:
-    it enters with y in `fit` and `update`, as wide as it was in `fit`, and the X of `predict` is not read. A model
+    it enters with y in `fit` and `update`, as wide as it was in `fit`, and the X of `predict` is not read, but by the
+    models that take what is known ahead (`sarimax`, `components`), which need it for every step asked for. A model
     without covariates says so by the tag "capability:exogenous", and X is then left out.
 
     Parameters
@@ -318,7 +338,8 @@ class MnemoForecaster(BaseForecaster):
         elif horizon is None:
             ends = np.array([series.ds[-1] for series in panel])
             horizon = int(self._ahead(fh, ends)[0].max())
-        task = Task.of(dataset, horizon=horizon, quantiles=tuple(self.quantiles))
+        ahead = tuple(c.name for c in channels[1:]) if "future" in entry(self.model).covariates else ()
+        task = Task.of(dataset, horizon=horizon, quantiles=tuple(self.quantiles), future=ahead)
         parts = parts_to_learn_from(dataset, panel, task, self.model)
         for note in parts.notes:
             warnings.warn(note, stacklevel=2)
@@ -359,7 +380,7 @@ class MnemoForecaster(BaseForecaster):
         return self
 
     def _predict(self, fh: ForecastingHorizon, X: pd.DataFrame | None) -> pd.DataFrame:
-        quantiles, index = self._forecast(fh)
+        quantiles, index = self._forecast(fh, X)
         mean = mean_of_quantiles(quantiles, np.array(self.quantiles))
         return pd.DataFrame(mean[:, None], index=index, columns=self._get_columns(method="predict"))
 
@@ -371,13 +392,13 @@ class MnemoForecaster(BaseForecaster):
                 f"{self._source}: fitted for quantiles from {levels[0]:g} to {levels[-1]:g}, asked for "
                 f"{', '.join(f'{level:g}' for level in outside)}. Give wider quantiles to the forecaster."
             )
-        quantiles, index = self._forecast(fh)
+        quantiles, index = self._forecast(fh, X)
         # Between two levels the quantile function is taken as linear: one row of weights for each level asked for.
         weights = np.stack([np.interp(alpha, levels, unit) for unit in np.eye(len(levels))])  # (Q, alphas)
         columns = self._get_columns(method="predict_quantiles", alpha=alpha)
         return pd.DataFrame(quantiles @ weights, index=index, columns=columns)
 
-    def _forecast(self, fh: ForecastingHorizon) -> tuple[np.ndarray, pd.Index]:
+    def _forecast(self, fh: ForecastingHorizon, X: pd.DataFrame | None) -> tuple[np.ndarray, pd.Index]:
         """Quantiles (N * F, Q) and their index, series after series as `fit` saw them."""
         streams = self.streams_
         horizon = streams.model.signature.horizon
@@ -391,13 +412,46 @@ class MnemoForecaster(BaseForecaster):
                 f"{names[worst]}; the model was fitted for a horizon of {horizon}. Fit it with this fh, or with "
                 f"horizon={max(horizon, steps.max())} or more."
             )
-        values = streams.prediction.numpy().astype(np.float64)[rows[:, None], steps - 1]
+        if streams.model.signature.future:
+            said = streams.look_ahead(rows, self._known_ahead(X, names, streams.ends[rows], int(steps.max())))
+        else:
+            said = streams.prediction[torch.from_numpy(rows)]
+        values = said.numpy().astype(np.float64)[np.arange(len(rows))[:, None], steps - 1]
         index = self._clock.index(times.ravel())
         if self._instances is not None:
             which = np.repeat(np.arange(len(rows)), steps.shape[1])
             levels = [self._instances.get_level_values(level)[which] for level in range(self._instances.nlevels)]
             index = pd.MultiIndex.from_arrays([*levels, index], names=[*self._instances.names, index.name])
         return values.reshape(-1, values.shape[-1]), index
+
+    def _known_ahead(self, X: pd.DataFrame | None, names: list[str], ends: np.ndarray, steps: int) -> np.ndarray:
+        """(N, H, F) the X of `predict` at so many steps after each series' end, and 0 beyond, which nobody asks for.
+
+        Raises:
+            TaskError: X is not there, or lacks a column or a time.
+        """
+        columns = [f"X[{name}]" for name in self._covariates]
+        if X is None or not set(self._covariates) <= set(X.columns):
+            wanted, found = (", ".join(map(str, those)) for those in (self._covariates, [] if X is None else X.columns))
+            raise TaskError(
+                f"{self._source}: predict needs X, known ahead, with the columns {wanted}; found {found or 'none'}."
+            )
+        table = self._frame(pd.DataFrame({TARGET: np.nan}, index=X.index), X[self._covariates])
+        known = table.set_index([ID, TIME])[columns]
+        result = np.zeros((len(names), self.streams_.model.signature.horizon, len(columns)))
+        for row, (name, end) in enumerate(zip(names, ends, strict=True)):
+            times = future_ds(end, cast(Freq, self._form.freq), steps)
+            values = known.reindex(pd.MultiIndex.from_product([[name], times])).to_numpy()
+            missing = ~np.isfinite(values)
+            if missing.any():
+                lacking = self._covariates[int(missing.any(0).argmax())]
+                dates = ", ".join(map(str, self._clock.index(times[missing.any(1)][:5])))
+                raise TaskError(
+                    f"{self._source}: X of predict lacks {lacking} of {name} at {dates}; it needs every column at "
+                    f"each of the {steps} steps after the series' end."
+                )
+            result[row, :steps] = values
+        return result
 
     def _ahead(self, fh: ForecastingHorizon, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The steps after each series' end that are asked for, and their times; (N, F) each.

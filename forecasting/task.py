@@ -32,6 +32,7 @@ class Task:
     season: int = 1  # steps
     quantiles: tuple[float, ...] = DECILES
     labels: tuple[str, ...] = ()
+    future: tuple[str, ...] = ()  # the last so many channels, whose values are known a horizon ahead
 
     @property
     def signature(self) -> Signature:
@@ -44,6 +45,7 @@ class Task:
             season=self.season,
             quantiles=self.quantiles,
             classes=len(self.labels),
+            future=len(self.future),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -56,6 +58,7 @@ class Task:
             "season": self.season,
             "quantiles": list(self.quantiles),
             "labels": list(self.labels),
+            "future": list(self.future),
         }
 
     @classmethod
@@ -69,6 +72,7 @@ class Task:
             season=fields["season"],
             quantiles=tuple(fields["quantiles"]),
             labels=tuple(fields["labels"]),
+            future=tuple(fields.get("future", ())),  # before there were any, cards did not say so
         )
 
     @classmethod
@@ -79,8 +83,12 @@ class Task:
         horizon: int | None = None,
         season: int | None = None,
         quantiles: tuple[float, ...] = DECILES,
+        future: tuple[str, ...] = (),
     ) -> Task:
-        """The data set's own task, with its defaults where nothing is asked."""
+        """The data set's own task, with its defaults where nothing is asked.
+
+        future: the covariates that are known ahead, which must be the data set's last channels, in this order.
+        """
         from data.panel import labels_of
 
         if horizon is not None and horizon < 1:
@@ -89,6 +97,12 @@ class Task:
             raise TaskError(f"the season is at least 1 step (1 means none), got {season}.")
         if any(not 0 < q < 1 for q in quantiles) or list(quantiles) != sorted(set(quantiles)) or not quantiles:
             raise TaskError(f"quantiles are rising numbers between 0 and 1, got {', '.join(map(str, quantiles))}.")
+        names = tuple(channel.name for channel in dataset.channels)
+        if future and (dataset.task != "forecast" or names[1:][-len(future) :] != tuple(future)):
+            raise TaskError(
+                f"{dataset.name}: what is known ahead are the last covariates of a forecast, in order; got "
+                f"{', '.join(future)} of the channels {', '.join(names)} to {dataset.task}."
+            )
         if dataset.freq is None and dataset.task == "forecast":
             raise TaskError(f"{dataset.name}: the step of its times is not known; give --freq.")
         return cls(
@@ -100,4 +114,5 @@ class Task:
             season=season or dataset.season,
             quantiles=quantiles,
             labels=labels_of(dataset) if dataset.task == "classify" else (),
+            future=tuple(future),
         )

@@ -329,6 +329,11 @@ def _fitted_to_none(name: str, reasons: Mapping[str, str]) -> TaskError:
     return TaskError(f"{name} could be fitted to none of {len(reasons)} series: {shown}.")
 
 
+def with_covariates(values: np.ndarray, covariates: int) -> np.ndarray:
+    """What a local model is fitted to: of (T, C) the target (T,), or it and the last so many channels (T, 1 + F)."""
+    return np.concatenate([values[:, :1], values[:, -covariates:]], 1) if covariates else values[:, 0]
+
+
 def fit_local(name: str, task: Task, parts: Parts, settings: Mapping[str, Any], processes: int = 0) -> Trained:
     """Fit a local model to every series before what is judged.
 
@@ -341,7 +346,8 @@ def fit_local(name: str, task: Task, parts: Parts, settings: Mapping[str, Any], 
     model = build(name, task.signature, **settings).eval()
     local = cast(Local, model)
     spans = {span.series.unique_id: span for span in parts.before_judgement().train}
-    past = {series: span.series.values[: span.end, 0] for series, span in spans.items()}
+    covariates = model.signature.future
+    past = {series: with_covariates(span.series.values[: span.end], covariates) for series, span in spans.items()}
     fits = local.fit_series(past, processes or None)
     if not fits.series:
         raise _fitted_to_none(name, fits.failures)

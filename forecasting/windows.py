@@ -81,12 +81,22 @@ def split(
     Raises:
         TaskError: a part would be empty, or no series is longer than the horizon allows.
     """
+    if task.future:
+        panel = [without_what_is_ahead(series, len(task.future)) for series in panel]
     splits = dataset.splits
     if splits.entity is not None and test_size is None and cutoff is None:
         return _by_entity(dataset, panel, splits.entity, validation_share)
     if task.kind != "forecast" and test_size is None and cutoff is None and splits.train_until is None:
         return _by_entity(dataset, panel, _random_entities(panel), validation_share)
     return _by_time(dataset, panel, task, test_size, cutoff, hold_out, validation_share)
+
+
+def without_what_is_ahead(series: Series, covariates: int) -> Series:
+    """The series up to its last observation of something that is not known ahead: what follows is to be forecast."""
+    seen = np.flatnonzero(np.isfinite(series.values[:, :-covariates]).any(1))
+    end = int(seen[-1]) + 1 if len(seen) else len(series.ds)
+    target = None if series.target is None else series.target[:end]
+    return replace(series, ds=series.ds[:end], values=series.values[:end], target=target)
 
 
 def _by_entity(dataset: SeriesDataset, panel: Sequence[Series], entity: Any, validation_share: float) -> Parts:

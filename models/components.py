@@ -128,6 +128,8 @@ class Components(Kalman):
 
     def fit_series(self, series: Mapping[str, Values], processes: int | None = None) -> Fits:
         """Fit by UnobservedComponents; gaps are skipped by the fit and by the filter."""
+        import statsmodels.tsa.statespace.structural  # noqa: F401  before `fit_each` hushes the warnings it switches on
+
         fit = partial(fit_components, season=self.signature.season, config=self.config)
         fits, failures = fit_each(fit, series, processes)
         notes = {name: found["note"] for name, found in fits.items() if found["note"]}

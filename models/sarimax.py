@@ -68,6 +68,8 @@ class Sarimax(SeasonalArima):
         self.config = config
 
     def fitting(self) -> Callable[[Values], Fit]:
+        import statsmodels.tsa.statespace.sarimax  # noqa: F401  before `fit_each` hushes the warnings it switches on
+
         return partial(fit_sarimax, season=self.signature.season, config=self.config)
 
 
