@@ -415,22 +415,37 @@ def _check(
     return trained_pass(trained, parts.validation, positions)
 
 
+def validated(trained: Trained, task: Task, parts: Parts) -> list[Rows]:
+    """Forecasts of the validation part, as they are calibrated on, by a model that has not learned from it."""
+    return trained_pass(trained, parts.validation, _check_positions(parts, task))
+
+
+def calibration_of(task: Task, everyone: Sequence[Rows]) -> Calibration:
+    """
+    Raises:
+        TaskError: there are too few outcomes for the outermost quantiles.
+    """
+    known, needed = [row for row in everyone if len(row.positions)], scores_needed(task.quantiles)
+    actual = np.concatenate([np.empty((0, task.horizon)), *(_actual(row, task.horizon) for row in known)])
+    scores = int(np.isfinite(actual).sum())
+    if scores < needed:
+        raise TaskError(
+            f"the validation part gives {scores} outcomes, and quantiles at {task.quantiles[0]:g} and "
+            f"{task.quantiles[-1]:g} need {needed}."
+        )
+    return calibrate(actual, np.concatenate([row.values for row in known]), task.quantiles)
+
+
 def _calibrations(task: Task, checks: Mapping[str, list[Rows]]) -> tuple[dict[str, Calibration], list[str]]:
     """Per model its calibration, and who has none for what reason."""
-    found, notes, needed = {}, [], scores_needed(task.quantiles)
+    found, notes = {}, []
     for name, everyone in checks.items():
-        known = [row for row in everyone if len(row.positions)]
-        if not all(row.has_quantiles for row in known):
+        if not all(row.has_quantiles for row in everyone if len(row.positions)):
             continue  # what forecasts points only says so in a note of its own
-        actual = np.concatenate([np.empty((0, task.horizon)), *(_actual(row, task.horizon) for row in known)])
-        scores = int(np.isfinite(actual).sum())
-        if scores < needed:
-            notes.append(
-                f"{name}: is not calibrated: the validation part gives {scores} outcomes, and quantiles at "
-                f"{task.quantiles[0]:g} and {task.quantiles[-1]:g} need {needed}."
-            )
-            continue
-        found[name] = calibrate(actual, np.concatenate([row.values for row in known]), task.quantiles)
+        try:
+            found[name] = calibration_of(task, everyone)
+        except TaskError as error:
+            notes.append(f"{name}: is not calibrated: {error}")
     return found, notes
 
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from data.panel import Series
-from forecasting.backtest import one_pass
+from forecasting.backtest import trained_pass
 from forecasting.bundle import RECORDINGS, REFIT, Bundle, BundleError, read_npz, seal, write_bundle, write_npz
 from forecasting.conformal import Calibration
 from forecasting.export import limits_of, use_of
@@ -186,7 +186,7 @@ class RefitBundle(LoadedBundle):
     def _naive(self, spans: list[Span], ends: list[np.ndarray]) -> list[Rows]:
         """The seasonal naive forecasts, with the quantiles of what that was wrong by in the frame itself."""
         trained = fit_model(SUBSTITUTE, Task.from_json(self.task), Parts(spans, [], []))
-        return one_pass(trained.model, spans, ends)
+        return trained_pass(trained, spans, ends)
 
     def _remember(self, rows: Sequence[Rows], notes: Sequence[str]) -> None:
         wrote, here = self.card["config"].get("sktime"), self._model.config["sktime"]

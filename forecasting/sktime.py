@@ -25,12 +25,15 @@ from torch import Tensor
 from data.frame import ID, TIME, Channel, Dataset, Freq, Splits, check_frame, infer_freq
 from data.panel import Series, future_ds, periods_between, to_panel
 from data.readers import default_season
+from forecasting.backtest import calibration_of, validated
+from forecasting.conformal import Calibration
 from forecasting.metrics import mean_of_quantiles
+from forecasting.predictions import Substitute
 from forecasting.task import Task, TaskError
-from forecasting.training import Trained, fit_model
+from forecasting.training import Trained, fit_model, parse_settings
 from forecasting.windows import Parts, Span, split
-from models.catalog import entry, field_defaults
-from models.contract import Local, State, StepModel, concat, take
+from models.catalog import build, entry, field_defaults
+from models.contract import Local, ModelError, State, StepModel, concat, take
 
 # Beside the deciles the edges of the intervals that are asked for most: 80, 90, 95 and 98 %.
 LEVELS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99)
@@ -260,6 +263,15 @@ class MnemoForecaster(BaseForecaster):
         Fields of the model and of its training, as `mnemo models` lists them: {"hidden": 32, "max_epochs": 10}.
     random_state : int
         Seed of everything random.
+    substitute : str, optional
+        The model that forecasts where `model` cannot be fitted to these data: too few of them for what it is, values
+        that are not positive. A warning says so, and `substitutes_` keeps what stands in for which series and why.
+        None raises what the model says.
+    calibrate : bool
+        Whether quantiles are calibrated, as `mnemo backtest` and `mnemo train` do it: by their errors on the last part
+        of each series, of a model that was fitted to what comes before. Without it the quantiles are the model's own,
+        which are often too narrow; with it a model that does not learn by gradient descent is fitted twice. Where that
+        part is too short to calibrate on, a warning says so. `predict` stays the mean of the model's own quantiles.
 
     Raises
     ------
@@ -304,6 +316,8 @@ class MnemoForecaster(BaseForecaster):
         quantiles: tuple[float, ...] = LEVELS,
         settings: Mapping[str, Any] | None = None,
         random_state: int = 0,
+        substitute: str | None = "naive",
+        calibrate: bool = False,
     ) -> None:
         self.model = model
         self.horizon = horizon
@@ -311,6 +325,8 @@ class MnemoForecaster(BaseForecaster):
         self.quantiles = quantiles
         self.settings = settings
         self.random_state = random_state
+        self.substitute = substitute
+        self.calibrate = calibrate
         super().__init__()
 
     def __post_init__(self) -> None:
@@ -338,6 +354,7 @@ class MnemoForecaster(BaseForecaster):
         elif horizon is None:
             ends = np.array([series.ds[-1] for series in panel])
             horizon = int(self._ahead(fh, ends)[0].max())
+<<<<<<< HEAD
         ahead = tuple(c.name for c in channels[1:]) if "future" in entry(self.model).covariates else ()
         task = Task.of(dataset, horizon=horizon, quantiles=tuple(self.quantiles), future=ahead)
         parts = parts_to_learn_from(dataset, panel, task, self.model)
@@ -345,10 +362,50 @@ class MnemoForecaster(BaseForecaster):
             warnings.warn(note, stacklevel=2)
         settings = settled(self.model, task, panel, self.settings or {})
         self.trained_ = fit_model(self.model, task, parts, settings=settings, seed=self.random_state)
+=======
+        task = Task.of(dataset, horizon=horizon, quantiles=tuple(self.quantiles))
+        self.substitutes_: dict[str, Substitute] = {}
+        self.trained_ = self._learn(dataset, panel, task)
+>>>>>>> refit
         self.streams_ = Streams.of(self.trained_, panel)
+        self.substitutes_ |= self.trained_.substitutes
+        self.calibration_ = self._calibration(dataset, panel, task) if self.calibrate else None
         for note in self.trained_.notes():
             warnings.warn(note, stacklevel=2)
         return self
+
+    def _learn(self, dataset: Dataset, panel: Sequence[Series], task: Task) -> Trained:
+        """The model fitted to the panel, or, where it cannot be and there is one, its substitute."""
+        settings = settled(self.model, task, panel, self.settings or {})
+        # What is wrong with a setting is no matter of the data, and is not made up for.
+        build(self.model, task.signature, **parse_settings(self.model, settings)[0])
+        parts = parts_to_learn_from(dataset, panel, task, self.model)
+        for note in parts.notes:
+            warnings.warn(note, stacklevel=2)
+        try:
+            return fit_model(self.model, task, parts, settings=settings, seed=self.random_state)
+        except (ModelError, TaskError) as error:
+            if self.substitute is None:
+                raise
+            warnings.warn(f"{self._source}: {self.substitute} forecasts in its place: {error}", stacklevel=2)
+            instead = Substitute(self.substitute, str(error))
+        self.substitutes_ = {series.unique_id: instead for series in panel}
+        parts = parts_to_learn_from(dataset, panel, task, self.substitute)
+        return fit_model(self.substitute, task, parts, seed=self.random_state)
+
+    def _calibration(self, dataset: Dataset, panel: Sequence[Series], task: Task) -> Calibration | None:
+        """Of what one says of each series' last part that has not learned from it, where that part is long enough."""
+        trained = self.trained_
+        try:
+            parts = split(dataset, panel, task, hold_out=False)
+            if entry(trained.name).learns != "gradient":  # a network has chosen by that part, but not learned from it
+                settings = settled(self.model, task, panel, self.settings or {}) if trained.name == self.model else {}
+                before = replace(parts, validation=[])
+                trained = fit_model(trained.name, task, before, settings=settings, seed=self.random_state)
+            return calibration_of(task, validated(trained, task, parts))
+        except (ModelError, TaskError) as error:
+            warnings.warn(f"{self._source}: is not calibrated: {error}", stacklevel=2)
+            return None
 
     def _update(self, y: pd.DataFrame, X: pd.DataFrame | None = None, update_params: bool = True) -> MnemoForecaster:
         columns = [] if X is None else list(X.columns)
@@ -380,7 +437,11 @@ class MnemoForecaster(BaseForecaster):
         return self
 
     def _predict(self, fh: ForecastingHorizon, X: pd.DataFrame | None) -> pd.DataFrame:
+<<<<<<< HEAD
         quantiles, index = self._forecast(fh, X)
+=======
+        quantiles, index = self._forecast(fh, None)
+>>>>>>> refit
         mean = mean_of_quantiles(quantiles, np.array(self.quantiles))
         return pd.DataFrame(mean[:, None], index=index, columns=self._get_columns(method="predict"))
 
@@ -392,13 +453,21 @@ class MnemoForecaster(BaseForecaster):
                 f"{self._source}: fitted for quantiles from {levels[0]:g} to {levels[-1]:g}, asked for "
                 f"{', '.join(f'{level:g}' for level in outside)}. Give wider quantiles to the forecaster."
             )
+<<<<<<< HEAD
         quantiles, index = self._forecast(fh, X)
+=======
+        quantiles, index = self._forecast(fh, self.calibration_)
+>>>>>>> refit
         # Between two levels the quantile function is taken as linear: one row of weights for each level asked for.
         weights = np.stack([np.interp(alpha, levels, unit) for unit in np.eye(len(levels))])  # (Q, alphas)
         columns = self._get_columns(method="predict_quantiles", alpha=alpha)
         return pd.DataFrame(quantiles @ weights, index=index, columns=columns)
 
+<<<<<<< HEAD
     def _forecast(self, fh: ForecastingHorizon, X: pd.DataFrame | None) -> tuple[np.ndarray, pd.Index]:
+=======
+    def _forecast(self, fh: ForecastingHorizon, calibration: Calibration | None) -> tuple[np.ndarray, pd.Index]:
+>>>>>>> refit
         """Quantiles (N * F, Q) and their index, series after series as `fit` saw them."""
         streams = self.streams_
         horizon = streams.model.signature.horizon
@@ -412,11 +481,16 @@ class MnemoForecaster(BaseForecaster):
                 f"{names[worst]}; the model was fitted for a horizon of {horizon}. Fit it with this fh, or with "
                 f"horizon={max(horizon, steps.max())} or more."
             )
+<<<<<<< HEAD
         if streams.model.signature.future:
             said = streams.look_ahead(rows, self._known_ahead(X, names, streams.ends[rows], int(steps.max())))
         else:
             said = streams.prediction[torch.from_numpy(rows)]
         values = said.numpy().astype(np.float64)[np.arange(len(rows))[:, None], steps - 1]
+=======
+        said = streams.prediction.numpy().astype(np.float64)
+        values = (said if calibration is None else calibration.apply(said))[rows[:, None], steps - 1]
+>>>>>>> refit
         index = self._clock.index(times.ravel())
         if self._instances is not None:
             which = np.repeat(np.arange(len(rows)), steps.shape[1])
@@ -509,7 +583,7 @@ class MnemoForecaster(BaseForecaster):
         return [
             {"model": "naive"},
             {"model": "ridge", "horizon": 5, "settings": {"penalty": 0.1}},
-            {"model": "gru", "settings": TINY},
+            {"model": "gru", "settings": TINY, "calibrate": True},
         ]
 
 

@@ -51,6 +51,8 @@ NETWORK = [*STREAMING, "test_predict_quantiles", "test_hierarchical_with_exogene
         (MnemoForecaster("ridge", horizon=5, settings={"penalty": 0.1}), None),
         (MnemoForecaster("gru", settings=TINY), NETWORK),
         (MnemoForecaster("titans-lmm", settings=TINY_MEMORY), STREAMING),
+        (MnemoForecaster("garch"), STREAMING),  # too little for it, so the substitute goes through them
+        (MnemoForecaster("ridge", calibrate=True), STREAMING),
         (MnemoClassifier("naive"), None),
         (MnemoClassifier("gru", settings=TINY), None),
     ],
@@ -260,7 +262,51 @@ def test_short_series_are_learned_from_as_far_as_they_go(model):
 @pytest.mark.parametrize("model", ["ridge", "gru"])
 def test_a_series_no_longer_than_the_horizon_teaches_nothing(model):
     with pytest.raises((TaskError, ModelError), match=r"no training window|longer than the horizon"):
-        MnemoForecaster(model).fit(walk(3), fh=[1, 2, 3])
+        MnemoForecaster(model, substitute=None).fit(walk(3), fh=[1, 2, 3])
+
+
+def test_what_cannot_be_fitted_is_forecast_by_a_substitute_that_is_named_for_every_series():
+    y = panel(walk(30, 1), walk(30, 2))
+    with pytest.warns(UserWarning, match=r"\(garch\): naive forecasts in its place: garch needs at least"):
+        forecaster = MnemoForecaster("garch").fit(y, fh=[1, 2, 3])
+    assert {name: one.name for name, one in forecaster.substitutes_.items()} == {"a": "naive", "b": "naive"}
+    assert "at least 100 returns" in forecaster.substitutes_["b"].reason
+    pd.testing.assert_frame_equal(forecaster.predict(), MnemoForecaster("naive").fit(y, fh=[1, 2, 3]).predict())
+    forecaster.update(panel(walk(33, 1)[30:], walk(33, 2)[30:]))
+    with pytest.raises(ModelError, match="at least 100 returns"):
+        MnemoForecaster("garch", substitute=None).fit(y, fh=[1, 2, 3])
+    with pytest.raises(ModelError, match="shrinkage above 0"):  # a setting is no matter of the data
+        MnemoForecaster("xgboost", settings={"shrinkage": 0.0}).fit(y, fh=1)
+
+
+# --- calibration ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["ridge", "theta"])
+def test_calibrated_quantiles_are_stretched_by_errors_of_a_model_that_did_not_see_their_outcomes(model):
+    y = walk(120)
+    plain = MnemoForecaster(model).fit(y, fh=[1, 2, 3])
+    forecaster = MnemoForecaster(model, calibrate=True).fit(y, fh=[1, 2, 3])
+    pd.testing.assert_series_equal(forecaster.predict(), plain.predict())
+    raw = forecaster.streams_.prediction.double().numpy()[0]
+    np.testing.assert_allclose(plain.predict_quantiles(alpha=list(LEVELS)), raw)
+    np.testing.assert_allclose(
+        forecaster.predict_quantiles(alpha=list(LEVELS)), forecaster.calibration_.apply(raw), rtol=1e-6
+    )
+    assert (forecaster.calibration_.factors != 1).any()
+    assert forecaster.calibration_.scores == 3 * 22  # cut-offs of the last fifth, 24 steps, three ahead
+    outlier = y.copy()
+    outlier.iloc[-1] += 1000  # moves the model and its forecast, but what was learned before it is judged by it
+    shaken = MnemoForecaster(model, calibrate=True).fit(outlier, fh=[1, 2, 3])
+    assert (shaken.calibration_.factors >= forecaster.calibration_.factors).all()
+
+
+def test_too_little_to_calibrate_on_is_said():
+    with pytest.warns(UserWarning, match=r"is not calibrated: the validation part gives \d+ outcomes"):
+        forecaster = MnemoForecaster("naive", calibrate=True).fit(walk(20), fh=[1, 2])
+    assert forecaster.calibration_ is None
+    plain = MnemoForecaster("naive").fit(walk(20), fh=[1, 2])
+    pd.testing.assert_frame_equal(forecaster.predict_interval(), plain.predict_interval())
 
 
 def test_a_closed_form_gets_no_more_lags_than_the_data_can_teach():
