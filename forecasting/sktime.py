@@ -354,19 +354,10 @@ class MnemoForecaster(BaseForecaster):
         elif horizon is None:
             ends = np.array([series.ds[-1] for series in panel])
             horizon = int(self._ahead(fh, ends)[0].max())
-<<<<<<< HEAD
         ahead = tuple(c.name for c in channels[1:]) if "future" in entry(self.model).covariates else ()
         task = Task.of(dataset, horizon=horizon, quantiles=tuple(self.quantiles), future=ahead)
-        parts = parts_to_learn_from(dataset, panel, task, self.model)
-        for note in parts.notes:
-            warnings.warn(note, stacklevel=2)
-        settings = settled(self.model, task, panel, self.settings or {})
-        self.trained_ = fit_model(self.model, task, parts, settings=settings, seed=self.random_state)
-=======
-        task = Task.of(dataset, horizon=horizon, quantiles=tuple(self.quantiles))
         self.substitutes_: dict[str, Substitute] = {}
         self.trained_ = self._learn(dataset, panel, task)
->>>>>>> refit
         self.streams_ = Streams.of(self.trained_, panel)
         self.substitutes_ |= self.trained_.substitutes
         self.calibration_ = self._calibration(dataset, panel, task) if self.calibrate else None
@@ -437,11 +428,7 @@ class MnemoForecaster(BaseForecaster):
         return self
 
     def _predict(self, fh: ForecastingHorizon, X: pd.DataFrame | None) -> pd.DataFrame:
-<<<<<<< HEAD
-        quantiles, index = self._forecast(fh, X)
-=======
-        quantiles, index = self._forecast(fh, None)
->>>>>>> refit
+        quantiles, index = self._forecast(fh, X, None)
         mean = mean_of_quantiles(quantiles, np.array(self.quantiles))
         return pd.DataFrame(mean[:, None], index=index, columns=self._get_columns(method="predict"))
 
@@ -453,21 +440,15 @@ class MnemoForecaster(BaseForecaster):
                 f"{self._source}: fitted for quantiles from {levels[0]:g} to {levels[-1]:g}, asked for "
                 f"{', '.join(f'{level:g}' for level in outside)}. Give wider quantiles to the forecaster."
             )
-<<<<<<< HEAD
-        quantiles, index = self._forecast(fh, X)
-=======
-        quantiles, index = self._forecast(fh, self.calibration_)
->>>>>>> refit
+        quantiles, index = self._forecast(fh, X, self.calibration_)
         # Between two levels the quantile function is taken as linear: one row of weights for each level asked for.
         weights = np.stack([np.interp(alpha, levels, unit) for unit in np.eye(len(levels))])  # (Q, alphas)
         columns = self._get_columns(method="predict_quantiles", alpha=alpha)
         return pd.DataFrame(quantiles @ weights, index=index, columns=columns)
 
-<<<<<<< HEAD
-    def _forecast(self, fh: ForecastingHorizon, X: pd.DataFrame | None) -> tuple[np.ndarray, pd.Index]:
-=======
-    def _forecast(self, fh: ForecastingHorizon, calibration: Calibration | None) -> tuple[np.ndarray, pd.Index]:
->>>>>>> refit
+    def _forecast(
+        self, fh: ForecastingHorizon, X: pd.DataFrame | None, calibration: Calibration | None
+    ) -> tuple[np.ndarray, pd.Index]:
         """Quantiles (N * F, Q) and their index, series after series as `fit` saw them."""
         streams = self.streams_
         horizon = streams.model.signature.horizon
@@ -481,16 +462,14 @@ class MnemoForecaster(BaseForecaster):
                 f"{names[worst]}; the model was fitted for a horizon of {horizon}. Fit it with this fh, or with "
                 f"horizon={max(horizon, steps.max())} or more."
             )
-<<<<<<< HEAD
         if streams.model.signature.future:
             said = streams.look_ahead(rows, self._known_ahead(X, names, streams.ends[rows], int(steps.max())))
         else:
             said = streams.prediction[torch.from_numpy(rows)]
-        values = said.numpy().astype(np.float64)[np.arange(len(rows))[:, None], steps - 1]
-=======
-        said = streams.prediction.numpy().astype(np.float64)
-        values = (said if calibration is None else calibration.apply(said))[rows[:, None], steps - 1]
->>>>>>> refit
+        told = said.numpy().astype(np.float64)
+        if calibration is not None:
+            told = calibration.apply(told)
+        values = told[np.arange(len(rows))[:, None], steps - 1]
         index = self._clock.index(times.ravel())
         if self._instances is not None:
             which = np.repeat(np.arange(len(rows)), steps.shape[1])
