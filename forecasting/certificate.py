@@ -130,7 +130,9 @@ def sample_input(card: dict[str, Any], *, seed: int = 0, rows: int = ROWS, lengt
 
 def sample_future(card: dict[str, Any], *, seed: int = 0, rows: int = ROWS, length: int = LENGTH) -> tuple[Array, ...]:
     """Random values (B, T, H, F) of what is known ahead, like the card's training data; nothing where no graph asks."""
-    if not any(entering["name"] == "future" for graph in card["graphs"].values() for entering in graph["inputs"]):
+    if not any(
+        entering["name"] == "future" for graph in card.get("graphs", {}).values() for entering in graph["inputs"]
+    ):
         return ()
     count = len(card["task"]["future"])
     typical = (card.get("training") or {}).get("typical") or {}
