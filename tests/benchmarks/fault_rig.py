@@ -43,6 +43,7 @@ from sensors.recogniser import RecogniserError
 from sensors.robot import Command, Robot, RobotError, RobotInfo, RobotState
 from sensors.safety import Safety
 from sensors.safety_checks import SafetyConfig
+from sensors.safety_states import State
 from sensors.sources.mqtt import MqttConfig, MqttSource
 from sensors.sources.payload import encode_binary
 from sensors.stream import Clock, Frame, StreamInfo
@@ -58,6 +59,7 @@ INFO = StreamInfo("glove", CHANNELS, RATE_HZ)
 POINT, REST = (1.0, 0.0), (0.0, 1.0)  # fingers
 LIMITS = Limits(0.25, 2.0, 40.0, 1.0, 8.0, 160.0, 3.0, 2.0, 0.05, 0.1, (-0.2, -0.2, -0.2), (0.2, 0.2, 0.2))
 CONFIG = SafetyConfig(LIMITS, confidence=0.8, hold=("point",))
+LONG_S = 60.0  # what is waited for comes much sooner
 SEGMENTS = 8192  # that the robot remembers
 
 
@@ -474,23 +476,20 @@ class Rig:
         return found[::-1]
 
     def go(self) -> None:
-        """Arm, as a person would, and point until the robot moves."""
+        """Arm, as a person would, and point until the robot moves; again if a busy machine stops it before."""
         switches, safety = self.switches, self.bridge.safety
-        switches.hold = 0
-        switches.ahead = -0.1 if self.measured() > 0 else 0.1
-        safety.disarm("benchmark").result(5)  # should it not have stopped, that is counted, and this goes on
-        refused = ""
-
-        def armed() -> bool:
-            nonlocal refused
-            answer = safety.arm("benchmark").result(5)
-            refused = answer.why
-            return answer.accepted
-
-        wait(armed, lambda: f"the robot to be armed: {refused}")
+        safety.disarm("benchmark").result(LONG_S)  # should it not have stopped, that is counted, and this goes on
         before = switches.segments
-        switches.hold = 1
-        wait(lambda: switches.segments > before + 5, lambda: f"the robot to move: {safety.snapshot.why}")
+
+        def moves() -> bool:
+            if safety.snapshot.state in (State.DISARMED, State.FAULT):
+                switches.hold = 0
+                switches.ahead = -0.1 if self.measured() > 0 else 0.1
+                if safety.arm("benchmark").result(LONG_S).accepted:
+                    switches.hold = 1
+            return switches.segments > before + 5
+
+        wait(moves, lambda: f"the robot to move: {safety.snapshot.why}; {safety.snapshot.not_ready}")
 
     def fault(self, inject: Callable[[], None], heal: Callable[[], None], watch_s: float) -> Stopped | None:
         """One fault, from motion to standing; None if the robot stood already, so that it says nothing."""
@@ -512,7 +511,7 @@ class Rig:
         return Stopped(segments[-1][1] - began, sum(pauses), str(state))
 
 
-def wait(true: Callable[[], object], what: str | Callable[[], str], limit_s: float = 10.0) -> None:
+def wait(true: Callable[[], object], what: str | Callable[[], str], limit_s: float = LONG_S) -> None:
     end = time.monotonic() + limit_s
     while not true():
         if time.monotonic() > end:

@@ -56,9 +56,16 @@ def until(true):
         time.sleep(0.001)
 
 
-def arm(safety):
-    """As soon as may be: on a busy machine a turn comes late now and then."""
-    until(lambda: safety.arm("a test").result(LONG).accepted)
+def go(safety, operator, true):
+    """Arm and hold until it is so; anew where a busy machine stops it."""
+
+    def is_so():
+        if safety.snapshot.state in (State.DISARMED, State.FAULT):
+            operator.holds = False
+            operator.holds = safety.arm("a test").result(LONG).accepted
+        return true()
+
+    until(is_so)
 
 
 @pytest.fixture
@@ -75,9 +82,7 @@ def log(tmp_path):
 def test_an_intent_becomes_a_command_and_the_log_has_what_was_sent(robot, log):
     with Safety(robot, CONFIG, log) as safety, Operator(safety) as operator:
         assert safety.snapshot.state is State.DISARMED
-        arm(safety)
-        operator.holds = True
-        until(lambda: len(robot.sent) > 20)
+        go(safety, operator, lambda: len(robot.sent) > 20)
         assert safety.snapshot.sent.sequence >= 20
         assert len(safety.latencies()) >= 5
         assert safety.thread_ids.keys() == {"safety control", "safety watchdog"}
@@ -126,13 +131,10 @@ def test_a_driver_that_does_not_return_is_stopped_by_the_watchdog_and_the_fault_
         return send(command)
 
     with Safety(robot, CONFIG, log) as safety, Operator(safety) as operator:
-        arm(safety)
-        operator.holds = True
-        until(lambda: len(robot.sent) > 5)
+        go(safety, operator, lambda: len(robot.sent) > 5)
         monkeypatch.setattr(robot, "send", hang)
-        assert hanging.wait(LONG)
-        until(lambda: robot.stops)
-        assert safety.snapshot.state is State.FAULT
+        go(safety, operator, hanging.is_set)
+        until(lambda: safety.snapshot.state is State.FAULT and robot.stops)
         assert safety.snapshot.fault.fault is Fault.HANG
         monkeypatch.undo()
         let_go.set()  # by then the command has expired or not; either way it is over
@@ -142,10 +144,29 @@ def test_a_driver_that_does_not_return_is_stopped_by_the_watchdog_and_the_fault_
         time.sleep(0.05)
         assert len(robot.sent) == count
         assert safety.snapshot.state is State.FAULT
-        operator.holds = False
-        arm(safety)
-        operator.holds = True
-        until(lambda: len(robot.sent) > count)
+        go(safety, operator, lambda: len(robot.sent) > count)
+
+
+def test_a_bridge_whose_driver_never_returns_can_be_closed_all_the_same(robot, log, monkeypatch):
+    monkeypatch.setattr("sensors.safety.JOIN_S", 0.05)
+    hanging, let_go = threading.Event(), threading.Event()
+
+    def hang():
+        hanging.set()
+        let_go.wait(LONG)
+        raise RobotError("too late")
+
+    safety = Safety(robot, CONFIG, log)
+    safety.open()
+    monkeypatch.setattr(robot, "state", hang)
+    assert hanging.wait(LONG)
+    answer = safety.arm("a test")
+    safety.close()
+    assert robot.stops
+    assert not answer.done()
+    let_go.set()
+    with Safety(IntegratingRobot(time.monotonic), CONFIG, log):  # and the robot is free
+        pass
 
 
 def test_an_emergency_is_cleared_by_name_and_with_a_reason(robot, log):
@@ -199,11 +220,8 @@ def test_many_threads_at_once_get_their_answers_and_the_states_follow_the_table(
             thread.join()
         assert all(isinstance(answer.result(LONG).state, State) for answer in answers)
         until(lambda: safety.clear("a test", "end").result(LONG) and safety.disarm("a test").result(LONG).accepted)
-        operator.holds = False
         safety.release()
-        arm(safety)
-        operator.holds = True
-        until(lambda: safety.snapshot.state is State.MOVING)
+        go(safety, operator, lambda: safety.snapshot.state is State.MOVING)
     log.close()
     records = read_log(log.path)
     state = State.DISARMED
