@@ -139,6 +139,7 @@ def check_frame(
     task: Task,
     channels: Sequence[Channel] | None = None,
     target_required: bool = True,
+    leave_out_empty: bool = False,
     named: Mapping[str, str] | None = None,
     where: Callable[[int], str] | None = None,
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -152,6 +153,8 @@ def check_frame(
             For a forecast the first one is the target `y`.
         target_required: False where labels or lives are still to be predicted; an absent column is then filled with
             missing values.
+        leave_out_empty: whether a series without any value is left out with a note, where others have one, and not
+            refused with all of them.
         named: what the source itself calls a column, where that differs, for messages.
         where: says where a row (0-based) lies in the source; default "row 1" for the first.
 
@@ -201,12 +204,17 @@ def check_frame(
     if moved:
         notes.append(f"{source}: {moved} rows were out of order and have been sorted by time.")
 
-    check.some_value(task, columns, inputs, target, codes, uniques)
+    empty, said = check.without_value(task, columns, inputs, target, codes, uniques)
+    if said and (empty.all() or not leave_out_empty):
+        raise FrameError(f"{said} Leave the series out.")
     if target_required and not absent_target:
         check.some_target(task, columns[target], codes, uniques, target)
     result = pd.DataFrame({ID: ids, TIME: times, **columns}, copy=False)
     if (order[1:] < order[:-1]).any():
         result = result.iloc[order].reset_index(drop=True)
+    if said:
+        notes.append(f"{said} Left out.")
+        result = result[~result[ID].isin(uniques[empty])].reset_index(drop=True)
     return result, tuple(notes)
 
 
@@ -420,7 +428,7 @@ class _Check:
                 f"Keep one row for each {self.name(ID)} and {self.name(TIME)}."
             )
 
-    def some_value(
+    def without_value(
         self,
         task: Task,
         columns: Mapping[str, np.ndarray],
@@ -428,8 +436,8 @@ class _Check:
         target: str,
         codes: np.ndarray,
         uniques: np.ndarray,
-    ) -> None:
-        """Refuse a series whose target (forecast) or whose every channel (classify, regress) is always missing."""
+    ) -> tuple[np.ndarray, str]:
+        """Which series' target (forecast) or every channel (classify, regress) is always missing, and a sentence."""
         judged = [target] if task == "forecast" else list(inputs)
         if not judged:
             raise FrameError(f"{self.source}: no channels: {task} needs at least one numeric column beside {target}.")
@@ -437,12 +445,12 @@ class _Check:
         for name in judged:
             seen |= ~np.isnan(columns[name])
         empty = np.bincount(codes[seen], minlength=len(uniques)) == 0
-        if empty.any():
-            what = self.name(target) if task == "forecast" else "every channel"
-            raise FrameError(
-                f"{self.source}: {what} is missing in all rows of {empty.sum()} of {len(uniques)} series, "
-                f"first {uniques[empty.argmax()]}. Leave the series out."
-            )
+        if not empty.any():
+            return empty, ""
+        what = self.name(target) if task == "forecast" else "every channel"
+        named = ", ".join(map(str, uniques[empty][:5])) + (" and others" if empty.sum() > 5 else "")
+        of = f"{empty.sum()} of {len(uniques)} series"
+        return empty, f"{self.source}: {what} is missing in all rows of {of}: {named}."
 
     def some_target(self, task: Task, values: np.ndarray, codes: np.ndarray, uniques: np.ndarray, target: str) -> None:
         known = ~pd.isna(values)

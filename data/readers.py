@@ -116,6 +116,7 @@ def read_source(
         task=task,
         channels=channels,
         target_required=target_required,
+        leave_out_empty=True,
         named=renamed,
         where=where,
     )

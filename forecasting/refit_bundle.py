@@ -191,7 +191,7 @@ class RefitBundle(LoadedBundle):
     def _remember(self, rows: Sequence[Rows], notes: Sequence[str]) -> None:
         wrote, here = self.card["config"].get("sktime"), self._model.config["sktime"]
         older = [f"{self.name}: written with sktime {wrote}, fitted with {here}."] if wrote != here else []
-        self.notes = (*older, *notes)
+        self.notes = (*self.notes, *older, *notes)  # behind what was mended in the frame
         self.substitutes = {
             series: {"substitute": one.name, "reason": one.reason} for series, _, one in substituted(rows)
         }

@@ -430,12 +430,13 @@ class LoadedBundle:
         target = TARGETS[self.kind]
         if target not in {channel.name for channel in channels}:
             table = table.drop(columns=target, errors="ignore")  # what is to be predicted may be wrong or unknown
-        checked, _ = check_frame(
+        checked, self.notes = check_frame(
             table,
             source=source,
             task=self.kind,  # type: ignore[arg-type]
             channels=channels,
             target_required=False,
+            leave_out_empty=True,
         )
         dataset = Dataset(
             name=source,

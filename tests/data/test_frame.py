@@ -93,9 +93,18 @@ def test_the_limits_themselves_and_gaps_are_within_the_limits():
 
 def test_a_series_without_any_value_is_refused_and_a_constant_one_is_not():
     empty = sales().assign(unique_id="closed", y=np.nan)
-    with pytest.raises(FrameError, match="y is missing in all rows of 1 of 2 series, first closed"):
+    with pytest.raises(FrameError, match=r"y is missing in all rows of 1 of 2 series: closed\. Leave the series out"):
         forecast(pd.concat([sales(), empty]))
     forecast(sales().assign(y=3.0))
+
+
+def test_a_series_without_any_value_is_left_out_with_a_note_where_asked_and_others_have_one():
+    empty = sales().assign(unique_id="closed", y=np.nan)
+    checked, notes = forecast(pd.concat([empty, sales()]), leave_out_empty=True)
+    pd.testing.assert_frame_equal(checked, forecast(sales())[0])
+    assert notes[-1].endswith("y is missing in all rows of 1 of 2 series: closed. Left out.")
+    with pytest.raises(FrameError, match=r"all rows of 1 of 1 series: closed\. Leave the series out"):
+        forecast(empty, leave_out_empty=True)
 
 
 def test_no_rows_and_no_keys_are_refused():
@@ -175,7 +184,7 @@ def test_targets_must_be_there_unless_they_are_to_be_predicted():
 
 def test_a_classify_series_whose_every_channel_is_missing_is_refused():
     frame = pd.DataFrame({"unique_id": ["a", "b"], "ds": 0, "x": [1.0, np.nan], "z": [np.nan, np.nan], "label": "k"})
-    with pytest.raises(FrameError, match="every channel is missing in all rows of 1 of 2 series, first b"):
+    with pytest.raises(FrameError, match=r"every channel is missing in all rows of 1 of 2 series: b\. Leave"):
         check_frame(frame, source="s", task="classify")
 
 

@@ -438,10 +438,7 @@ BAD_TABLES = {
         r"ds mixes time zones.*Write all of them in UTC",
     ),
     "zones and none": (spoilt(ds="2024-01-08T00:00:00Z"), r"naive and aware times are mixed.*UTC"),
-    "all missing": (
-        sales().assign(y=lambda f: f["y"].where(f["unique_id"] == "north")),
-        r"y is missing in all rows of 1 of 2 series, first south",
-    ),
+    "all missing": (sales().assign(y=np.nan), r"y is missing in all rows of 2 of 2 series: north, south. Leave"),
     "too short": (sales(days=5), r"the longest has 5 steps, .*horizon of 3 need at least 10"),
     "one row": (sales(days=1), r"no series has two rows.*--freq"),
     "infinite": (spoilt(y=np.inf), r"y is infinite in 1 of 120 rows, first in line 9"),
@@ -453,6 +450,16 @@ BAD_TABLES = {
         r"the step cannot be inferred.*--freq",
     ),
 }
+
+
+def test_a_series_without_a_value_is_named_and_the_others_are_trained_on_and_forecast(place):
+    half = sales().assign(y=lambda f: f["y"].where(f["unique_id"] == "north"))
+    half.to_csv("half.csv", index=False)
+    said = done("train", "--data", "half.csv", "--model", "naive", "--horizon", 3, "--out", "b")
+    assert "y is missing in all rows of 1 of 2 series: south. Left out." in said.err
+    said = done("forecast", "--bundle", "b", "--data", "half.csv", "--out", "f.csv")
+    assert "1 of 2 series: south. Left out." in said.err
+    assert list(pd.read_csv("f.csv")["unique_id"].unique()) == ["north"]
 
 
 @pytest.mark.parametrize("what", BAD_TABLES)

@@ -76,10 +76,11 @@ def test_a_series_that_it_cannot_be_fitted_to_is_forecast_by_naive_and_named(tmp
     sinking = walk(40, 1) - 100
     data = sales(walk(40), sinking)
     *_, bundle = train(data, SMOOTHING, tmp_path / "b", settings={"trend": "mul"})
-    answer = bundle.forecast(sales(walk(40), sinking, np.full(40, 7.0), sinking[:2]))
+    answer = bundle.forecast(sales(walk(40), sinking, np.full(40, 7.0), sinking[:2], np.full(40, np.nan)))
     instead = answer.groupby("unique_id")["substitute"].unique().map(list).to_dict()
     assert instead == {"a": [""], "b": ["naive"], "c": [""], "d": ["naive"]}
     assert set(bundle.substitutes) == {"b", "d"}
+    assert any("missing in all rows of 1 of 5 series: e. Left out." in note for note in bundle.notes)
     assert "positive" in bundle.substitutes["b"]["reason"]
     values = answer.set_index("unique_id")
     np.testing.assert_allclose(values.loc["b", "mean"], sinking[-1], rtol=0.2)

@@ -332,7 +332,7 @@ def test_bad_input_is_refused_by_name():
         MnemoForecaster("bigru").fit(walk(40), fh=1)
     y = walk(40)
     y.iloc[:] = np.nan
-    with pytest.raises(FrameError, match="missing in all rows of 1 of 2 series, first b"):
+    with pytest.raises(FrameError, match=r"missing in all rows of 1 of 2 series: b\. Leave"):
         MnemoForecaster("naive").fit(panel(walk(40), y), fh=1)
     forecaster = MnemoForecaster("naive").fit(walk(40), fh=1)
     with pytest.raises(FrameError, match="infinite"):
