@@ -52,9 +52,7 @@ def explained(gaps: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def forecast_explained(results: Any, regressors: Regressors, future: np.ndarray) -> np.ndarray:
     """`forecast` with the covariates (H, F) of the horizon."""
-    ahead = results.get_forecast(HORIZON, exog=((future - regressors.mean) / regressors.scale)[:, regressors.kept])
-    wide, narrow = ahead.conf_int(alpha=0.05), ahead.conf_int(alpha=0.2)
-    return np.stack([wide[:, 0], narrow[:, 0], ahead.predicted_mean, narrow[:, 1], wide[:, 1]], -1)
+    return forecast(results, ((future - regressors.mean) / regressors.scale)[:, regressors.kept])
 
 
 def appended_explained(results: Any, regressors: Regressors, further: np.ndarray) -> Any:
@@ -65,9 +63,9 @@ def appended_explained(results: Any, regressors: Regressors, further: np.ndarray
     return results.append(y, exog=np.where(known[:, None], exog, 0.0), use_exact_diffuse=True)
 
 
-def forecast(results: Any, horizon: int = HORIZON) -> np.ndarray:
+def forecast(results: Any, exog: np.ndarray | None = None) -> np.ndarray:
     """(H, Q) mean and bounds of the 80 and 95 % intervals."""
-    ahead = results.get_forecast(horizon)
+    ahead = results.get_forecast(HORIZON, exog=exog)
     wide, narrow = ahead.conf_int(alpha=0.05), ahead.conf_int(alpha=0.2)
     return np.stack([wide[:, 0], narrow[:, 0], ahead.predicted_mean, narrow[:, 1], wide[:, 1]], -1)
 
