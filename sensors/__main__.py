@@ -61,14 +61,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bridge.add_argument("--metrics", type=int, metavar="PORT", help="answer Prometheus on this port")
     bridge.add_argument("--example", action="store_true", help="print a configuration that runs as it is")
 
+    rules = commands.add_parser("calibrate", help="when a gesture is decided: as early as a wanted precision allows")
+    rules.add_argument("--bundle", type=Path, required=True, help="that classifies the stream")
+    rules.add_argument("--data", required=True, help="labelled recordings: a name of `mnemo datasets`, or files")
+    rules.add_argument("--none", nargs="*", default=[], metavar="CLASS", help="classes that mean no gesture")
+    rules.add_argument("--precision", type=float, default=0.95, help="of the decisions (0.95)")
+    rules.add_argument("--part", default="validation", help="of the data, that chooses the rules (validation)")
+    rules.add_argument("--judge", default="test", help="part that the chosen rules are then judged on (test)")
+    rules.add_argument("--lag", type=float, default=0.0, help="s by which hands may be behind their labels (0)")
+
+    lesson = commands.add_parser("teach", help="a new gesture from a few recordings of it")
+    lesson.add_argument("--bundle", type=Path, required=True, help="whose network stays as it is")
+    lesson.add_argument(
+        "--memory", type=Path, required=True, help="MEMORY.npz and .json; made where they are not there"
+    )
+    lesson.add_argument("--data", help="labelled recordings of the known gestures; needed where the memory is new")
+    lesson.add_argument("--name", required=True, help="of the gesture")
+    lesson.add_argument("recordings", nargs="*", type=Path, help="each of one performance; none forgets the gesture")
+
     commands.add_parser("doctor", help="what of the bridge works on this machine, as JSON")
 
     given = parser.parse_args(arguments)
+    from data.frame import FrameError
+    from forecasting.bundle import BundleError
     from sensors.stream import SensorError
 
     try:
-        return {"breakfast": _breakfast, "robot": _robot, "bridge": _bridge, "doctor": _doctor}[given.command](given)
-    except SensorError as error:
+        return COMMANDS[given.command](given)
+    except (SensorError, FrameError, BundleError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
         return 2
 
@@ -160,6 +180,66 @@ def _doctor(given: argparse.Namespace) -> int:
 
     _say(json.dumps([row._asdict() for row in examine()]))
     return 0
+
+
+def _calibrate(given: argparse.Namespace) -> int:
+    from data.catalog import load
+    from forecasting.runtime import load_bundle
+    from sensors.calibrate import calibrate, judge
+    from sensors.lessons import as_toml, channels_of, labelled, series_of, told
+    from sensors.stream import SensorError
+
+    if not 0 < given.precision < 1:
+        raise SensorError(f"--precision is {given.precision:g}, expected a share between 0 and 1.")
+    bundle = load_bundle(given.bundle)
+    dataset = load(given.data, task="classify", channels=channels_of(bundle))
+    freq = bundle.task["freq"]
+    if not isinstance(freq, float):
+        raise SensorError(f"{given.bundle}: was trained on rows without a rate, so nothing is early or late.")
+    chosen = list(labelled(bundle, series_of(bundle, dataset, given.part)))
+    lag = round(given.lag / freq)
+    found = calibrate(chosen, bundle.labels, given.none, 1 / freq, target=given.precision, lag=lag)
+    _say(as_toml(found, given.precision))
+    if dataset.splits.entity is not None and given.judge != given.part:
+        judged = labelled(bundle, series_of(bundle, dataset, given.judge))
+        figures = judge(list(judged), bundle.labels, given.none, found.rules, 1 / freq, lag)
+        _say(f"# on {given.judge}: {told(figures)}")
+    return 0 if found.reached else 1
+
+
+def _teach(given: argparse.Namespace) -> int:
+    from data.catalog import load
+    from forecasting.runtime import load_bundle
+    from sensors.lessons import channels_of, demonstrations, series_of
+    from sensors.stream import SensorError
+    from sensors.teach import GestureMemory
+
+    bundle = load_bundle(given.bundle)
+    if Path(f"{given.memory}.npz").exists():
+        memory = GestureMemory.load(given.memory, bundle)
+    elif given.data is None:
+        raise SensorError(f"{given.memory}.npz is not there yet, so --data with the known gestures is needed.")
+    else:
+        known = series_of(bundle, load(given.data, task="classify", channels=channels_of(bundle)), "train")
+        memory = GestureMemory.of(bundle, [(s.values, s.target) for s in known if s.target is not None])
+    if given.recordings:
+        memory = memory.taught(bundle, given.name, demonstrations(bundle, given.recordings))
+    else:
+        memory = memory.without(given.name)
+    memory.save(given.memory)
+    taught = ", ".join(memory.labels[memory.known :]) or "none"
+    _say(f"{given.memory}: {memory.known} gestures of {bundle.name}; taught: {taught}")
+    return 0
+
+
+COMMANDS = {
+    "breakfast": _breakfast,
+    "robot": _robot,
+    "bridge": _bridge,
+    "calibrate": _calibrate,
+    "teach": _teach,
+    "doctor": _doctor,
+}
 
 
 def _say(line: str) -> None:

@@ -24,7 +24,7 @@ DWELLS = (1, 2, 3, 5, 8, 12, 20, 30, 50, 80)
 TEMPERATURES = (0.1, 10.0)
 
 
-class Recording(NamedTuple):
+class Labelled(NamedTuple):
     """What a model said of a recording, and what it is."""
 
     probabilities: NDArray[np.float32]  # (T, K)
@@ -83,7 +83,7 @@ def wilson(right: float, of: int, z: float = 1.96) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def fit_temperature(recordings: Sequence[Recording]) -> float:
+def fit_temperature(recordings: Sequence[Labelled]) -> float:
     """The temperature of the least cross-entropy, by ternary search: it is convex in 1 / T."""
     logs = np.concatenate([np.log(np.clip(r.probabilities[r.truth >= 0], 1e-12, 1), dtype=float) for r in recordings])
     truth = np.concatenate([r.truth[r.truth >= 0] for r in recordings])
@@ -106,7 +106,7 @@ def fit_temperature(recordings: Sequence[Recording]) -> float:
 
 
 def judge(
-    recordings: Sequence[Recording],
+    recordings: Sequence[Labelled],
     labels: Sequence[str],
     none: Sequence[str],
     rules: Rules,
@@ -125,7 +125,7 @@ def judge(
 
 
 def calibrate(
-    recordings: Sequence[Recording],
+    recordings: Sequence[Labelled],
     labels: Sequence[str],
     none: Sequence[str],
     rate_hz: float,
@@ -174,13 +174,13 @@ def gestures_of(truth: NDArray[np.int64], classes: Classes) -> list[tuple[int, i
     return [run for run in runs_of(truth) if run[2] not in classes.none]
 
 
-def _evidence(recording: Recording, classes: Classes, temperature: float) -> list[Evidence | None]:
+def _evidence(recording: Labelled, classes: Classes, temperature: float) -> list[Evidence | None]:
     return [classes.evidence(row, temperature) for row in recording.probabilities.tolist()]
 
 
 def _judge(
     evidence: Sequence[list[Evidence | None]],
-    recordings: Sequence[Recording],
+    recordings: Sequence[Labelled],
     classes: Classes,
     rules: Rules,
     rate_hz: float,

@@ -30,6 +30,7 @@ from sensors.safety_checks import SafetyConfig
 from sensors.sources.open import open_source
 from sensors.sources.settings import parse_settings
 from sensors.stream import SensorError, Source, StreamInfo
+from sensors.teach import GestureMemory
 
 TABLES = ("source", "align", "recognition", "commands", "safety", "limits", "robot", "hold", "log", "cores")
 NEEDED = ("source", "recognition", "commands", "safety", "limits", "robot")
@@ -41,13 +42,14 @@ EXAMPLE = """\
 
 [source]                          # or mqtt://, lsl:, serial:, ws://, ws-listen://
 uri = "replay:gestures_demo"
-series = "person_8/3"
+series = "person_9/1"
 loop = true
 
 [recognition]
 bundle = "bundles/gestures"       # its channels and its rate are those that the source has to have
 none = ["rest"]                   # classes that mean no gesture
 # person = "people/ana.npz"       # where what is learned of a person is kept
+# memory = "memory"               # gestures that were taught: memory.npz and .json of `python -m sensors teach`
 [recognition.rules]               # optional
 threshold = 0.8
 dwell = 5                         # frames
@@ -126,6 +128,7 @@ class RecognitionConfig:
 
     bundle: str
     person: str = ""
+    memory: str = ""
 
 
 @dataclass(frozen=True)
@@ -246,6 +249,7 @@ def _recognition(path: Path, settings: Mapping[str, Any]) -> tuple[Recogniser, S
         none=none,
         rules=Rules.parse(rules),
         person=person,
+        memory=GestureMemory.load(path.parent / config.memory, bundle) if config.memory else None,
     )
     return recogniser, source, align, person_path
 

@@ -30,7 +30,10 @@ class RecogniserError(SensorError):
 class Memory(Protocol):
     """Gestures beside those of the network, as `sensors.teach` keeps them."""
 
-    labels: tuple[str, ...]  # the network's and the taught ones, (K + N,)
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The network's and the taught ones, (K + N,)."""
+        ...
 
     def answer(self, probabilities: NDArray[np.float32], state: State) -> NDArray[np.float64]:
         """(K + N,) from what the network says (K,) and its state (one series) after the frame."""

@@ -1,7 +1,8 @@
 """New gestures from a few demonstrations: a memory over the frozen network, which is not trained again.
 
 The encoder is what the bundle's state already holds: the hidden vector of a recurrent network, the running shares of
-random kernels; of any other model the logarithms of its probabilities. The memory keeps the mean of each class there
+random kernels. A model that keeps neither is refused: its probabilities alone saturate, and say nothing of what it was
+never shown. The memory keeps the mean of each class there
 and one covariance within classes, and reads them as a linear discriminant (streaming linear discriminant analysis,
 Hayes & Kanan 2020, arXiv 1909.01520). A new class is one more mean: the old ones, and the network, stay bit by bit what
 they were, so nothing is forgotten but what a new class takes. The network goes on telling the old classes apart, and
@@ -18,7 +19,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,10 +74,16 @@ class GestureMemory:
                 those that the network was trained on.
 
         Raises:
-            SensorError: a class of which there is nothing, or a bundle that does not classify a stream.
+            SensorError: a class of which there is nothing, or a bundle that does not classify a stream or keeps no
+                features of it.
         """
         if bundle.kind != "classify" or not bundle.streams:
             raise SensorError(f"{bundle.path}: {bundle.name} does not classify a stream; there is nothing to teach.")
+        if not _encoder(bundle.state_names):
+            raise SensorError(
+                f"{bundle.path}: {bundle.name} keeps no features in its state to teach new gestures by; take gru, "
+                "lstm, conv-lstm or rocket."
+            )
         runs = [runs_of(truth) for _, truth in recordings]
         wanted = [[_positions(begin, end) for begin, end, _ in run] for run in runs]
         places = [np.concatenate([*each, np.array([], int)]) for each in wanted]
@@ -147,7 +154,7 @@ class GestureMemory:
 
     def answers(self, probabilities: NDArray[Any], state: State) -> Array:
         """`answer` of several series: (B, K) give (B, K + N)."""
-        seen = (_features(probabilities, state) - self.centre) @ self.directions  # (B, E)
+        seen = (_features(state) - self.centre) @ self.directions  # (B, E)
         scores = seen @ self.means.T - 0.5 * (self.means**2).sum(1)
         scores = np.exp(scores - scores.max(1, keepdims=True))
         new = scores[:, self.known :] / scores.sum(1, keepdims=True)
@@ -210,15 +217,15 @@ def _positions(begin: int, end: int) -> NDArray[np.int64]:
     return np.unique(begin + np.ceil((end - 1 - begin) * np.linspace(0.25, 1, FRAMES)).astype(int))
 
 
-def _features(probabilities: NDArray[Any], state: State) -> Array:
+def _encoder(names: Iterable[str]) -> list[str]:
+    """The parts of a state that say what was seen: the last layer's hidden vector, or the shares of all kernels."""
+    hidden = sorted((name for name in names if re.fullmatch(r"rnn\.h\d+", name)), key=lambda name: int(name[5:]))
+    return hidden[-1:] or [name for name in names if re.fullmatch(r"shares\d+", name)]
+
+
+def _features(state: State) -> Array:
     """(B, D): what the network makes of the frames so far."""
-    hidden = sorted((name for name in state if re.fullmatch(r"rnn\.h\d+", name)), key=lambda name: int(name[5:]))
-    shares = [name for name in state if re.fullmatch(r"shares\d+", name)]
-    if hidden:
-        return state[hidden[-1]].astype(np.float64)
-    if shares:
-        return np.concatenate([state[name] for name in shares], 1).astype(np.float64)
-    return np.log(np.clip(probabilities, 1e-6, 1), dtype=np.float64)
+    return np.concatenate([state[name] for name in _encoder(state)], 1).astype(np.float64)
 
 
 def _encoded(
@@ -239,12 +246,12 @@ def _encoded(
         seen = np.isfinite(x).astype(np.float32)
         state = bundle.initial_state(len(group))
         for t in range(x.shape[1]):
-            probabilities, state = bundle.run_step(x[:, t], seen[:, t], state)
+            _, state = bundle.run_step(x[:, t], seen[:, t], state)
             if t in wanted:
-                features = _features(probabilities, state)
+                features = _features(state)
                 for index in wanted[t]:
                     found[index][t] = features[index - first]
-    size = _features(np.ones((1, len(bundle.labels))), bundle.initial_state(1)).shape[1]
+    size = _features(bundle.initial_state(1)).shape[1]
     return [np.array([each[int(t)] for t in at]).reshape(-1, size) for each, at in zip(found, positions, strict=True)]
 
 

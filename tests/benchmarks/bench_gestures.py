@@ -54,7 +54,7 @@ from forecasting.task import Task
 from forecasting.training import fit_model
 from forecasting.windows import Parts, Span
 from models.observation import RunningNormaliser
-from sensors.calibrate import Calibrated, Judgement, Recording, calibrate, judge
+from sensors.calibrate import Calibrated, Judgement, Labelled, calibrate, judge
 from tests.benchmarks.figures import machine, table
 
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
@@ -137,10 +137,10 @@ def ours(name: str, data: str, adapt: int, task: Task, fold: Fold, settings: dic
     if adapt and isinstance(normaliser, RunningNormaliser):
         normaliser.prior = float(adapt)
 
-    def everywhere(group: list[Series]) -> list[Recording]:
+    def everywhere(group: list[Series]) -> list[Labelled]:
         frames = [np.arange(len(series.values)) for series in group]
         rows = one_pass(trained.model, spans(group), frames)
-        return [Recording(row.values, np.asarray(series.target)) for row, series in zip(rows, group, strict=True)]
+        return [Labelled(row.values, np.asarray(series.target)) for row, series in zip(rows, group, strict=True)]
 
     test = everywhere(fold.test)
     found = [recording.probabilities.argmax(-1) for recording in test]

@@ -12,12 +12,14 @@ Before that: how well letters that were never shown are rejected. Rules of recog
 take for one of the 16, right or wrong.
 
 Options: --models gru,rocket --seeds 3 (draws of demonstrations and of the order) --retrain 10 (counts; empty for none)
+--keep DIR (networks are kept there, and those that are there are not trained again)
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import sys
 import tempfile
@@ -37,7 +39,7 @@ from forecasting.runtime import LoadedBundle, load_bundle
 from forecasting.task import Task
 from forecasting.training import fit_model
 from forecasting.windows import Parts, Span
-from sensors.calibrate import Recording, calibrate, wilson
+from sensors.calibrate import Labelled, calibrate, wilson
 from sensors.recognise import Decider, Rules
 from sensors.teach import Demonstration, GestureMemory
 from tests.benchmarks.figures import machine, table
@@ -46,7 +48,10 @@ HELD_OUT, DEMONSTRATIONS, LENGTH = 10, 5, 400
 
 
 def trained(name: str, dataset: Dataset, letters: list[str], folder: Path) -> tuple[LoadedBundle, float]:
-    """A bundle of the letters alone, and the seconds that training took."""
+    """A bundle of the letters alone, that of the folder if there is one, and the seconds that its training took."""
+    if folder.exists():
+        kept = load_bundle(folder)
+        return kept, float(kept.card["training"].get("seconds") or math.nan)
     own = dataclasses.replace(dataset, frame=dataset.frame[dataset.frame["label"].isin(letters)].reset_index(drop=True))
     parts, task, panel = dataset.splits.entity or {}, Task.of(own), to_panel(own)
     spans = {
@@ -54,7 +59,9 @@ def trained(name: str, dataset: Dataset, letters: list[str], folder: Path) -> tu
         for part in ("train", "validation", "test")
     }
     model = fit_model(name, task, Parts(**spans), settings={"lookback": LENGTH}, seed=0)
-    export_bundle(model.model, task, folder, name=name, config=model.config, training={}, metrics=[])
+    export_bundle(
+        model.model, task, folder, name=name, config=model.config, training={"seconds": model.seconds}, metrics=[]
+    )
     return load_bundle(folder), model.seconds
 
 
@@ -90,6 +97,7 @@ def main() -> None:
     options.add_argument("--models", default="gru,rocket")
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--retrain", default="10")
+    options.add_argument("--keep", default="")
     chosen = options.parse_args()
     print(machine())
     dataset = load("isl_myo")
@@ -104,13 +112,15 @@ def main() -> None:
     truth = np.array([name_of[s.unique_id] for s in series["test"]])
     rows: list[list[str]] = []
     for model in chosen.models.split(","):
-        with tempfile.TemporaryDirectory() as folder:
-            bundle, seconds = trained(model, dataset, old, Path(folder) / "old")
+        with tempfile.TemporaryDirectory() as fresh:
+            folder = Path(chosen.keep or fresh) / model
+            folder.mkdir(parents=True, exist_ok=True)
+            bundle, seconds = trained(model, dataset, old, folder / "old")
             frames, state = stepped(bundle, series["test"])
             said, is_old = frames[:, -1], np.isin(truth, old)
             shown = [s for s in series["validation"] if name_of[s.unique_id] in old]
             recordings = [
-                Recording(rows, np.full(LENGTH, bundle.labels.index(name_of[s.unique_id])))
+                Labelled(rows, np.full(LENGTH, bundle.labels.index(name_of[s.unique_id])))
                 for rows, s in zip(stepped(bundle, shown)[0], shown, strict=True)
             ]
             rules = calibrate(recordings, bundle.labels, [], 200.0)
@@ -154,15 +164,15 @@ def main() -> None:
                 cost = f"{np.median(spent):.2f}"
                 rows.append([model, str(count), how, percent(right_old), percent(right_new), percent(both), cost])
                 print("  ".join(rows[-1]), flush=True)
-            memory.save(Path(folder) / "memory")
-            size = sum((Path(folder) / f"memory.{end}").stat().st_size for end in ("npz", "json"))
+            memory.save(folder / "memory")
+            size = sum((folder / f"memory.{end}").stat().st_size for end in ("npz", "json"))
             print(
                 f"{model}: statistics of the known classes, once: {prepared:.1f} s; memory file {size / 2**20:.2f} MB, "
                 f"{memory.means[0].nbytes} bytes a class; "
                 f"network {(bundle.path / 'step.onnx').stat().st_size / 2**20:.2f} MB"
             )
             for count in [int(text) for text in chosen.retrain.split(",") if text]:
-                again, seconds = trained(model, dataset, [*old, *held[:count]], Path(folder) / f"all{count}")
+                again, seconds = trained(model, dataset, [*old, *held[:count]], folder / f"all{count}")
                 said = stepped(again, series["test"])[0][:, -1]
                 right = np.array(again.labels)[said.argmax(1)] == truth
                 is_new = np.isin(truth, held[:count])

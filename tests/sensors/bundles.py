@@ -1,5 +1,7 @@
 """Small bundles that classify, for tests of what stands on them."""
 
+import copy
+
 import torch
 
 from data.frame import Channel
@@ -26,3 +28,11 @@ def classifier(place, name="gru", seed=0, scale=(1.0, 1.0), **config) -> LoadedB
         model.normaliser.calibrate(torch.zeros(2), spread**2, 1e-2 * spread)
     export_bundle(model, task, place, name=name, config=config, training={}, metrics=[])
     return load_bundle(place)
+
+
+def altered(bundle: LoadedBundle, **fields) -> LoadedBundle:
+    """The bundle, had its card said something else."""
+    other = copy.copy(bundle)
+    for name, value in fields.items():
+        setattr(other, name, value)
+    return other

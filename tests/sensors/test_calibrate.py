@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from sensors.calibrate import Recording, calibrate, fit_temperature, judge, wilson
+from sensors.calibrate import Labelled, calibrate, fit_temperature, judge, wilson
 from sensors.recognise import Rules
 from sensors.stream import SensorError
 
@@ -13,7 +13,7 @@ RULES = Rules(threshold=0.7, dwell=2, end_frames=2)
 
 def recording(said, truth):
     """What is said with 0.8 of the probability, and what is true."""
-    return Recording((0.7 * np.eye(3)[said] + 0.1).astype(np.float32), np.array(truth))
+    return Labelled((0.7 * np.eye(3)[said] + 0.1).astype(np.float32), np.array(truth))
 
 
 def test_decisions_are_counted_against_the_gestures_that_are_there():
@@ -44,13 +44,13 @@ def noisy(seed, confidence=0.9, wrong=0.3):
     """Gestures whose first third is often taken for another one."""
     rng = np.random.default_rng(seed)
     truth, said = [], []
-    for _ in range(60):
+    for _ in range(30):
         label = int(rng.integers(1, 3))
         truth += [0] * 20 + [label] * 30
         early = rng.choice([label, 3 - label], 10, p=[1 - wrong, wrong])
         said += [0] * 20 + list(early) + [label] * 20
     share = (1 - confidence) / 2
-    return Recording(np.array((confidence - share) * np.eye(3)[said] + share, np.float32), np.array(truth))
+    return Labelled(np.array((confidence - share) * np.eye(3)[said] + share, np.float32), np.array(truth))
 
 
 def test_rules_are_chosen_for_the_precision_that_is_wanted_as_early_as_it_allows():
@@ -79,8 +79,8 @@ def test_the_temperature_is_that_of_the_model():
     sure = rng.dirichlet(np.ones(3), 20_000)
     truth = (sure.cumsum(1) < rng.random(len(sure))[:, None]).sum(1)
     overconfident = sure**3 / (sure**3).sum(1, keepdims=True)
-    assert fit_temperature([Recording(sure, truth)]) == pytest.approx(1.0, rel=0.05)
-    assert fit_temperature([Recording(overconfident, truth)]) == pytest.approx(3.0, rel=0.05)
+    assert fit_temperature([Labelled(sure, truth)]) == pytest.approx(1.0, rel=0.05)
+    assert fit_temperature([Labelled(overconfident, truth)]) == pytest.approx(3.0, rel=0.05)
 
 
 def test_nothing_to_calibrate_on_is_refused():

@@ -1,5 +1,3 @@
-import copy
-
 import numpy as np
 import pytest
 
@@ -8,7 +6,7 @@ from sensors.person import Person
 from sensors.recognise import Decider, Rules
 from sensors.recogniser import Recogniser, RecogniserError
 from sensors.stream import SensorError, StreamInfo
-from tests.sensors.bundles import CHANNELS, LABELS, RATE_HZ, classifier
+from tests.sensors.bundles import CHANNELS, LABELS, RATE_HZ, altered, classifier
 
 INFO = StreamInfo("glove", CHANNELS, RATE_HZ)
 RULES = Rules(threshold=0.4, dwell=2, margin=0.0, end_frames=2)
@@ -61,14 +59,6 @@ def test_a_bundle_of_another_rate_is_refused(bundle, rate, found):
     with pytest.raises(SensorError, match=f"has {found}; .* was trained at 50 Hz"):
         Recogniser(bundle, StreamInfo("glove", CHANNELS, rate))
     Recogniser(bundle, StreamInfo("glove", CHANNELS, 50.2))  # a clock that drifts
-
-
-def altered(bundle, **fields):
-    """The bundle, had its card said something else."""
-    other = copy.copy(bundle)
-    for name, value in fields.items():
-        setattr(other, name, value)
-    return other
 
 
 def test_a_bundle_that_does_not_classify_a_stream_is_refused(bundle):

@@ -6,7 +6,7 @@ import pytest
 from sensors.recogniser import Recogniser
 from sensors.stream import SensorError, StreamInfo
 from sensors.teach import Demonstration, GestureMemory
-from tests.sensors.bundles import CHANNELS, LABELS, RATE_HZ, classifier
+from tests.sensors.bundles import CHANNELS, LABELS, RATE_HZ, altered, classifier
 
 INFO = StreamInfo("glove", CHANNELS, RATE_HZ)
 LEVELS = {"rest": (0.0, 0.0), "pick": (90.0, 0.0), "pour": (-90.0, 2.0), "wave": (0.0, -3.0), "knock": (60.0, 3.0)}
@@ -21,12 +21,11 @@ def performed(name, seed, lead=0):
     return np.concatenate([rest, np.tile(pose, (LENGTH, 1))]) + rng.normal(0, (2.0, 0.05), (lead + LENGTH, 2))
 
 
-@pytest.fixture(scope="module", params=["gru", "rocket", "attention"])
+@pytest.fixture(scope="module", params=["gru", "rocket"])
 def bundle(request, tmp_path_factory):
     config = {
         "gru": {"hidden": 16},
         "rocket": {"dilations": 1, "thresholds": 1, "levels": 8, "hidden": 4},
-        "attention": {"window": 16, "width": 8, "blocks": 1},
     }[request.param]
     return classifier(tmp_path_factory.mktemp(request.param) / "b", request.param, scale=(60.0, 2.0), **config)
 
@@ -132,6 +131,10 @@ def test_what_cannot_be_taught_is_refused(bundle, memory, name, demonstrations, 
         memory.taught(bundle, name, demonstrations)
 
 
-def test_recordings_that_lack_a_class_are_refused(bundle):
+def test_a_bundle_without_features_and_recordings_that_lack_a_class_are_refused(bundle):
+    with pytest.raises(SensorError, match=r"keeps no features in its state .* take gru"):
+        GestureMemory.of(altered(bundle, state_names=("norm.count",)), [])
+    with pytest.raises(SensorError, match="does not classify a stream"):
+        GestureMemory.of(altered(bundle, kind="regress"), [])
     with pytest.raises(SensorError, match="no recording shows pick, pour"):
         GestureMemory.of(bundle, [(performed("rest", 0), np.zeros(LENGTH, int))])

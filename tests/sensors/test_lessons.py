@@ -1,0 +1,130 @@
+"""Rules are chosen and gestures are taught from files by two commands, with a model that reads two poses."""
+
+import re
+import tomllib
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from data.frame import Channel
+from forecasting.export import export_bundle
+from forecasting.runtime import load_bundle
+from forecasting.task import Task
+from models.catalog import build
+from models.contract import Batch
+from sensors.__main__ import main
+from sensors.recognise import Rules
+from sensors.recording import Recorder
+from sensors.stream import StreamInfo
+from sensors.teach import GestureMemory
+from tests.sensors.bundles import CHANNELS, LABELS, RATE_HZ
+
+POSES = {"rest": (0.0, 0.0), "pick": (90.0, 0.0), "pour": (0.0, 3.0), "wave": (-90.0, -3.0)}
+LENGTH = 25
+
+
+def shown(*names, seed=0):
+    """(len(names) * LENGTH, 2) values and the name of each frame."""
+    rng = np.random.default_rng(seed)
+    label = np.repeat(names, LENGTH)
+    return np.array([POSES[name] for name in label]) + rng.normal(0, (10.0, 0.3), (len(label), 2)), label
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lessons")
+    tables, values, labels = [], [], []
+    for number in range(8):
+        x, label = shown("rest", "pick", "rest", "pour", "rest", seed=number)
+        ds = np.arange(len(x)) / RATE_HZ
+        tables.append(pd.DataFrame({"unique_id": f"r{number:02d}", "ds": ds, "label": label, "bend": x[:, 0]}))
+        tables[-1]["roll"] = x[:, 1]
+        values.append(x)
+        labels.append([LABELS.index(name) for name in label])
+    pd.concat(tables, ignore_index=True).to_parquet(folder / "poses.parquet")
+    tables[0].drop(columns="roll").to_parquet(folder / "bends.parquet")
+    task = Task("classify", "label", CHANNELS, 1 / RATE_HZ, labels=LABELS)
+    torch.manual_seed(0)
+    model = build("gru", task.signature, hidden=16, embed=8)
+    x = torch.tensor(np.stack(values), dtype=torch.float32)
+    batch = Batch(x, torch.ones_like(x), torch.tensor(labels), torch.ones(len(x)))
+    model.prepare([batch])
+    optimiser = torch.optim.Adam(model.parameters(), 0.02)
+    for _ in range(80):
+        optimiser.zero_grad()
+        model.loss(batch).backward()
+        optimiser.step()
+    export_bundle(model, task, folder / "bundle", name="gru", config={}, training={}, metrics=[])
+    return folder
+
+
+def told(capsys):
+    said = capsys.readouterr()
+    return said.out, said.err
+
+
+def calibrate(place, *more):
+    return main(["calibrate", "--bundle", str(place / "bundle"), "--data", str(place / "poses.parquet"), *more])
+
+
+def test_rules_are_printed_as_a_bridge_reads_them_with_what_they_do(place, capsys):
+    assert calibrate(place, "--none", "rest") == 0
+    out, _ = told(capsys)
+    rules = Rules.parse(tomllib.loads(out)["recognition"]["rules"])
+    assert rules.temperature != 1
+    assert "16 decisions on 16 gestures, precision 100.0%" in out
+    assert "0.00 false activations a minute of rest" in out
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--none", "idle"], "the model has no idle"),
+        (["--precision", "1.5"], "--precision is 1.5"),
+        (["--bundle", "nowhere"], "nowhere: there is no such directory"),
+        (["--data", "nothing"], "no data set and no file of this name"),
+        (["--data", "bends.parquet"], "roll"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused(place, capsys, monkeypatch, more, message):
+    monkeypatch.chdir(place)
+    assert calibrate(place, *more) == 2
+    assert re.search(message, told(capsys)[1])
+
+
+def recorded(folder, name, seed, channels=CHANNELS):
+    path = folder / f"{name}{seed}.parquet"
+    info = StreamInfo("glove", channels, RATE_HZ)
+    with Recorder(path, info) as recorder:
+        for t, row in enumerate(shown(name, seed=seed)[0]):
+            recorder.append(info.frame(t / RATE_HZ, t / RATE_HZ, row))
+    return str(path)
+
+
+def test_a_gesture_is_taught_from_recordings_and_forgotten_again(place, tmp_path, capsys):
+    common = ["teach", "--bundle", str(place / "bundle"), "--memory", str(tmp_path / "memory"), "--name", "wave"]
+    waves = [recorded(tmp_path, "wave", seed) for seed in range(50, 54)]
+    assert main([*common, "--data", str(place / "poses.parquet"), *waves]) == 0
+    assert "taught: wave" in told(capsys)[0]
+    bundle = load_bundle(place / "bundle")
+    memory = GestureMemory.load(tmp_path / "memory", bundle)
+    for name in POSES:
+        x, stream = shown(name, seed=99)[0].astype(np.float32), bundle.stream()
+        said = [memory.answer(stream.step(row[None])[0], stream.state).argmax() for row in x]
+        assert memory.labels[int(np.bincount(said).argmax())] == name
+    assert main([*common, *waves]) == 2
+    assert "'wave' cannot be taught: the name is taken" in told(capsys)[1]
+    assert main(common) == 0
+    assert "taught: none" in told(capsys)[0]
+
+
+def test_a_lesson_that_cannot_be_given_is_refused(place, tmp_path, capsys):
+    common = ["teach", "--bundle", str(place / "bundle"), "--memory", str(tmp_path / "memory"), "--name", "wave"]
+    wave = recorded(tmp_path, "wave", 1)
+    assert main([*common, wave]) == 2
+    assert "memory.npz is not there yet, so --data" in told(capsys)[1]
+    strange = recorded(tmp_path, "wave", 2, (Channel("bend", "rad"), CHANNELS[1]))
+    assert main([*common, "--data", str(place / "poses.parquet"), strange]) == 2
+    assert "wave2.parquet: " in told(capsys)[1]
