@@ -134,7 +134,7 @@ class LoadedBundle:
         self.labels: tuple[str, ...] = tuple(self.task["labels"])
         self.quantiles: tuple[float, ...] = tuple(self.task["quantiles"])
         # The last channels are known ahead, if the model takes that: others have them as any channel.
-        self.future: tuple[str, ...] = ()
+        self.future = ()
         self._ahead: int = len(self.task.get("future", ()))
         self.streams: bool = bundle.card["streams"]
         self.calibration = self._read_calibration()
