@@ -80,7 +80,7 @@ def wilson(right: float, of: int, z: float = 1.96) -> tuple[float, float]:
     share, spread = right / of, z * z / of
     middle = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / of + spread / (4 * of))
-    return middle - half, middle + half
+    return min(middle - half, share), max(middle + half, share)  # rounding must not leave the share outside
 
 
 def fit_temperature(recordings: Sequence[Labelled]) -> float:
