@@ -153,7 +153,7 @@ class Control:
     def _look(self, intent: Intent | None) -> Trouble | None:
         """Take what is new, and say what is wrong."""
         troubles: list[Trouble | None] = []
-        self._measured = None
+        known, self._measured = self._measured, None
         try:
             self._measured = self._robot.state()
         except Exception as error:
@@ -162,6 +162,10 @@ class Control:
         troubles.append(self._check_clock(before))
         if self._measured is not None:
             troubles.append(check_robot(self._measured, self._now, self._config))
+            unseen = self._measured.time - known.time if known else 0.0
+            if self._state in LIVE and not unseen <= self._config.watchdog_s:
+                # Fresh again before the loop looked; what the robot did meanwhile, nobody knows.
+                troubles.append(Trouble(Fault.STALE, f"the robot was not measured for {unseen:.3f} s"))
             excess = outside(self._measured, self._config.limits)
             if self._state in LIVE and not excess <= self._excess:
                 where = np.array2string(self._measured.position, precision=3)

@@ -344,6 +344,17 @@ def test_a_silence_that_was_over_before_the_loop_looked_is_a_fault_all_the_same(
     assert rig.control.snapshot.fault.fault is Fault.SILENCE
 
 
+def test_a_robot_that_was_measured_again_before_the_loop_looked_is_a_fault_all_the_same(rig):
+    rig.arm().drive(30)
+    rig.robot.changed["time"] = rig.clock()
+    rig.drive(19)  # 95 ms
+    assert rig.state is State.MOVING
+    rig.robot.changed.clear()
+    rig.drive(1, dt=0.02)
+    assert rig.state is State.FAULT
+    assert rig.control.snapshot.fault.fault is Fault.STALE
+
+
 def test_latencies_are_those_of_each_intents_first_command_the_newest_kept(rig, monkeypatch):
     rig.arm()
     monkeypatch.setattr("sensors.safety_control.LATENCIES", 5)
