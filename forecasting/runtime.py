@@ -449,7 +449,32 @@ class LoadedBundle:
             splits=Splits(),
             target=target,
         )
-        return to_panel(dataset, labels=self.labels)
+        panel = to_panel(dataset, labels=self.labels)
+        self._refuse_coarser_steps(source, checked, panel)
+        return panel
+
+    def _refuse_coarser_steps(self, source: str, frame: pd.DataFrame, panel: list[Series]) -> None:
+        """Months given to a model of days would be days of which most are missing: that is a mistake, not a gap.
+
+        Seconds are left alone, for a device may drop every other frame.
+        """
+        step = self.task["freq"]
+        if step is None or isinstance(step, float):
+            return
+        times = frame["ds"].to_numpy()
+        counts = frame["unique_id"].value_counts(sort=False)
+        ends = np.cumsum(counts.to_numpy())
+        apart = [
+            int(np.diff(np.searchsorted(series.ds, times[end - count : end])).min())
+            for series, count, end in zip(panel, counts, ends, strict=True)
+            if count > 2
+        ]
+        if apart and min(apart) > 1:
+            raise BundleError(
+                f"{self.path}: no two rows of a series in {source} are less than {min(apart)} steps of {step!r} apart, "
+                f"but {self.name} was made for data every {step!r}. Give it such data, with rows without a value where "
+                "nothing was observed, or train a model for this step."
+            )
 
     def _split_future(self, panel: list[Series], every: bool) -> tuple[list[Series], dict[str, Array]]:
         """Each series up to its last observation of what is not known ahead; and, where the graphs take them, the

@@ -484,6 +484,16 @@ def test_a_frame_without_a_channel_is_refused(daily):
         daily.forecast(frame_of({"a": 5}).drop(columns="volume"))
 
 
+def test_a_frame_of_a_coarser_step_is_refused_and_one_with_gaps_is_not(daily):
+    frame = frame_of({"a": 50, "b": 50})
+    mondays = frame[frame["ds"].dt.dayofweek == 0]
+    with pytest.raises(BundleError, match=r"less than 5 steps of 'B' apart, but gru was made for data every 'B'"):
+        daily.forecast(mondays)
+    assert set(daily.forecast(pd.concat([mondays, frame[1:2]]))["unique_id"]) == {"a", "b"}
+    given = frame.assign(y=frame["y"].where(frame["ds"].dt.dayofweek == 0))  # the rows are there, a value is not
+    assert len(daily.forecast(given)) == 6
+
+
 def test_a_broken_frame_is_an_error_of_the_frame(daily):
     frame = frame_of({"a": 5})
     with pytest.raises(FrameError):
