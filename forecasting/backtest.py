@@ -327,8 +327,6 @@ def compare(
     at_checks = _check_positions(parts, task) if calibrated else []
     if task.future and any("future" in entry(name).covariates for name in names if not is_refit(name)):
         _refuse_missing_ahead(task, parts.test, positions)
-        if calibrated:
-            _refuse_missing_ahead(task, parts.validation, at_checks)
     for name in names:
         with _PeakMemory() as peak:
             if name in refits:
@@ -412,12 +410,19 @@ def _check(
     if trained.states is not None:
         model_settings, training = parse_settings(trained.name, settings)
         trained = fit_local(trained.name, task, replace(parts, validation=[]), model_settings, training.threads)
-    return trained_pass(trained, parts.validation, positions)
+    return validated(trained, task, parts)
 
 
 def validated(trained: Trained, task: Task, parts: Parts) -> list[Rows]:
-    """Forecasts of the validation part, as they are calibrated on, by a model that has not learned from it."""
-    return trained_pass(trained, parts.validation, _check_positions(parts, task))
+    """Forecasts of the validation part, as they are calibrated on, by a model that has not learned from it.
+
+    Raises:
+        TaskError: what should be known ahead is not.
+    """
+    positions = _check_positions(parts, task)
+    if trained.model.signature.future:
+        _refuse_missing_ahead(task, parts.validation, positions)
+    return trained_pass(trained, parts.validation, positions)
 
 
 def calibration_of(task: Task, everyone: Sequence[Rows]) -> Calibration:

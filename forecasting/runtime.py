@@ -99,6 +99,8 @@ def load_bundle(
 class LoadedBundle:
     """A verified bundle; `run_step`, `run_scan` and `run_look` are its graphs, the rest is built on them."""
 
+    future: tuple[str, ...] = ()  # the last channels, where the graphs take what they will be; others have them as any
+
     def __init__(self, bundle: Bundle, *, providers: Sequence[str] | None = None, threads: int = 1) -> None:
         self._describe(bundle)
         self.has_look = LOOK in bundle.files
@@ -133,8 +135,6 @@ class LoadedBundle:
         self.channels: list[dict[str, Any]] = self.task["channels"]
         self.labels: tuple[str, ...] = tuple(self.task["labels"])
         self.quantiles: tuple[float, ...] = tuple(self.task["quantiles"])
-        # The last channels are known ahead, if the model takes that: others have them as any channel.
-        self.future = ()
         self._ahead: int = len(self.task.get("future", ()))
         self.streams: bool = bundle.card["streams"]
         self.calibration = self._read_calibration()

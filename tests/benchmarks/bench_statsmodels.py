@@ -1,6 +1,6 @@
 """sarimax and components: equal to statsmodels, which fitted them, and what a new observation costs beside `append`.
 
-    MNEMO_DATA_DIR=... python tests/benchmarks/bench_statsmodels.py [equal] [update] [--every N]
+    MNEMO_DATA_DIR=... python tests/benchmarks/bench_statsmodels.py [equal] [update] [--every N] [--models sarimax]
 
 equal: every N-th series of M3 monthly (part a) and tourism monthly that has at least 140 values, fitted to all but the
     last 100, which are then streamed: the largest difference of mean and of the 80 and 95 % bounds, relative to the
@@ -95,14 +95,14 @@ def of_ours(model: LinearGaussian, state: State, ahead: np.ndarray) -> np.ndarra
         return model.predict(state, torch.from_numpy(ahead)[None] if ahead.size else None)[0].numpy()
 
 
-def equal(every: int) -> None:
+def equal(every: int, models: list[str]) -> None:
     rows = []
     for data in ("m3/monthly_a", "tourism/monthly"):
         for kind in KINDS:
             series = tables(data, every, kind)
             count = next(iter(series.values())).shape[1] - 1
             signature = Signature("forecast", 1 + count, HORIZON, SEASON, LEVELS, future=count)
-            for name in ("sarimax", "components"):
+            for name in models:
                 model = build(name, signature).double()
                 began = time.perf_counter()
                 fits = model.fit_series({uid: rows[: -STREAMED - HORIZON] for uid, rows in series.items()}, 1)
@@ -136,7 +136,7 @@ def equal(every: int) -> None:
     table(head, rows)
 
 
-def update(every: int, repeats: int) -> None:
+def update(every: int, repeats: int, models: list[str]) -> None:
     rows = []
     for count in (0, 1):
         kind = "covariates" if count else "whole"
@@ -145,7 +145,7 @@ def update(every: int, repeats: int) -> None:
         future = tuple(f"known{index}" for index in range(count))
         channels = tuple(Channel(name, "") for name in ("y", *future))
         task = Task("forecast", "y", channels, 1, HORIZON, SEASON, LEVELS, future=future)
-        for name in ("sarimax", "components"):
+        for name in models:
             model = build(name, signature).double()
             fits = model.fit_series({uid: rows[:-HORIZON] for uid, rows in some.items()}, 1)
             which = torch.arange(MANY) % len(fits.series)
@@ -175,7 +175,7 @@ def update(every: int, repeats: int) -> None:
                 lengths.append(len(values))
             theirs = float(np.median(spent))
             size = sum(value.numel() for value in state.values()) * 4 / MANY
-            parity = max(value for value in card["certificate"]["parity"].values() if isinstance(value, float))
+            parity = max(card["certificate"]["parity"][form] for form in ("split", "steps", "rows", "missing", "torch"))
             rows.append([
                 name, str(count), f"{size:,.0f}", f"{theirs * 1e6:,.0f}", f"{by_torch * 1e6:.1f}",
                 f"{by_graph * 1e6:.1f}", f"{theirs / min(by_torch, by_graph):,.0f}", f"{parity:.0e}",
@@ -191,14 +191,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=["equal", "update"], default=["equal", "update"])
     parser.add_argument("--every", type=int, default=20)
+    parser.add_argument("--models", default="sarimax,components")
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(machine())
     if "equal" in options.parts:
-        equal(options.every)
+        equal(options.every, options.models.split(","))
     if "update" in options.parts:
-        update(options.every, options.repeats)
+        update(options.every, options.repeats, options.models.split(","))
 
 
 if __name__ == "__main__":

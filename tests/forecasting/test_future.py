@@ -95,6 +95,14 @@ def test_a_covariate_that_is_missing_ahead_is_named_before_anything_is_trained(t
     backtest(dataset(frame), ["drift"], task)  # which takes none
 
 
+def test_a_covariate_that_is_missing_in_the_validation_part_leaves_the_quantiles_as_they_are(task):
+    frame = table()
+    frame.loc[frame["ds"].eq("2020-02-14") & frame["unique_id"].eq("b"), "promotion"] = np.nan
+    report = backtest(dataset(frame), ["components"], replace(task, quantiles=(0.3, 0.5, 0.7)), settings=LEVEL)
+    assert any("components: is not calibrated: b: lacks promotion at 2020-02-14" in note for note in report.notes)
+    assert not report.leaderboard.set_index("model")["calibrated"]["components"]
+
+
 def test_what_is_known_ahead_must_be_the_last_covariates():
     with pytest.raises(
         TaskError, match="the last covariates of a forecast, in order; got warm of the channels y, warm"
