@@ -94,12 +94,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _breakfast(given: argparse.Namespace) -> int:
+    from forecasting.bundle import BundleError
     from forecasting.runtime import load_bundle
     from sensors.breakfast import Filming, hand_recogniser, run
     from sensors.command_log import CommandLog
+    from sensors.stream import SensorError
 
     given.out.mkdir(parents=True, exist_ok=True)
-    bundle = None if given.scripted else load_bundle(given.bundle or _gestures(given.out / "gestures"))
+    try:
+        bundle = None if given.scripted else load_bundle(given.bundle or _gestures(given.out / "gestures"))
+    except BundleError as error:
+        raise SensorError(str(error)) from error
     outcomes = []
     with CommandLog(given.out / "commands.jsonl") as log:
         for seed in range(given.seed, given.seed + given.runs):

@@ -1,20 +1,36 @@
 """The breakfast task, from gestures to juice in the cup."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import matplotlib.image
 import numpy as np
 import pytest
 
+from data import simulated_hand
 from sensors.__main__ import main
-from sensors.breakfast import CUES, FRAME_S, beads, in_cup, operate, scatter, wrong
+from sensors.breakfast import (
+    CUES,
+    TRIES,
+    Cue,
+    beads,
+    hand_recogniser,
+    in_cup,
+    operate,
+    perform,
+    scatter,
+    wrong,
+)
+from sensors.recognise import Recognition
 from sensors.robots.simulated import Simulation
+from sensors.stream import Frame, SensorError, StreamInfo
 
 
 def test_one_command_makes_breakfast_with_its_picture_and_its_film(tmp_path: Path, capsys):
-    assert main(["breakfast", "--out", str(tmp_path), "--seed", "3", "--speed-up", "200"]) == 0
+    assert main(["breakfast", "--out", str(tmp_path), "--scripted", "--seed", "3", "--speed-up", "200"]) == 0
     said = capsys.readouterr().out
     assert "run 3: success" in said
     assert "1 of 1 runs succeeded" in said
@@ -73,9 +89,58 @@ def test_an_operator_waits_until_the_arm_is_done():
     while operator.send(False)[0] is None:  # the arm stands: the first gesture comes
         pass
     assert {operator.send(True)[0] for _ in range(500)} == {None, CUES[0].gesture}
-    assert CUES[1].gesture in [operator.send(False)[0] for _ in range(round(1.5 / FRAME_S))]
+    assert CUES[1].gesture in [operator.send(False)[0] for _ in range(60)]
 
 
 def test_a_film_that_runs_backwards_is_refused(tmp_path: Path, capsys):
-    assert main(["breakfast", "--out", str(tmp_path), "--speed-up", "-1"]) == 2
+    assert main(["breakfast", "--out", str(tmp_path), "--scripted", "--speed-up", "-1"]) == 2
     assert "speed-up is -1.0, expected above 0" in capsys.readouterr().err
+
+
+def test_a_bundle_that_is_none_is_refused(tmp_path: Path, capsys):
+    assert main(["breakfast", "--out", str(tmp_path), "--bundle", str(tmp_path / "none")]) == 2
+    assert str(tmp_path / "none") in capsys.readouterr().err
+
+
+class Blank:
+    """Recognises nothing, ever."""
+
+    info = StreamInfo("simulated hand", simulated_hand.CHANNELS, simulated_hand.RATE_HZ)
+
+    def step(self, frame: Frame) -> Recognition:
+        assert frame.mask.all()
+        return Recognition(None, 0.5, (), 0)
+
+
+def frames(cue: Cue, moving: Callable[[int], bool]) -> int:
+    """How many a hand shows until it has done, to an arm that moves at these frames."""
+    operator = perform([cue], np.random.default_rng(0), Blank())
+    next(operator)
+    for count in range(1, 5000):
+        try:
+            operator.send(moving(count))
+        except StopIteration:
+            return count
+    raise AssertionError("the hand does not come to an end")
+
+
+def test_a_gesture_that_nothing_came_of_is_shown_again():
+    once = frames(Cue("grip", 0.2), lambda frame: 30 < frame < 60)
+    assert once < 200
+    assert frames(Cue("grip", 0.2), lambda frame: False) > (TRIES - 1) * once
+
+
+def test_a_hand_waits_until_the_arm_is_done_before_it_shows_something_and_before_it_goes():
+    waited = frames(Cue("grip", 0.2), lambda frame: frame < 500)
+    assert waited > 500
+    assert frames(Cue("grip", 0.2), lambda frame: 30 < frame < 700) >= 700
+
+
+def test_a_gesture_that_does_not_wait_is_shown_once_while_the_arm_moves():
+    assert 600 <= frames(Cue("stop", 0.2, waits=False), lambda frame: frame < 600) < 630
+
+
+def test_a_bundle_that_does_not_know_a_gesture_is_refused():
+    bundle = SimpleNamespace(path="bundles/two", labels=("rest", "pinch"))
+    with pytest.raises(SensorError, match=r"bundles/two: does not know grip, pour.*train it on gestures_demo"):
+        hand_recogniser(bundle)
