@@ -59,6 +59,7 @@ class Bridge:
             SourceLost: the source is gone and does not come back.
             SensorError: it could not be connected, or the recording cannot be written.
         """
+        self.source.on_lost = lambda why: self.safety.report(Fault.SOURCE, why)
         async with self.source:
             try:  # inside, for closing a source may take its time
                 frames = self._watched(aiter(self.source))

@@ -86,9 +86,22 @@ class Source(ABC):
     real_time = True  # False for a recording at another speed than its own: what was received when tells nothing
 
     def __init__(self) -> None:
-        self.connected = False  # False too while a source that lost its peer looks for it
+        # Is told at once when the peer of a stream is lost, or let go; silence would tell later.
+        self.on_lost: Callable[[str], object] = lambda why: None
+        self._connected = False
         self.dropped = 0
         self.last_drop = ""  # why
+
+    @property
+    def connected(self) -> bool:
+        """False too while a source that lost its peer looks for it."""
+        return self._connected
+
+    @connected.setter
+    def connected(self, now: bool) -> None:
+        lost, self._connected = self._connected and not now, now
+        if lost:
+            self.on_lost(f"{self.info.stream_id}: the connection has ended")
 
     @abstractmethod
     async def connect(self) -> None:

@@ -49,6 +49,13 @@ def test_it_tries_at_growing_intervals_and_gives_up_in_time():
     assert not source.connected
 
 
+def test_a_lost_peer_is_told_at_once_each_time_and_before_it_is_looked_for():
+    source, told = Peer(give_up_after_s=0.25, there=(2, 4)), []
+    source.on_lost = lambda why: told.append((why, len(source.tries)))
+    asyncio.run(asyncio.wait_for(times(source, 3), 5))
+    assert told == [("glove: the connection has ended", tries) for tries in (1, 3, 5)]
+
+
 def test_each_return_gives_it_its_whole_time_again():
     source = Peer(give_up_after_s=0.25, there=(2, 4))
     assert asyncio.run(asyncio.wait_for(times(source, 3), 5)) == [0, 2, 4]
