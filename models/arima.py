@@ -5,10 +5,13 @@ an ARMA process after differencing, phi(L) delta(L) z = theta(L) e. The mean has
 the last values of z that the differences need. Multiplying by the transition matrix T is a shift of both and two
 rank-one terms, so a season of 12 costs what its places cost, never a dense product.
 
-The filter is that of `models.kalman` with Q = R R', R = (1, theta, 0), Z = (1, 0, delta) and h = 0. The covariance P
-(in units of sigma2) stays in the state: with a seasonal moving-average root near 1 it takes decades of months to
-converge, and a missing value raises it again. Forecasts h steps ahead need G_h = Z T^h and the psi weights Z T^j R,
-which depend on the parameters alone, are worked out once in float64 and ride in the state:
+The filter is that of `models.kalman` with Q = R R', R = (1, theta, 0), Z = (1, 0, delta) and h = 0. Where the moving
+average is invertible the covariance P (in units of sigma2) converges to 0, K to R and F to 1: the filter then knows all
+of its state. With a seasonal root near 1 that takes decades of months, and a missing value raises P again, so it has a
+place in the state. But once it is as small as rounding it is set to 0, and from then on a step that has an observation
+leaves it alone: the products with P, nearly all of the work, are those of the series whose P moves. Forecasts h steps
+ahead need G_h = Z T^h and the psi weights Z T^j R, which depend on the parameters alone, are worked out once in float64
+and ride in the state:
 
     mean_h = intercept + drift (t + h) + G_h a,   variance_h = sigma2 (sum_{j<h} psi_j^2 + G_h P G_h')
 
@@ -31,6 +34,7 @@ from models.contract import Fits, ModelError, Signature, State
 from models.kalman import Kalman, effects_of
 from models.linear_gaussian import Fit, Values, filled, fit_each, known_part
 
+SETTLED = 16  # roundings of 1: a covariance below them is 0; of float32 they are 1e-6 of the errors' deviation
 ORDER = (
     "effects", "phi", "response", "delta", "intercept", "drift", "weights", "psi", "sigma2", "started", "errors",
     "time", "covariance", "mean",
@@ -87,6 +91,20 @@ class SeasonalArima(Kalman):
         known = state["arima.intercept"] + state["arima.drift"] * time
         return super().advance(y - known, seen, state) | {"arima.time": time}
 
+    def corrected(self, usable: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the series whose covariance moves; of the others it is 0, K = R and F = 1."""
+        response = torch.nn.functional.pad(state["arima.response"], (0, self.lags))
+        rows = (~usable[:, 0] | _unsettled(state["arima.covariance"])).nonzero()[:, 0]
+        moving = {f"arima.{name}": state[f"arima.{name}"][rows] for name in ("phi", "response", "delta", "covariance")}
+        gain, variance, after = super().corrected(usable[rows], moving)
+        settled = (after.abs() < SETTLED * torch.finfo(after.dtype).eps).all(2).all(1)
+        after = torch.where(settled[:, None, None], torch.zeros_like(after), after)
+        return (
+            response.index_copy(0, rows, gain),
+            torch.ones_like(response[:, :1]).index_copy(0, rows, variance),
+            torch.zeros_like(state["arima.covariance"]).index_copy(0, rows, after),
+        )
+
     def forward(self, x: Tensor, state: State) -> Tensor:
         now = x[:, : self.places]
         moved = torch.cat([now[:, 1:], torch.zeros_like(now[:, :1])], 1) + state["arima.phi"][..., None] * now[:, :1]
@@ -109,8 +127,11 @@ class SeasonalArima(Kalman):
         ahead = torch.arange(1, self.signature.horizon + 1, dtype=weights.dtype, device=weights.device)
         known = state["arima.intercept"] + state["arima.drift"] * (state["arima.time"] + ahead)
         mean = known + (weights * state["arima.mean"][:, None]).sum(-1)
-        unsure = ((weights @ state["arima.covariance"]) * weights).sum(-1).clamp(min=0.0)
-        return mean, (state["arima.sigma2"] * (state["arima.psi"] + unsure)).sqrt()
+        rows = _unsettled(state["arima.covariance"]).nonzero()[:, 0]
+        known_of = weights[rows]
+        unsure = ((known_of @ state["arima.covariance"][rows]) * known_of).sum(-1).clamp(min=0.0)
+        spread = torch.zeros_like(state["arima.psi"]).index_copy(0, rows, unsure)
+        return mean, (state["arima.sigma2"] * (state["arima.psi"] + spread)).sqrt()
 
     @abstractmethod
     def fitting(self) -> Callable[[Values], Fit]:
@@ -140,6 +161,11 @@ class Arima(SeasonalArima):
 
     def fitting(self) -> Callable[[Values], Fit]:
         return partial(fit_arima, season=self.signature.season, limits=vars(self.config))
+
+
+def _unsettled(covariance: Tensor) -> Tensor:
+    """(B,), True unless all of it is 0, which it is where the variances are."""
+    return (covariance.diagonal(dim1=1, dim2=2) != 0).any(1)
 
 
 def fit_arima(values: Values, season: int, limits: Mapping[str, int]) -> Fit:

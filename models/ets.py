@@ -9,8 +9,8 @@ The innovations state space of Hyndman, Koehler, Ord and Snyder, Forecasting wit
 
 These are the same for additive and multiplicative errors, which differ in the variance alone. Without a trend b and
 beta are 0, without a season s and gamma: only the kinds of error and season are switches, one number a series each. So
-one graph serves every form, and series of all forms share a batch; the price is that each series computes the variance
-of both kinds of error. Where an observation is missing p = q and r = s. The seasonal state is a shift, of any length.
+one graph serves every form, and series of all forms share a batch. Where an observation is missing p = q and r = s. The
+seasonal state is a shift, of any length.
 
 The variance h steps ahead is a linear map of known powers of the state, whose coefficients depend on the parameters
 alone. They are worked out once, in float64, when a series is fitted, and ride in the state (`ets.spread`).
@@ -61,6 +61,7 @@ class Ets(LinearGaussian):
 
     The state of one series, all but the last line constant once it is fitted:
         ets.sigma2: the variance of the (relative, where multiplicative) errors; ets.alpha, beta, gamma, phi
+        ets.ramp (H,): phi + ... + phi^h, which the trend counts for h steps ahead
         ets.kind (2,): 1 where the errors, where the season is multiplicative
         ets.spread (H, 3): the coefficients of the variance (`spread_of`)
         ets.started: 1 once there is a level
@@ -74,15 +75,12 @@ class Ets(LinearGaussian):
 
     library = "statsforecast"
     substitute = "simple exponential smoothing from the first value"
-    steps: Tensor
     phase: Tensor
 
     def __init__(self, signature: Signature, config: EtsConfig = EtsConfig()) -> None:
         super().__init__(signature)
         self.config = config
-        horizon = torch.arange(signature.horizon)
-        self.register_buffer("steps", (horizon + 1).to(torch.get_default_dtype()), persistent=False)
-        self.register_buffer("phase", horizon % signature.season, persistent=False)
+        self.register_buffer("phase", torch.arange(signature.horizon) % signature.season, persistent=False)
 
     def initial_state(self, batch: int) -> State:
         """Of series that nobody fitted: simple exponential smoothing from the first value, with a running variance."""
@@ -129,20 +127,14 @@ class Ets(LinearGaussian):
         relative, multiplicative = state["ets.kind"][..., :1] > 0.5, state["ets.kind"][..., 1:] > 0.5
         coefficients = state["ets.spread"]
         season = state["ets.season"][..., self.phase]
-        expected = level + (state["ets.phi"] ** self.steps).cumsum(-1) * trend
+        expected = level + state["ets.ramp"] * trend
         mean = torch.where(multiplicative, expected * season, expected + season)
-        # Class 1: sigma2 times a constant; class 3: a quadratic form of level and trend times the season's square.
-        constant = sigma2 * coefficients[..., 0]
-        powers = torch.stack([level * level, level * trend, trend * trend], -1)  # (..., 1, 3)
-        product = (coefficients * powers).sum(-1)
-        # Class 2: the errors of the way are relative to what was expected then.
-        square = mean * mean
-        echo = torch.zeros_like(square)
-        for lag in range(1, self.signature.horizon):
-            late = coefficients[..., lag : lag + 1, 0] * square[..., :-lag]
-            echo = echo + torch.nn.functional.pad(late, (lag, 0))
-        sums = sigma2 * square + (1 + sigma2) * echo
-        variance = torch.where(relative, torch.where(multiplicative, product, sums), constant)
+        # Class 1: sigma2 times a constant; the other two are computed for the series that are of them.
+        variance = sigma2 * coefficients[..., 0]
+        for member, of_class in ((relative & ~multiplicative, _class2), (relative & multiplicative, _class3)):
+            rows = member[:, 0].nonzero()[:, 0]
+            parts = (coefficients, sigma2, mean, level, trend)
+            variance = variance.index_copy(0, rows, of_class(*(part[rows] for part in parts)))
         deviation = variance.clamp(min=0.0).sqrt()
         return mean, torch.where(relative & multiplicative, season.abs() * deviation, deviation)
 
@@ -158,6 +150,22 @@ class Ets(LinearGaussian):
                 for name, value in self.passed(torch.from_numpy(found["history"])[None], row).items():
                     state[name][index] = value[0]
         return Fits(tuple(fits), state, notes, failures)
+
+
+def _class2(spread: Tensor, sigma2: Tensor, mean: Tensor, level: Tensor, trend: Tensor) -> Tensor:
+    """(B, H): the errors of the way are relative to what was expected then."""
+    square = mean * mean
+    echo = torch.zeros_like(square)
+    for lag in range(1, square.shape[1]):
+        late = spread[:, lag : lag + 1, 0] * square[:, :-lag]
+        echo = echo + torch.nn.functional.pad(late, (lag, 0))
+    return sigma2 * square + (1 + sigma2) * echo
+
+
+def _class3(spread: Tensor, sigma2: Tensor, mean: Tensor, level: Tensor, trend: Tensor) -> Tensor:
+    """(B, H): a quadratic form of level and trend, still to be multiplied by the season's square."""
+    powers = torch.stack([level * level, level * trend, trend * trend], -1)  # (B, 1, 3)
+    return (spread * powers).sum(-1)
 
 
 def fit_ets(values: Values, season: int, model: str = "ZZZ", damped: str = "auto") -> Fit:
@@ -239,7 +247,9 @@ def parameters_of(parameters: Mapping[str, Tensor], kind: Tensor, signature: Sig
         kind: (B, 2), 1 where the errors, where the season is multiplicative.
     """
     state = {f"ets.{name}": parameters[name][:, None] for name in ("sigma2", "alpha", "beta", "gamma", "phi")}
-    return state | {"ets.kind": kind, "ets.spread": spread_of(parameters, kind, signature)}
+    steps = torch.arange(1, signature.horizon + 1).to(parameters["phi"])
+    ramp = (parameters["phi"][:, None] ** steps).cumsum(-1)
+    return state | {"ets.ramp": ramp, "ets.kind": kind, "ets.spread": spread_of(parameters, kind, signature)}
 
 
 def spread_of(parameters: Mapping[str, Tensor], kind: Tensor, signature: Signature) -> Tensor:

@@ -79,15 +79,10 @@ class Kalman(LinearGaussian):
         begun = started > 0.5
         usable, begins = seen & begun, seen & ~begun
         mean = self.forward(mean[..., None], state).squeeze(-1)
-        spread = self.disturbed(self.forward(self.forward(covariance, state).mT, state), state)
-        with_z = self.observe(spread, state)  # P Z'
-        variance = self.measured(self.observe(with_z[:, None], state), state)
-        gain = torch.where(usable, with_z / variance, torch.zeros_like(with_z))
+        gain, variance, corrected = self.corrected(usable, state)
         error = y - self.observe(mean[:, None], state)
         after = torch.where(begins, self.first(y), mean + gain * error)
-        covariance = torch.where(
-            (begun | begins)[..., None], spread - gain[:, :, None] * with_z[:, None, :], covariance
-        )
+        covariance = torch.where((begun | begins)[..., None], corrected, covariance)
         covariance = torch.where(begins[..., None], torch.zeros_like(covariance), covariance)
         count, sigma2 = state[f"{family}.errors"], state[f"{family}.sigma2"]
         learns = (usable & (count >= 0)).to(y.dtype)
@@ -98,6 +93,15 @@ class Kalman(LinearGaussian):
             f"{family}.errors": count + learns,
             f"{family}.sigma2": sigma2 + learns * (error * error / variance - sigma2) / (count + 1).clamp(min=1.0),
         }
+
+    def corrected(self, usable: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        """K (B, n), 0 where there is nothing usable (B, 1), F (B, 1) and the next P (B, n, n)."""
+        covariance = state[f"{self.family}.covariance"]
+        spread = self.disturbed(self.forward(self.forward(covariance, state).mT, state), state)
+        with_z = self.observe(spread, state)  # P Z'
+        variance = self.measured(self.observe(with_z[:, None], state), state)
+        gain = torch.where(usable, with_z / variance, torch.zeros_like(with_z))
+        return gain, variance, spread - gain[:, :, None] * with_z[:, None, :]
 
 
 def effects_of(fits: Sequence[Fit]) -> dict[str, Values]:

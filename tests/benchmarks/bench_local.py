@@ -1,7 +1,8 @@
 """Local models: equal to the library that fitted them, how fast they are fitted, and what a new observation costs.
 
-    MNEMO_DATA_DIR=... python -m tests.benchmarks.bench_local [equal] [fit] [update] [--models ets,arima,theta,ces]
-        [--sets m4/hourly,tourism/monthly,tourism/yearly,m3/monthly] [--every N] [--repeats N]
+    MNEMO_DATA_DIR=... python -m tests.benchmarks.bench_local [equal] [fit] [update] [settle]
+        [--models ets,arima,theta,ces] [--sets m4/hourly,tourism/monthly,tourism/yearly,m3/monthly]
+        [--every N] [--repeats N]
 
 equal: on every N-th series of each set, in float64: the largest difference of the point forecast and of the bounds of
     the 80 and 95 % intervals, relative to the series' largest bound, at the fit's end and after further points, against
@@ -13,7 +14,9 @@ equal: on every N-th series of each set, in float64: the largest difference of t
 fit: M3 monthly by the library directly and by `fit_series`: processor seconds of one process, and wall seconds on all
     cores beside the library's own (`StatsForecast(n_jobs=-1).fit`), each the median of the repeats, taken in turn.
 update: one observation for 10,000 monthly ETS models, states in to quantiles out, in torch and in onnxruntime, beside
-    the library's refit and its `forward` over 130 and 2,000 values, with and without intervals.
+    the library's refit and its `forward` over 130 and 2,000 values, with and without intervals; in processor time.
+settle: of ARIMA on M3 monthly the share of series whose covariance still moves, and what a step costs, in processor
+    time, after so many further values.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ from models.contract import Fits, Signature, State
 from models.ets import Ets
 from models.linear_gaussian import LinearGaussian, fit_each
 from models.theta import Theta
-from tests.benchmarks.figures import machine, median_s, table
+from tests.benchmarks.figures import machine, table
 from tests.benchmarks.local_peers import FILTERS, LIBRARY, Values, fit, form_of
 
 MANY = 10_000
@@ -177,6 +180,10 @@ def fitting(name: str, every: int, repeats: int) -> None:
     table(["", "", "library", "fit_series", "ours against it"], rows_)
 
 
+def processor_s(call: Callable[[], Any], repeats: int) -> float:
+    return median(timed(call, time.process_time) for _ in range(repeats))
+
+
 def timed(call: Callable[[], Any], clock: Callable[[], float]) -> float:
     began = clock()
     call()
@@ -191,29 +198,30 @@ def update(every: int, repeats: int) -> None:
     fits: Fits = model.double().fit_series({key: train for key, (train, _) in some.items()})
     model = model.float()
     rows = torch.arange(MANY) % len(fits.series)
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     state = {name: value[rows].float() for name, value in fits.state.items()}
     size = sum(value.numel() for value in state.values()) * 4 / MANY
     x = torch.tensor([test[0] for _, test in some.values()], dtype=torch.float32)[rows % len(some)][:, None]
     mask = torch.ones_like(x)
     with torch.no_grad():
-        by_torch = median_s(lambda: model.step(x, mask, state), repeats)
+        by_torch = processor_s(lambda: model.step(x, mask, state), repeats)
     task = Task("forecast", "y", (Channel("y", ""),), 1, horizon=horizon, season=season, quantiles=LEVELS)
     with TemporaryDirectory() as folder:
         export_bundle(model, task, Path(folder) / "ets", name="ets", config={}, training={}, metrics=[])
         loaded = load_bundle(Path(folder) / "ets")
     arrays = {name: value.numpy() for name, value in state.items()}
-    by_graph = median_s(lambda: loaded.run_step(x.numpy(), mask.numpy(), arrays), repeats)
+    by_graph = processor_s(lambda: loaded.run_step(x.numpy(), mask.numpy(), arrays), repeats)
     with torch.no_grad():
         expected = model.step(x, mask, state)[0].numpy()
     difference = np.abs(loaded.run_step(x.numpy(), mask.numpy(), arrays)[0] - expected).max() / np.abs(expected).max()
     histories = [train for train, _ in some.values()]
     libraries = [AutoETS(season_length=season).fit(train) for train in histories]
-    refit = median_s(lambda: [AutoETS(season_length=season).fit(train) for train in histories], 1) / len(some)
+    refit = processor_s(lambda: [AutoETS(season_length=season).fit(train) for train in histories], 1) / len(some)
     costs = {"the library's refit": refit}
     for length in (130, 2000):
         pairs = [(library, np.resize(train, length)) for library, train in zip(libraries, histories, strict=True)]
         for what, level in (("mean", None), ("mean and interval", [80])):
-            spent = median_s(lambda p=pairs, lv=level: [lib.forward(y, horizon, level=lv) for lib, y in p], 3)
+            spent = processor_s(lambda p=pairs, lv=level: [lib.forward(y, horizon, level=lv) for lib, y in p], 3)
             costs[f"its forward over {length:,} values, {what}"] = spent / len(some)
     print(f"\nets: one observation for {MANY:,} monthly models, {size:.0f} bytes of state each, all forms in a batch")
     costs |= {"our step, torch": by_torch / MANY, "our step, onnxruntime": by_graph / MANY}
@@ -224,21 +232,42 @@ def update(every: int, repeats: int) -> None:
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
-        f"onnxruntime against torch: {difference:.1e} of the largest bound; peak memory of this process {peak:.0f} MB"
+        f"onnxruntime against torch: {difference:.1e} of the largest bound; peak memory of this process {peak:.0f} MB, "
+        f"{peak - held:.0f} MB above what the libraries and the fits took"
     )
+
+
+def settle(every: int, repeats: int) -> None:
+    collection = SETS["m3/monthly"]
+    model = Arima(collection.signature)
+    fits = model.double().fit_series({key: values for key, (values, _) in collection.series(every).items()})
+    copies = -(-2_000 // len(fits.series))
+    state = {name: value.float().repeat(copies, *[1] * (value.dim() - 1)) for name, value in fits.state.items()}
+    model, x, rows = model.float(), torch.zeros(copies * len(fits.series), 1), []
+    for steps in range(1001):
+        if steps in (0, 1, 10, 100, 1000):
+            moving = state["arima.covariance"].flatten(1).any(1).double().mean().item()
+            spent = median(
+                timed(partial(model.step, x, torch.ones_like(x), state), time.process_time) for _ in range(repeats)
+            )
+            rows.append([f"{steps:,}", f"{moving:.0%}", f"{spent / len(x) * 1e6:.2f}"])
+        state = state | model.advance(x, torch.ones_like(x) > 0, state)
+    places = state["arima.mean"].shape[1]
+    print(f"\narima: {len(fits.series)} series of m3/monthly, {places} places each, {len(x):,} in a batch")
+    table(["values after the fit", "covariance moves", "us a series and step"], rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["equal", "update"], help="equal, fit, update")
+    parser.add_argument("parts", nargs="*", default=["equal", "update"], help="equal, fit, update, settle")
     parser.add_argument("--models", default="ets,arima,theta,ces")
     parser.add_argument("--sets", default=",".join(SETS), help="of equal")
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
-    unknown = set(options.parts) - {"equal", "fit", "update"}
+    unknown = set(options.parts) - {"equal", "fit", "update", "settle"}
     if unknown:
-        parser.error(f"the parts are equal, fit and update, not {', '.join(sorted(unknown))}")
+        parser.error(f"the parts are equal, fit, update and settle, not {', '.join(sorted(unknown))}")
     torch.set_num_threads(1)
     print(machine())
     for name in options.models.split(","):
@@ -249,6 +278,9 @@ def main() -> None:
             fitting(name, options.every, options.repeats)
     if "update" in options.parts:
         update(options.every, options.repeats)
+    if "settle" in options.parts:
+        with torch.no_grad():
+            settle(options.every, options.repeats)
 
 
 if __name__ == "__main__":

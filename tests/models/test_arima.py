@@ -103,13 +103,38 @@ def test_series_of_all_orders_share_a_batch():
         assert_equal(together[row, -1].numpy(), after(alone, one.state, further[row, :, 0].numpy()))
 
 
-def test_the_covariance_converges_and_a_gap_raises_it():
-    model, fits, _ = fitted("walk")
-    x = torch.full((1, 60), 50.0, dtype=torch.float64)
-    settled = model.passed(x, fits.state)
-    assert settled["arima.covariance"].abs().max() < 1e-9
-    gap = model.passed(torch.full((1, 1), float("nan"), dtype=torch.float64), settled)
-    assert gap["arima.covariance"].abs().max() == pytest.approx(1)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_covariance_that_has_settled_is_0_until_a_gap_raises_it(kind):
+    """And what comes of the gap is the library's, which knows of no settling."""
+    model, fits, library = fitted(kind)
+    further = series(kind, seed=6, length=520)[80:]
+    settled = model.passed(torch.from_numpy(further[None, :430]), fits.state)
+    assert not settled["arima.covariance"].any()
+    expected = library.forward(np.concatenate([series(kind), further[:430]]), HORIZON, level=[80, 95])
+    assert_equal(model.predict(settled)[0].numpy(), of(expected))
+    further[[431, 432, 434]] = np.nan
+    raised = model.passed(torch.from_numpy(further[None, 430:436]), settled)
+    assert raised["arima.covariance"].abs().max() > 0.01
+    expected = library.forward(np.concatenate([series(kind), further[:436]]), HORIZON, level=[80, 95])
+    assert_equal(model.predict(raised)[0].numpy(), of(expected))
+
+
+def test_series_whose_covariance_has_settled_share_a_batch_with_others_in_32_bits():
+    fits = fitted("season")[1]
+    further = torch.from_numpy(series("season", seed=6, length=280)[80:]).float().repeat(3, 1)
+    further[1, -2:] = torch.nan  # so that each of the three ends otherwise: settled, in a gap, and after one
+    further[2, -4:-2] = torch.nan
+    model = Arima(SIGNATURE)
+    model.places, model.lags = fitted("season")[0].places, fitted("season")[0].lags
+    state = {name: value.float().repeat(3, *[1] * (value.dim() - 1)) for name, value in fits.state.items()}
+    after = model.passed(further, state)
+    assert after["arima.covariance"].flatten(1).any(1).tolist() == [False, True, True]
+    for row in range(3):
+        alone = model.passed(further[row : row + 1], {name: value[:1] for name, value in state.items()})
+        torch.testing.assert_close(model.predict(alone), model.predict(after)[row : row + 1], rtol=1e-5, atol=0)
+    exact = fitted("season")[0].passed(further.double(), {name: value.double() for name, value in state.items()})
+    wide = fitted("season")[0].predict(exact)
+    torch.testing.assert_close(model.predict(after).double(), wide, rtol=0, atol=1e-5 * wide.abs().max().item())
 
 
 def test_a_random_walk_by_hand():
