@@ -96,6 +96,8 @@ def select(
         able = [
             name for name in able if MODELS[name].learns != "per series"
         ]  # these know only what they were fitted to
+    costly = [name for name in able if MODELS[name].costly]
+    able = [name for name in able if name not in costly]
     inside = Parts(parts.train, parts.validation, parts.validation)
     report = compare(
         inside, able, task, seed=seed, settings=settings, progress=progress, leave_out=True, calibrated=False
@@ -104,6 +106,7 @@ def select(
     column, best = JUDGED_BY[task.kind], str(board["model"][0])
     figures = ", ".join(f"{name} {value:.4g}" for name, value in zip(board["model"], board[column], strict=True))
     left_out = "".join(f" {note}" for note in report.notes if " is left out: " in note)
+    left_out += "".join(f" {name} is left out: a fit takes seconds a series; name it to try it." for name in costly)
     return best, f"auto chose {best} by {column} on validation: {figures}.{left_out}"
 
 

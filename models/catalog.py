@@ -42,6 +42,7 @@ class Entry:
     # by a library that is not torch: of all series together, or of every one of them
     learns: Literal["gradient", "closed form", "library", "per series"]
     streams: bool = True  # a model that does not stream exports scan.onnx alone
+    costly: bool = False  # takes seconds to fit a series: is not tried where nobody named it
     covariates: tuple[str, ...] = ("past",)  # what a forecast can take beside its target: past, future (known ahead)
 
 
@@ -113,6 +114,7 @@ MODELS: dict[str, Entry] = {
         FORECAST,
         "per series",
         covariates=("future",),
+        costly=True,
     ),
     "components": Entry(
         "level, trend and season, fitted per series",

@@ -201,6 +201,16 @@ def test_auto_takes_the_best_on_validation_and_says_so(three_models, tmp_path, m
     assert {row["on"] for row in card["metrics"]} == {"test"}
 
 
+def test_auto_leaves_out_what_takes_seconds_a_series_and_says_so(monkeypatch):
+    monkeypatch.setattr(pipeline, "MODELS", {name: MODELS[name] for name in ("naive", "ridge", "sarimax")})
+    data = dataset()
+    task = Task.of(data)
+    parts = split(data, to_panel(data), task, hold_out=False)
+    best, note = select(parts, task, seed=0, settings={"lags": 12}, progress=False)
+    assert best in ("naive", "ridge")
+    assert note.endswith(" sarimax is left out: a fit takes seconds a series; name it to try it.")
+
+
 def test_auto_does_not_look_at_the_test(three_models):
     data = dataset()
     changed = data.frame.copy()
