@@ -463,7 +463,7 @@ class MnemoForecaster(BaseForecaster):
                 f"horizon={max(horizon, steps.max())} or more."
             )
         if streams.model.signature.future:
-            said = streams.look_ahead(rows, self._known_ahead(X, names, streams.ends[rows], int(steps.max())))
+            said = streams.look_ahead(rows, self._known_ahead(X, names, streams.ends[rows], steps))
         else:
             said = streams.prediction[torch.from_numpy(rows)]
         told = said.numpy().astype(np.float64)
@@ -477,8 +477,8 @@ class MnemoForecaster(BaseForecaster):
             index = pd.MultiIndex.from_arrays([*levels, index], names=[*self._instances.names, index.name])
         return values.reshape(-1, values.shape[-1]), index
 
-    def _known_ahead(self, X: pd.DataFrame | None, names: list[str], ends: np.ndarray, steps: int) -> np.ndarray:
-        """(N, H, F) the X of `predict` at so many steps after each series' end, and 0 beyond, which nobody asks for.
+    def _known_ahead(self, X: pd.DataFrame | None, names: list[str], ends: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """(N, H, F) the X of `predict` at the steps (N, any) after each series' end, and 0 at others: nobody asks.
 
         Raises:
             TaskError: X is not there, or lacks a column or a time.
@@ -493,7 +493,8 @@ class MnemoForecaster(BaseForecaster):
         known = table.set_index([ID, TIME])[columns]
         result = np.zeros((len(names), self.streams_.model.signature.horizon, len(columns)))
         for row, (name, end) in enumerate(zip(names, ends, strict=True)):
-            times = future_ds(end, cast(Freq, self._form.freq), steps)
+            asked = np.unique(steps[row])
+            times = future_ds(end, cast(Freq, self._form.freq), int(asked[-1]))[asked - 1]
             values = known.reindex(pd.MultiIndex.from_product([[name], times])).to_numpy()
             missing = ~np.isfinite(values)
             if missing.any():
@@ -501,9 +502,9 @@ class MnemoForecaster(BaseForecaster):
                 dates = ", ".join(map(str, self._clock.index(times[missing.any(1)][:5])))
                 raise TaskError(
                     f"{self._source}: X of predict lacks {lacking} of {name} at {dates}; it needs every column at "
-                    f"each of the {steps} steps after the series' end."
+                    "each step that is asked for."
                 )
-            result[row, :steps] = values
+            result[row, asked - 1] = values
         return result
 
     def _ahead(self, fh: ForecastingHorizon, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -240,7 +240,9 @@ def test_sktime_gives_what_is_known_ahead_to_predict():
     with pytest.raises(TaskError, match="predict needs X, known ahead, with the columns promotion; found none"):
         model.predict(fh=[1])
     with pytest.raises(TaskError, match=r"X of predict lacks promotion of y at 2020-03-02"):
-        model.predict(fh=[3], X=promotions[LENGTH : LENGTH + 1])
+        model.predict(fh=[1, 2], X=promotions[LENGTH : LENGTH + 1])
+    alone = model.predict(fh=[3], X=promotions[LENGTH + 2 : LENGTH + 3])  # what is not asked for need not be known
+    assert alone.to_numpy() == pytest.approx(with_it.to_numpy()[1:])
 
 
 def test_a_state_of_double_digits_and_the_bundle_agree_on_the_fit_end(bundles, task):
