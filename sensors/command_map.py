@@ -18,7 +18,7 @@
     [commands.take_jug]
     gesture = "grasp"
     do = "pick"                     # pick, place, pour, grip, home or stop
-    thing = "jug"                   # of pick
+    thing = "jug"                   # of pick; of place, if nothing else belongs there
     confidence = 0.8
     dwell_s = 0.2                   # optional: how long the gesture has to be shown
     release_s = 0.3                 # optional: for how long not, before it counts again
@@ -262,6 +262,8 @@ def _check_command(
         raise SensorError(f"{where}.do: is '{command.do}', expected one of {', '.join(NEEDS)}.")
     needs = NEEDS[command.do]
     for name in {name for names in NEEDS.values() for name in names}:
+        if command.do == "place" and name == "thing":  # it may name the only one that belongs there
+            continue
         if (name in needs) != (name in table):
             what = "is missing" if name in needs else "means nothing"
             raise SensorError(f"{where}.{name}: {what} where `do` is '{command.do}'.")
@@ -274,7 +276,7 @@ def _check_command(
     if command.do == "grip":
         _check_range(f"{where}.opening", command.opening, 0, 1)
     for name, known in (("thing", things), ("at", places), ("into", places)):
-        if name in needs and getattr(command, name) not in known:
+        if name in table and getattr(command, name) not in known:
             raise SensorError(
                 f"{where}.{name}: there is no '{getattr(command, name)}'; expected one of {', '.join(known)}."
             )

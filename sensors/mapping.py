@@ -130,6 +130,8 @@ class Mapper:
         if self.holding is None:
             raise SensorError("the gripper holds nothing")
         if command.do == "place":
+            if command.thing not in ("", self.holding.name):
+                raise SensorError(f"the gripper holds the {self.holding.name}, not the {command.thing}")
             return place(self.holding, self._target(command.at), pace)
         if self.holding.rim is None:
             raise SensorError(f"the {self.holding.name} has no rim to pour from")

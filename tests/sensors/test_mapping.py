@@ -197,6 +197,17 @@ def test_nothing_is_poured_from_what_has_no_rim(operator):
     assert operator.mapper.note == "tilt: the jug has no rim to pour from"
 
 
+def test_a_thing_is_not_put_where_another_one_belongs():
+    things = copy.deepcopy(SETTINGS["things"])
+    things["bread"] = things["jug"]
+    commands = copy.deepcopy(SETTINGS["commands"])
+    commands["serve"] = {"gesture": "swipe", "do": "place", "thing": "bread", "at": "cup", "confidence": 0.8}
+    operator = Operator(things=things, commands=commands)
+    operator.take_the_jug()
+    operator.show("swipe")
+    assert (operator.mapper.motion, operator.mapper.note) == (None, "swipe: the gripper holds the jug, not the bread")
+
+
 def test_what_has_a_rim_is_poured_from():
     things = copy.deepcopy(SETTINGS["things"])
     things["jug"]["rim"] = [0.158, 0.032]
