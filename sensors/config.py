@@ -17,9 +17,10 @@ from data.frame import Channel
 from forecasting.bundle import BundleError
 from forecasting.runtime import LoadedBundle, load_bundle
 from sensors.align import AlignConfig
-from sensors.command_map import CommandMap, check_command_map, parse_command_map, read_command_map
+from sensors.command_map import CommandMap, Where, check_command_map, parse_command_map, read_command_map
 from sensors.hold import HoldTopic
 from sensors.limits import Limits
+from sensors.motions import Pose
 from sensors.person import Person
 from sensors.realtime import default_cores
 from sensors.recognise import Rules
@@ -161,6 +162,7 @@ class BridgeConfig:
     cores: CoresConfig
     hold: HoldTopic | None  # what holds beside the space bar
     person: Path | None  # kept when the bridge ends
+    where: Where | None  # things are, if anything measures it
 
 
 def read_config(path: Path) -> BridgeConfig:
@@ -205,7 +207,8 @@ def _read(path: Path, settings: Mapping[str, Any]) -> BridgeConfig:
     cores = settings.get("cores", {})
     defaults = dict(zip(("frames", "robot"), default_cores(), strict=True))
     recogniser, source, align, person = _recognition(path, settings)
-    check_command_map(command_map, recogniser.labels, recogniser.info.channels, robot.info.has_gripper)
+    where, seen = _eyes(robot)
+    check_command_map(command_map, recogniser.labels, recogniser.info.channels, robot.info.has_gripper, seen)
     strange = [name for name in safety.hold if name not in recogniser.labels]
     if strange:
         raise SensorError(
@@ -224,7 +227,17 @@ def _read(path: Path, settings: Mapping[str, Any]) -> BridgeConfig:
         cores=parse_settings(CoresConfig, defaults | cores, "cores"),
         hold=hold,
         person=person,
+        where=where,
     )
+
+
+def _eyes(robot: Robot) -> tuple[Where | None, tuple[str, ...]]:
+    """Who tells where things are: a simulated arm's scene; of other robots the command map has to."""
+    from sensors.robots.simulated import SimulatedArm
+
+    if not isinstance(robot, SimulatedArm):
+        return None, ()
+    return lambda name: Pose(*robot.place(name)), robot.simulation.bodies
 
 
 def _recognition(path: Path, settings: Mapping[str, Any]) -> tuple[Recogniser, Source, AlignConfig, Path | None]:

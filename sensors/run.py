@@ -100,7 +100,7 @@ async def run_bridge(
     """
     robot = DryRobot(config.robot, Shown()) if dry_run else config.robot
     aligner = Aligner(config.source.info, config.align, config.source.real_time)
-    mapper = Mapper(config.command_map, config.source.info.channels)
+    mapper = Mapper(config.command_map, config.source.info.channels, config.where)
     loop, quit = asyncio.get_running_loop(), asyncio.Event()
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(CommandLog(config.commands_log))

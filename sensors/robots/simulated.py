@@ -112,6 +112,11 @@ class Simulation:
             smallest(self.kinematics.jacobian_of(frames)),
         )
 
+    @property
+    def bodies(self) -> tuple[str, ...]:
+        """The names of all things in the scene, links of the arm too."""
+        return tuple(name for index in range(self.model.nbody) if (name := self.model.body(index).name))
+
     def body(self, name: str) -> tuple[Array, Array]:
         """A body's position (3,) in m and rotation (3, 3), as a camera above the table would measure them.
 
@@ -121,8 +126,9 @@ class Simulation:
         try:
             body = self.data.body(name)
         except KeyError as error:
-            known = ", ".join(self.model.body(index).name for index in range(1, self.model.nbody))
-            raise RobotError(f"simulation: {self.scene} has no body '{name}'; it has {known}.") from error
+            raise RobotError(
+                f"simulation: {self.scene} has no body '{name}'; it has {', '.join(self.bodies)}."
+            ) from error
         return body.xpos.copy(), body.xmat.reshape(3, 3).copy()
 
     def move(self, name: str, by: Array, turn: float = 0.0) -> None:

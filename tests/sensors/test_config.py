@@ -1,5 +1,6 @@
 """A bridge's configuration is read whole or refused with the file and the field, before anything is connected."""
 
+import numpy as np
 import pytest
 
 from sensors.config import EXAMPLE, read_config
@@ -132,6 +133,18 @@ def test_a_robot_may_be_anything_that_is_known_and_is_not_connected_yet(folder):
     ):
         robot = read(folder, text.replace('"simulated:panda"', uri)).robot
         assert robot.info.uri.startswith(name)
+
+
+def test_things_of_a_simulated_scene_need_no_position_and_those_that_are_not_there_do(folder):
+    cup = '[commands.places.cup]\n[commands.commands.shut]\ngesture = "pick"\ndo = "place"\nat = "cup"\nconfidence = 0.8\n'
+    before, _, rest = CONFIG.partition("[commands.commands.shut]")
+    text = before + cup + rest[rest.index("[safety]") :]
+    config = read(folder, text.replace("simulated:panda", "simulated:breakfast"))
+    assert config.where is not None
+    with config.robot:
+        np.testing.assert_allclose(config.where("cup").position, config.robot.place("cup")[0], atol=1e-3)
+    with pytest.raises(SensorError, match=r"places\.cup: has no position"):
+        read(folder, text)
 
 
 def test_no_file_says_how_to_get_one(tmp_path):
