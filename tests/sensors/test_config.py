@@ -136,7 +136,8 @@ def test_a_robot_may_be_anything_that_is_known_and_is_not_connected_yet(folder):
 
 
 def test_things_of_a_simulated_scene_need_no_position_and_those_that_are_not_there_do(folder):
-    cup = '[commands.places.cup]\n[commands.commands.shut]\ngesture = "pick"\ndo = "place"\nat = "cup"\nconfidence = 0.8\n'
+    cup = '[commands.places.cup]\n[commands.commands.shut]\ngesture = "pick"\n'
+    cup += 'do = "place"\nat = "cup"\nconfidence = 0.8\n'
     before, _, rest = CONFIG.partition("[commands.commands.shut]")
     text = before + cup + rest[rest.index("[safety]") :]
     config = read(folder, text.replace("simulated:panda", "simulated:breakfast"))
