@@ -823,9 +823,9 @@ def test_a_saved_state_steps_only_what_is_new_and_gives_the_same(forecaster, pla
     steps: list[int] = []
     scan = LoadedBundle._scan_ragged
 
-    def spy(self, sequences, state):
+    def spy(self, sequences, state, *future):
         steps.extend(map(len, sequences))
-        return scan(self, sequences, state)
+        return scan(self, sequences, state, *future)
 
     monkeypatch.setattr(LoadedBundle, "_scan_ragged", spy)
     asked = ["forecast", "--bundle", forecaster.bundle]
