@@ -1,6 +1,7 @@
 """From a frame's reception to its command's send, through the whole bridge: MQTT and LSL, 200 and 1,000 Hz, loopback.
 
-A sender in a process of its own publishes frames of 23 channels at absolute times. The bridge is `mnemo bridge`'s own
+A sender in a process of its own publishes frames of 23 channels at absolute times, with the time at which a sensor would
+have sampled them. The bridge is `mnemo bridge`'s own
 parts: source, alignment, a GRU(64) in onnxruntime, decision, command map (the hand drives), safety with its limits and
 its log, the simulated arm in real time. Every frame leads to a command, because rules and model are such that one
 gesture goes on for ever. Two cores: frames on one, safety on the other; the sender and the broker get what is left.
@@ -71,16 +72,16 @@ def sender(kind: str, address: str, rate: float, seconds: float) -> None:
         client.connect("127.0.0.1", int(address))
         client.loop_start()
 
-        def send(row: np.ndarray) -> None:
-            client.publish(TOPIC, encode_binary(time.monotonic(), row))
+        def send(row: np.ndarray, sampled: float) -> None:
+            client.publish(TOPIC, encode_binary(sampled, row))
     else:
         import pylsl
 
         described = pylsl.StreamInfo(STREAM, "bench", len(CHANNELS), rate, "float32", STREAM)
         outlet = pylsl.StreamOutlet(described, 1)
 
-        def send(row: np.ndarray) -> None:
-            outlet.push_sample(row)
+        def send(row: np.ndarray, sampled: float) -> None:
+            outlet.push_sample(row, sampled + pylsl.local_clock() - time.monotonic())
 
     print("ready", flush=True)
     sys.stdin.readline()
@@ -89,7 +90,7 @@ def sender(kind: str, address: str, rate: float, seconds: float) -> None:
         wait = start + index / rate - time.monotonic()
         if wait > 0:
             time.sleep(wait)
-        send(values[index % len(values)])
+        send(values[index % len(values)], start + index / rate)
     sys.stdin.readline()
 
 
