@@ -115,7 +115,7 @@ class Simulation:
     @property
     def bodies(self) -> tuple[str, ...]:
         """The names of all things in the scene, links of the arm too."""
-        return tuple(name for index in range(self.model.nbody) if (name := self.model.body(index).name))
+        return tuple(name for index in range(1, self.model.nbody) if (name := self.model.body(index).name))
 
     def body(self, name: str) -> tuple[Array, Array]:
         """A body's position (3,) in m and rotation (3, 3), as a camera above the table would measure them.
