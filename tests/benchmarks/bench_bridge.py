@@ -1,8 +1,8 @@
 """From a frame's reception to its command's send, through the whole bridge: MQTT and LSL, 200 and 1,000 Hz, loopback.
 
-A sender in a process of its own publishes frames of 23 channels at absolute times, with the time at which a sensor would
+A sender in a process of its own publishes frames of 23 channels at absolute times, with the time at which sensors would
 have sampled them. The bridge is `mnemo bridge`'s own parts: source, alignment, a GRU(64) in onnxruntime, decision,
-command map (the hand drives), safety with its limits and its log, the simulated arm in real time. Every frame leads to a
+command map (the hand drives), safety with its limits and its log, the simulated arm in real time. Each frame leads to a
 command, because rules and model are such that one gesture goes on for ever. Two cores: frames on one, safety on the
 other; the sender and the broker get what is left.
 
