@@ -35,6 +35,7 @@ from models.kalman import Kalman, effects_of
 from models.linear_gaussian import Fit, Values, filled, fit_each, known_part
 
 SETTLED = 16  # roundings of 1: a covariance below them is 0; of float32 they are 1e-6 of the errors' deviation
+LEAST = 1e-12  # the same in double digits, whose roundings gather above 16 of them and do not go away
 ORDER = (
     "effects", "phi", "response", "delta", "intercept", "drift", "weights", "psi", "sigma2", "started", "errors",
     "time", "covariance", "mean",
@@ -97,7 +98,7 @@ class SeasonalArima(Kalman):
         rows = (~usable[:, 0] | _unsettled(state["arima.covariance"])).nonzero()[:, 0]
         moving = {f"arima.{name}": state[f"arima.{name}"][rows] for name in ("phi", "response", "delta", "covariance")}
         gain, variance, after = super().corrected(usable[rows], moving)
-        settled = (after.abs() < SETTLED * torch.finfo(after.dtype).eps).all(2).all(1)
+        settled = (after.abs() < max(SETTLED * torch.finfo(after.dtype).eps, LEAST)).all(2).all(1)
         after = torch.where(settled[:, None, None], torch.zeros_like(after), after)
         return (
             response.index_copy(0, rows, gain),
