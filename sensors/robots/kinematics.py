@@ -117,6 +117,9 @@ class Kinematics:
         for _ in joints:
             held = np.where(free, 0.0, solution)
             part = self._damped(jacobian[:, free], twist - jacobian @ held, joints[free], free)
+            if free.all():  # slowed first, or a joint far from its limit would be held for a speed that nobody gets
+                slower = max(1.0, float((np.abs(part) / self._speeds).max()))
+                twist, part = twist / slower, part / slower
             solution[free] = part
             passed = np.where(free, np.maximum(solution - high, low - solution), -1.0)
             worst = int(passed.argmax())
