@@ -12,6 +12,7 @@ from torch import nn
 from models.arima import Arima, ArimaConfig
 from models.attention import AttentionBackbone, AttentionConfig, PatchBackbone, PatchConfig
 from models.ces import Ces, CesConfig
+from models.class_forest import ClassForest, PathConfig
 from models.components import Components, ComponentsConfig
 from models.contract import ModelError, Signature, StepModel, TaskKind
 from models.ets import Ets, EtsConfig
@@ -27,7 +28,7 @@ from models.rocket import Rocket, RocketConfig
 from models.sarimax import Sarimax, SarimaxConfig
 from models.simple import AverageConfig, Drift, HistoricAverage, WindowAverage
 from models.theta import Theta, ThetaConfig
-from models.trees import ForestConfig, XGBoostConfig
+from models.trees import ClassForestConfig, ForestConfig, XGBoostConfig
 from models.volatility import Egarch, Garch, VolatilityConfig
 
 Config = Any  # a frozen dataclass of the model
@@ -143,6 +144,13 @@ MODELS: dict[str, Entry] = {
         _lags(XGBoost),
         (LagConfig, XGBoostConfig),
         FORECAST,
+        "library",
+    ),
+    "class-forest": Entry(
+        "random forest on statistics or the path of the past",
+        ClassForest,
+        (PathConfig, ClassForestConfig),
+        ("classify",),
         "library",
     ),
     "rnn": Entry("recurrent network with tanh cells", _recurrent("rnn"), NETWORK, ALL, "gradient"),

@@ -1,13 +1,14 @@
 """Ensembles of trees as tables: fitted by XGBoost or scikit-learn, read from their ONNX converters, run in torch.
 
 The libraries' own converters say what the trees are (onnxmltools, skl2onnx), one model per quantile: they convert a
-model of several outputs without an error and wrongly. What they said is held in plain tensors, which torch walks
-through, a state dict keeps without pickle, and one TreeEnsembleRegressor node of the exported graph is made of.
+regression of several outputs without an error and wrongly. A classifier's leaves hold the shares of all classes. What
+they said is held in plain tensors, which torch walks through, a state dict keeps without pickle, and one
+TreeEnsembleRegressor node of the exported graph is made of.
 
 Leaves are rounded to a power of two on which every sum of them is exact in float32, so that the order in which a
 runtime adds trees does not matter: a forecast that is fed back would else end in another leaf.
 
-Shapes: n rows, F features, M nodes, R trees, O outputs.
+Shapes: n rows, F features, M nodes, R trees, V values of a leaf, G ensembles side by side, O = G V outputs.
 """
 
 from __future__ import annotations
@@ -60,7 +61,17 @@ class ForestConfig:
     column_share: float = 0.3  # of the features that a split may choose from
 
     def __post_init__(self) -> None:
-        _check_trees("random-forest", self.trees, self.depth, self.leaf_rows, self.column_share)
+        _check_trees("a random forest", self.trees, self.depth, self.leaf_rows, self.column_share)
+
+
+@dataclass(frozen=True)
+class ClassForestConfig(ForestConfig):
+    """Purer leaves, and splits that choose from few features: a class is often told by some of very many."""
+
+    trees: int = 150
+    depth: int = 16
+    leaf_rows: int = 1
+    column_share: float = 0.05
 
 
 def _check_trees(name: str, trees: int, depth: int, leaf_rows: int, column_share: float) -> None:
@@ -78,9 +89,9 @@ class TreeEnsemble(GraphPart):
     threshold: Tensor  # (M,) smaller goes to `yes`
     yes: Tensor  # (M,) the next node; of a leaf, itself
     no: Tensor
-    value: Tensor  # (M,) of a leaf
+    value: Tensor  # (M, V) of a leaf
     root: Tensor  # (R,)
-    output: Tensor  # (R,) what the tree adds to
+    output: Tensor  # (R,) which ensemble the tree belongs to
     bias: Tensor  # (O,)
     depth: int
 
@@ -123,30 +134,34 @@ class TreeEnsemble(GraphPart):
         for _ in range(self.depth):
             left = x.gather(1, self.feature[node]) < self.threshold[node]
             node = torch.where(left, self.yes[node], self.no[node])
-        return self.bias.expand(len(x), -1).index_add(1, self.output, self.value[node])
+        values = self.value.shape[1]
+        total = self.bias.unflatten(0, (-1, values)).expand(len(x), -1, -1)
+        return total.index_add(1, self.output, self.value[node]).flatten(1)
 
     def fit(self, models: Sequence[onnx.ModelProto], predict: Sequence[Callable[[Rows], Rows]], rows: Rows) -> None:
-        """Take over one fitted model per output, as its library's converter wrote it, and see that it says the same.
+        """Take over fitted models as their library's converter wrote them, and see that they say the same.
 
         Args:
-            models: graphs of one TreeEnsembleRegressor of one output each.
-            predict: what the library itself predicts, per output.
+            models: graphs of one node each, TreeEnsembleRegressors of one output or a TreeEnsembleClassifier whose
+                labels are outputs.
+            predict: what the library itself predicts, per model: (n,), or (n, O) probabilities.
             rows: (n, F) on which both must agree.
 
         Raises:
             ModelError: the converted trees predict something else than the library.
         """
-        trees = _Trees.joined([_Trees.converted(model) for model in models])
+        trees = _Trees.joined([_Trees.converted(model, self.outputs // len(models)) for model in models])
         self._keep(trees.on_exact_leaves())
-        rounding = trees.units() / 2 * (np.bincount(trees.output) + 1)
+        values = self.value.shape[1]
+        rounding = trees.units() / 2 * (np.bincount(trees.output).repeat(values) + 1)
         found = self._walk(torch.from_numpy(rows)).numpy()
-        for output, call in enumerate(predict):
-            expected = np.asarray(call(rows), np.float64)
-            difference = float(np.abs(found[:, output] - expected).max())
-            if not difference <= AGREEMENT * float(np.abs(expected).max()) + rounding[output]:
+        expected = np.column_stack([np.asarray(call(rows), np.float64) for call in predict])
+        for output, (said, known) in enumerate(zip(found.T, expected.T, strict=True)):
+            difference = float(np.abs(said - known).max())
+            if not difference <= AGREEMENT * float(np.abs(known).max()) + rounding[output]:
                 raise ModelError(
                     f"output {output} of the converted trees differs from the library's by {difference:.3g} on rows of "
-                    f"spread {expected.std():.3g}: the installed onnxmltools or skl2onnx does not fit the library."
+                    f"spread {known.std():.3g}: the installed onnxmltools or skl2onnx does not fit the library."
                 )
 
     def graph(self) -> onnx.ModelProto:
@@ -155,6 +170,10 @@ class TreeEnsemble(GraphPart):
         of_tree = self._trees()
         nodes = np.arange(len(self.value)) - self.root.numpy()[of_tree]  # a node's number within its tree
         leaf = (self.yes == torch.arange(len(self.yes))).numpy()
+        value = self.value.numpy()
+        says = leaf[:, None] & (value != 0)
+        says[:, 0] |= leaf  # a leaf of nothing but zeros is one too
+        at, of_leaf = np.nonzero(says)
         node = helper.make_node(
             "TreeEnsembleRegressor",
             ["x"],
@@ -169,10 +188,10 @@ class TreeEnsemble(GraphPart):
             nodes_modes=np.where(leaf, "LEAF", "BRANCH_LT").tolist(),
             nodes_truenodeids=np.where(leaf, 0, self.yes.numpy() - self.root.numpy()[of_tree]).tolist(),
             nodes_falsenodeids=np.where(leaf, 0, self.no.numpy() - self.root.numpy()[of_tree]).tolist(),
-            target_treeids=of_tree[leaf].tolist(),
-            target_nodeids=nodes[leaf].tolist(),
-            target_ids=self.output.numpy()[of_tree[leaf]].tolist(),
-            target_weights=self.value.numpy()[leaf].tolist(),
+            target_treeids=of_tree[at].tolist(),
+            target_nodeids=nodes[at].tolist(),
+            target_ids=(self.output.numpy()[of_tree[at]] * value.shape[1] + of_leaf).tolist(),
+            target_weights=value[at, of_leaf].tolist(),
         )
         rows, results = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", None]) for name in ("x", "y"))
         graph = helper.make_graph([node], "trees", [rows], [results])
@@ -183,6 +202,10 @@ class TreeEnsemble(GraphPart):
         return np.searchsorted(self.root.numpy(), np.arange(len(self.value)), side="right") - 1
 
 
+# What a converter calls the leaves of each kind of node.
+_LEAVES = {"TreeEnsembleRegressor": "target", "TreeEnsembleClassifier": "class"}
+
+
 @dataclass(frozen=True)
 class _Trees:
     """The buffers of a `TreeEnsemble`; the nodes of a tree stand together, its root first."""
@@ -191,7 +214,7 @@ class _Trees:
     threshold: NDArray[np.float32]
     yes: NDArray[np.int64]
     no: NDArray[np.int64]
-    value: NDArray[np.float32]
+    value: NDArray[np.float32]  # (M, V)
     root: NDArray[np.int64]
     output: NDArray[np.int64]
     bias: NDArray[np.float32]
@@ -201,11 +224,14 @@ class _Trees:
         """One leaf, which adds nothing."""
         zero = np.zeros(1, np.int64)
         nothing = np.zeros(1, np.float32)
-        return cls(zero, nothing, zero, zero, nothing, zero, zero, np.zeros(outputs, np.float32))
+        return cls(zero, nothing, zero, zero, nothing[:, None], zero, zero, np.zeros(outputs, np.float32))
 
     @classmethod
-    def converted(cls, model: onnx.ModelProto) -> _Trees:
-        """What the TreeEnsembleRegressor of a converter says, its thresholds moved between two feature values."""
+    def converted(cls, model: onnx.ModelProto, values: int) -> _Trees:
+        """What the one node of a converter's graph says, its thresholds moved between two feature values.
+
+        values: V; a class that no row had stays at 0.
+        """
         from onnx import helper
 
         (node,) = model.graph.node
@@ -213,7 +239,8 @@ class _Trees:
         modes = np.array([mode.decode() for mode in fields["nodes_modes"]])
         aggregate = fields.get("aggregate_function", b"SUM").decode()
         unknown = set(modes) - {"LEAF", "BRANCH_LT", "BRANCH_LEQ"}
-        if node.op_type != "TreeEnsembleRegressor" or unknown or aggregate != "SUM" or fields["n_targets"] != 1:
+        leaves, classes = _LEAVES.get(node.op_type, ""), np.array(fields.get("classlabels_int64s", [0]))
+        if not leaves or unknown or aggregate != "SUM" or fields.get("n_targets", 1) != 1:
             raise ModelError(
                 f"a converter wrote trees that are not understood: {node.op_type}, {aggregate}, {unknown}."
             )
@@ -227,10 +254,15 @@ class _Trees:
             found = [-1 if ends else place[of, child] for of, child, ends in children]
             return np.where(leaf, itself, np.array(found, np.int64))
 
-        value = np.zeros(len(tree), np.float32)
-        leaves = zip(fields["target_treeids"], fields["target_nodeids"], strict=True)
-        value[[place[key] for key in leaves]] = fields["target_weights"]
         root = np.flatnonzero(number == 0)
+        value = np.zeros((len(tree), values), np.float32)
+        keys = [place[key] for key in zip(fields[f"{leaves}_treeids"], fields[f"{leaves}_nodeids"], strict=True)]
+        of_class = np.array(fields[f"{leaves}_ids"])
+        if len(classes) == 2:  # the converter writes the second alone, as the first
+            value[leaf, classes[0]] = 1 / len(root)
+            value[keys, classes[0]] -= np.array(fields[f"{leaves}_weights"], np.float32)
+            of_class = of_class + 1
+        value[keys, classes[of_class]] = fields[f"{leaves}_weights"]
         if (np.diff(root) <= 0).any() or not np.array_equal(
             tree, tree[root][np.searchsorted(root, itself, "right") - 1]
         ):
@@ -240,7 +272,7 @@ class _Trees:
         between = np.where(modes == "BRANCH_LT", np.ceil(steps) - 0.5, np.floor(steps) + 0.5) / GRID
         threshold = np.where(leaf, 0.0, between).astype(np.float32)
         feature = np.where(leaf, 0, np.array(fields["nodes_featureids"])).astype(np.int64)
-        bias = np.array(fields.get("base_values") or [0.0], np.float32)
+        bias = np.array(fields.get("base_values") or [0.0] * values, np.float32)
         output = np.zeros(len(root), np.int64)
         return cls(feature, threshold, to("nodes_truenodeids"), to("nodes_falsenodeids"), value, root, output, bias)
 
@@ -259,14 +291,16 @@ class _Trees:
 
     def units(self) -> NDArray[np.float64]:
         """(O,) powers of two, so small that no sum of an output's leaves in them is above 2^BITS."""
-        largest = np.maximum.reduceat(np.abs(self.value.astype(np.float64)), self.root)
-        total = np.bincount(self.output, largest, len(self.bias)) + np.abs(self.bias)
-        return 2.0 ** (np.ceil(np.log2(np.where(total > 0, total, 1.0))) - BITS)
+        largest = np.maximum.reduceat(np.abs(self.value.astype(np.float64)), self.root)  # (R, V)
+        total = np.abs(self.bias.astype(np.float64)).reshape(-1, self.value.shape[1])
+        np.add.at(total, self.output, largest)
+        return 2.0 ** (np.ceil(np.log2(np.where(total > 0, total, 1.0))) - BITS).ravel()
 
     def on_exact_leaves(self) -> _Trees:
         """Leaves and bias as multiples of the units."""
         units = self.units()
-        of_node = units[self.output].repeat(np.diff([*self.root, len(self.value)]))
+        of_tree = units.reshape(-1, self.value.shape[1])[self.output]
+        of_node = of_tree.repeat(np.diff([*self.root, len(self.value)]), 0)
         value = (np.round(self.value / of_node) * of_node).astype(np.float32)
         return replace(self, value=value, bias=(np.round(self.bias / units) * units).astype(np.float32))
 
@@ -321,18 +355,46 @@ def fit_xgboost(
 
 def fit_forest(part: TreeEnsemble, config: ForestConfig, rows: tuple[Rows, Rows], seed: int) -> None:
     """A random forest for the mean; rows: features (n, F) and targets (n,)."""
-    from skl2onnx import convert_sklearn
-    from skl2onnx.common.data_types import FloatTensorType
     from sklearn.ensemble import RandomForestRegressor
 
-    forest = RandomForestRegressor(
-        config.trees,
-        max_depth=config.depth,
-        min_samples_leaf=config.leaf_rows,
-        max_features=config.column_share,
-        random_state=seed,
-        n_jobs=-1,
-    ).fit(*rows)
-    features = [("x", FloatTensorType([None, rows[0].shape[1]]))]
-    model = convert_sklearn(forest, initial_types=features, target_opset={"": 15, "ai.onnx.ml": 3})
-    part.fit([model], [forest.predict], rows[0][:2000])
+    forest = RandomForestRegressor(**_of_library(config, seed)).fit(*rows)
+    part.fit([_converted(forest, rows[0])], [forest.predict], rows[0][:2000])
+
+
+def fit_class_forest(part: TreeEnsemble, config: ForestConfig, rows: tuple[Rows, NDArray[np.int64]], seed: int) -> None:
+    """A random forest for the probability of each output; rows: features (n, F) and labels (n,), 0 to O - 1.
+
+    Raises:
+        ModelError: there is one label alone.
+    """
+    from sklearn.ensemble import RandomForestClassifier
+
+    forest = RandomForestClassifier(**_of_library(config, seed)).fit(*rows)
+    if len(forest.classes_) < 2:
+        raise ModelError("a forest needs two classes to tell apart, the training data hold one.")
+
+    def predict(features: Rows) -> Rows:
+        found = np.zeros((len(features), part.outputs), np.float32)
+        found[:, forest.classes_] = forest.predict_proba(features)
+        return found
+
+    part.fit([_converted(forest, rows[0], {id(forest): {"zipmap": False}})], [predict], rows[0][:2000])
+
+
+def _of_library(config: ForestConfig, seed: int) -> dict[str, Any]:
+    return {
+        "n_estimators": config.trees,
+        "max_depth": config.depth,
+        "min_samples_leaf": config.leaf_rows,
+        "max_features": config.column_share,
+        "random_state": seed,
+        "n_jobs": -1,
+    }
+
+
+def _converted(forest: Any, features: Rows, options: dict[int, Any] | None = None) -> onnx.ModelProto:
+    from skl2onnx import convert_sklearn
+    from skl2onnx.common.data_types import FloatTensorType
+
+    types = [("x", FloatTensorType([None, features.shape[1]]))]
+    return convert_sklearn(forest, initial_types=types, target_opset={"": 15, "ai.onnx.ml": 3}, options=options)

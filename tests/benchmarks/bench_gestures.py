@@ -277,7 +277,7 @@ def interval(right: np.ndarray, series: np.ndarray, seed: int = 0) -> float:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--sets", default=",".join(SETTINGS))
-    options.add_argument("--models", default="rocket,gru,lstm,titans-lmm")
+    options.add_argument("--models", default="rocket,gru,lstm,conv-lstm,titans-lmm,class-forest")
     options.add_argument("--peers", default="random-forest,resampled-pca,minirocket")
     options.add_argument("--seeds", type=int, default=1)
     options.add_argument("--folds", type=int, default=0, help="only the first so many; 0 for all")

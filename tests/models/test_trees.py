@@ -8,7 +8,7 @@ import torch
 
 from models.contract import ModelError
 from models.lag_features import GRID
-from models.trees import ForestConfig, TreeEnsemble, XGBoostConfig, fit_forest, fit_xgboost
+from models.trees import ForestConfig, TreeEnsemble, XGBoostConfig, fit_class_forest, fit_forest, fit_xgboost
 
 
 def rows(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,6 +54,24 @@ def test_a_forest_is_that_of_scikit_learn():
     x, _ = rows(500, 2)
     expected = forest.fit(*rows(600, 0)).predict(x)
     np.testing.assert_allclose(part(torch.from_numpy(x))[:, 0].numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("labels", [(0, 1), (1, 3), (0, 1, 2), (3, 0, 2, 1)])
+def test_a_forest_of_classes_is_that_of_scikit_learn_and_its_graph(labels):
+    from sklearn.ensemble import RandomForestClassifier
+
+    part = TreeEnsemble(4)
+    x, y = rows(600, 0)
+    label = np.array(labels)[np.digitize(y, np.quantile(y, np.linspace(0, 1, len(labels) + 1)[1:-1]))]
+    fit_class_forest(part, ForestConfig(trees=8, depth=6, leaf_rows=2), (x, label), seed=3)
+    forest = RandomForestClassifier(8, max_depth=6, min_samples_leaf=2, max_features=0.3, random_state=3)
+    new, _ = rows(500, 2)
+    expected = np.zeros((500, 4))
+    expected[:, sorted(labels)] = forest.fit(x, label).predict_proba(new)
+    found = part(torch.from_numpy(new)).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    session = onnxruntime.InferenceSession(part.graph().SerializeToString(), providers=["CPUExecutionProvider"])
+    assert np.array_equal(session.run(None, {"x": new})[0], found)
 
 
 def test_growing_stops_where_the_validation_rows_stop_gaining():

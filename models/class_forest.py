@@ -1,0 +1,110 @@
+"""A random forest that says a class at every step, from the past of all channels (`models.path_features`).
+
+The reference of gesture recognition: Simão, Gibaru and Neto (2019, arXiv 2304.06777) read gestures with a forest of
+their resampled frames. As one forest answers at any time, it learns from all positions of its windows.
+
+Shapes: B series, T time, C channels, N buffer, F features, K classes, n rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.contract import Batch, Fitted, ModelError, Signature, State, StepModel, observed
+from models.network import channel_statistics
+from models.path_features import KINDS, PathFeatures, Window
+from models.trees import ClassForestConfig, TreeEnsemble, fit_class_forest
+
+NUMBERS_AT_ONCE = 8_000_000  # that a scan holds in memory
+
+
+@dataclass(frozen=True)
+class PathConfig:
+    lags: int = 100  # the last frames that features are made of; four at least are kept
+    features: str = "statistics"  # statistics or path
+    rows: int = 20_000  # that a forest learns from at most
+
+    def __post_init__(self) -> None:
+        if self.lags < 1 or self.rows < 1 or self.features not in KINDS:
+            raise ModelError(
+                f"class-forest needs at least 1 lag, at least 1 row and features that are {' or '.join(KINDS)}, "
+                f"got lags={self.lags}, rows={self.rows} and features='{self.features}'."
+            )
+
+
+class ClassForest(StepModel, Fitted):
+    """Probabilities of the classes: the shares of the training rows in the leaves, averaged over the trees."""
+
+    tasks = ("classify",)
+    library = "sklearn"
+
+    def __init__(self, signature: Signature, config: PathConfig, forest: ClassForestConfig) -> None:
+        super().__init__(signature)
+        self.config, self.forest = config, forest
+        self.features = PathFeatures(signature.channels, config.lags, config.features)
+        self.trees = TreeEnsemble(signature.classes)
+
+    def initial_state(self, batch: int) -> State:
+        return self.features.initial_state(batch)
+
+    def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        window, after = self.features.step(x, mask, state)
+        return self._read(window), after
+
+    def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        windows, after = self.features.scan(x, mask, state)
+        at_once = max(1, NUMBERS_AT_ONCE // (x.shape[0] * self._width()))
+        pieces = range(0, x.shape[1], at_once)
+        return torch.cat([self._read(windows.at((slice(None), slice(i, i + at_once)))) for i in pieces], 1), after
+
+    def last(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        windows, after = self.features.scan(x, mask, state)
+        return self._read(windows.at((slice(None), -1))), after
+
+    def _width(self) -> int:
+        """Numbers in memory for one series at one time."""
+        return 3 * self.features.length * self.signature.channels + self.features.features
+
+    def _read(self, window: Window) -> Tensor:
+        features = self.features(window)
+        return self.trees(features.flatten(0, -2).float()).unflatten(0, features.shape[:-1])
+
+    def fit(self, batches: Iterable[Batch], validation: Iterable[Batch] = ()) -> None:
+        """Fit the forest to positions of the training windows, drawn evenly.
+
+        Raises:
+            ModelError: no label, or labels of one class alone.
+        """
+        mean, variance, _ = channel_statistics(batches, 0.0)
+        spread = variance.sqrt()
+        still = spread <= 1e-7 * mean.abs()  # below what float32 tells apart
+        self.features.calibrate(mean, torch.where(still, 1.0, spread))
+        seed = torch.initial_seed() % 2**32
+        total = sum(int(keep.sum()) for _, keep in self._positions(batches))
+        if not total:
+            raise ModelError("class-forest found no position with a label in the training data.")
+        rng = np.random.default_rng(seed)
+        chosen = np.sort(rng.choice(total, min(self.config.rows, total), replace=False, shuffle=False))
+        features, labels, seen = [], [], 0
+        for batch, keep in self._positions(batches):
+            count = int(keep.sum())
+            here = torch.from_numpy(chosen[(chosen >= seen) & (chosen < seen + count)] - seen)
+            seen += count
+            windows, _ = self.features.scan(batch.x, batch.mask, self.initial_state(len(keep)))
+            for places in keep.nonzero()[here].split(max(1, NUMBERS_AT_ONCE // self._width())):
+                at = tuple(places.T)
+                features.append(self.features(windows.at(at)).float())
+                labels.append(batch.target[at])
+        rows = torch.cat(features).numpy(), torch.cat(labels).numpy().astype(np.int64)
+        fit_class_forest(self.trees, self.forest, rows, seed)
+
+    def _positions(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Tensor]]:
+        """Each batch and the positions (B, T) that have a label and a past."""
+        for batch in batches:
+            began = observed(batch.x, batch.mask).any(-1).cummax(1).values
+            yield batch, (batch.target >= 0) & began
