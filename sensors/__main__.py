@@ -65,6 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rules.add_argument("--bundle", type=Path, required=True, help="that classifies the stream")
     rules.add_argument("--data", required=True, help="labelled recordings: a name of `mnemo datasets`, or files")
     rules.add_argument("--none", nargs="*", default=[], metavar="CLASS", help="classes that mean no gesture")
+    rules.add_argument(
+        "--unknown", nargs="*", default=[], type=Path, metavar="FILE",
+        help="recordings of other movements, for which any decision is wrong",
+    )  # fmt: skip
     rules.add_argument("--precision", type=float, default=0.95, help="of the decisions (0.95)")
     rules.add_argument("--part", default="validation", help="of the data, that chooses the rules (validation)")
     rules.add_argument("--judge", default="test", help="part that the chosen rules are then judged on (test)")
@@ -191,7 +195,7 @@ def _calibrate(given: argparse.Namespace) -> int:
     from data.catalog import load
     from forecasting.runtime import load_bundle
     from sensors.calibrate import calibrate, judge
-    from sensors.lessons import as_toml, channels_of, labelled, series_of, told
+    from sensors.lessons import as_toml, channels_of, labelled, series_of, strangers, told
     from sensors.stream import SensorError
 
     if not 0 < given.precision < 1:
@@ -202,13 +206,17 @@ def _calibrate(given: argparse.Namespace) -> int:
     if not isinstance(freq, float):
         raise SensorError(f"{given.bundle}: was trained on rows without a rate, so nothing is early or late.")
     chosen = list(labelled(bundle, series_of(bundle, dataset, given.part)))
+    strange = list(strangers(bundle, given.unknown))
     lag = round(given.lag / freq)
-    found = calibrate(chosen, bundle.labels, given.none, 1 / freq, target=given.precision, lag=lag)
+    found = calibrate([*chosen, *strange], bundle.labels, given.none, 1 / freq, target=given.precision, lag=lag)
     _say(as_toml(found, given.precision))
     if dataset.splits.entity is not None and given.judge != given.part:
         judged = labelled(bundle, series_of(bundle, dataset, given.judge))
         figures = judge(list(judged), bundle.labels, given.none, found.rules, 1 / freq, lag)
         _say(f"# on {given.judge}: {told(figures)}")
+    if strange:
+        wrong = judge(strange, bundle.labels, given.none, found.rules, 1 / freq, lag).decisions
+        _say(f"# {wrong} decisions on {len(strange)} recordings of other movements")
     return 0 if found.reached else 1
 
 

@@ -20,7 +20,7 @@ from sensors.recognise import Classes, Decider, Evidence, Rules
 from sensors.stream import SensorError
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
-DWELLS = (1, 2, 3, 5, 8, 12, 20, 30, 50, 80)
+DWELLS = (1, 2, 3, 5, 8, 12, 20, 30, 50, 80, 120)
 TEMPERATURES = (0.1, 10.0)
 
 
@@ -28,7 +28,7 @@ class Labelled(NamedTuple):
     """What a model said of a recording, and what it is."""
 
     probabilities: NDArray[np.float32]  # (T, K)
-    truth: NDArray[np.int64]  # (T,) class of each frame, -1 where not known
+    truth: NDArray[np.int64]  # (T,) class of each frame, -1 where it is none that is known: a decision there is wrong
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,8 @@ def calibrate(
     """Temperature, threshold and dwell of the earliest decisions whose precision reaches the target.
 
     Earliest by `Judgement.cost`, which counts the gestures that are missed. Where nothing reaches the target the most
-    precise rules are returned, and `reached` is False.
+    precise rules are returned, and `reached` is False. Recordings of movements that the model was never shown (-1 all
+    through) teach the rules to reject such: without them an early decision for one costs nothing.
 
     Args:
         rules: what the others are taken from.

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.frame import Channel
 from forecasting.bundle import BundleError
@@ -53,14 +54,29 @@ def series_of(bundle: LoadedBundle, dataset: Dataset, part: str) -> list[Series]
 def labelled(bundle: LoadedBundle, panel: Iterable[Series]) -> Iterator[Labelled]:
     """What the bundle says after every frame of each recording, and what is true."""
     for series in panel:
-        x = series.values.astype(np.float32)[None]
-        state, said = bundle.initial_state(1), []
-        for begin in range(0, x.shape[1], SCAN_STEPS):
-            piece = x[:, begin : begin + SCAN_STEPS]
-            probabilities, state = bundle.run_scan(piece, np.isfinite(piece), state)
-            said.append(probabilities[0])
         assert series.target is not None
-        yield Labelled(np.concatenate(said), series.target)
+        yield Labelled(_said(bundle, series.values), series.target)
+
+
+def strangers(bundle: LoadedBundle, paths: Iterable[Path]) -> Iterator[Labelled]:
+    """The same of recordings of the bridge that show none of the bundle's gestures.
+
+    Raises:
+        SensorError: one is no recording, or was made of other channels.
+    """
+    for one in demonstrations(bundle, paths):
+        yield Labelled(_said(bundle, one.values), np.full(len(one.values), -1))
+
+
+def _said(bundle: LoadedBundle, values: NDArray[Any]) -> NDArray[np.float32]:
+    """Probabilities (T, K) after each frame (T, C)."""
+    x = values.astype(np.float32)[None]
+    state, said = bundle.initial_state(1), []
+    for begin in range(0, x.shape[1], SCAN_STEPS):
+        piece = x[:, begin : begin + SCAN_STEPS]
+        probabilities, state = bundle.run_scan(piece, np.isfinite(piece), state)
+        said.append(probabilities[0])
+    return np.concatenate(said)
 
 
 def demonstrations(bundle: LoadedBundle, paths: Iterable[Path]) -> list[Demonstration]:

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,8 @@ from forecasting.task import Task
 from models.catalog import build
 from models.contract import Batch
 from sensors.__main__ import main
+from sensors.calibrate import judge
+from sensors.lessons import strangers
 from sensors.recognise import Rules
 from sensors.recording import Recorder
 from sensors.stream import StreamInfo
@@ -22,14 +25,15 @@ from sensors.teach import GestureMemory
 from tests.sensors.bundles import CHANNELS, LABELS, RATE_HZ
 
 POSES = {"rest": (0.0, 0.0), "pick": (90.0, 0.0), "pour": (0.0, 3.0), "wave": (-90.0, -3.0)}
+POINTING = (60.0, 2.0)  # between pick and pour
 LENGTH = 25
 
 
-def shown(*names, seed=0):
+def shown(*names, seed=0, poses=POSES):
     """(len(names) * LENGTH, 2) values and the name of each frame."""
     rng = np.random.default_rng(seed)
     label = np.repeat(names, LENGTH)
-    return np.array([POSES[name] for name in label]) + rng.normal(0, (10.0, 0.3), (len(label), 2)), label
+    return np.array([poses[name] for name in label]) + rng.normal(0, (10.0, 0.3), (len(label), 2)), label
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +90,7 @@ def test_rules_are_printed_as_a_bridge_reads_them_with_what_they_do(place, capsy
         (["--bundle", "nowhere"], "nowhere: there is no such directory"),
         (["--data", "nothing"], "no data set and no file of this name"),
         (["--data", "bends.parquet"], "roll"),
+        (["--unknown", "poses.parquet"], "poses.parquet: its metadata are not those of a recording"),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(place, capsys, monkeypatch, more, message):
@@ -94,13 +99,29 @@ def test_what_cannot_be_calibrated_is_refused(place, capsys, monkeypatch, more, 
     assert re.search(message, told(capsys)[1])
 
 
-def recorded(folder, name, seed, channels=CHANNELS):
+def recorded(folder, name, seed, channels=CHANNELS, poses=POSES):
     path = folder / f"{name}{seed}.parquet"
     info = StreamInfo("glove", channels, RATE_HZ)
     with Recorder(path, info) as recorder:
-        for t, row in enumerate(shown(name, seed=seed)[0]):
+        for t, row in enumerate(shown(name, seed=seed, poses=poses)[0]):
             recorder.append(info.frame(t / RATE_HZ, t / RATE_HZ, row))
     return str(path)
+
+
+def test_rules_learn_to_reject_what_the_model_was_never_shown(place, tmp_path, capsys):
+    """The model has no word for pointing, and takes it for one of its own gestures now and then."""
+    points = [recorded(tmp_path, "point", seed, poses={"point": POINTING}) for seed in range(60, 80)]
+    code = calibrate(place, "--none", "rest", "--unknown", *points)
+    aware, _ = told(capsys)
+    calibrate(place, "--none", "rest")
+    unaware, _ = told(capsys)
+    taken = int(re.search(r"# (\d+) decisions on 20 recordings of other movements", aware)[1])
+    chosen, kind = (Rules.parse(tomllib.loads(out)["recognition"]["rules"]) for out in (aware, unaware))
+    bundle = load_bundle(place / "bundle")
+    strange = list(strangers(bundle, map(Path, points)))
+    assert judge(strange, LABELS, ["rest"], chosen, RATE_HZ).decisions == taken
+    assert judge(strange, LABELS, ["rest"], kind, RATE_HZ).decisions > taken
+    assert code == (0 if taken == 0 else 1)
 
 
 def test_a_gesture_is_taught_from_recordings_and_forgotten_again(place, tmp_path, capsys):
