@@ -133,12 +133,15 @@ def _gestures(place: Path) -> Path:
     """A bundle for the simulated hand, trained if it is not there."""
     if not place.exists():
         from data.catalog import load
+        from data.simulated_hand import RATE_HZ
         from forecasting.pipeline import train_bundle
         from forecasting.task import Task
 
         dataset = load("gestures_demo")
         _say(f"training {place} on the simulated people 1 to 5")
-        train_bundle(dataset, "gru", Task.of(dataset), place, settings={"max_epochs": 8})
+        # Windows of ten seconds: a network that has seen no longer past than a gesture loses its way in a long rest.
+        settings = {"lookback": 10 * RATE_HZ, "batch_size": 8, "max_epochs": 16}
+        train_bundle(dataset, "gru", Task.of(dataset), place, settings=settings)
     return place
 
 
