@@ -23,6 +23,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import ArrayLike, NDArray
 
+from data.calendar import CalendarError, calendar_channels, calendar_values
 from forecasting.bundle import (
     CARD,
     LOOK,
@@ -99,7 +100,9 @@ def load_bundle(
 class LoadedBundle:
     """A verified bundle; `run_step`, `run_scan` and `run_look` are its graphs, the rest is built on them."""
 
-    future: tuple[str, ...] = ()  # the last channels, where the graphs take what they will be; others have them as any
+    # What the graphs take ahead of an observation, the last channels: first what a caller has to say, `future`, then
+    # what is computed from the calendar. A model that takes none has them as any channel.
+    ahead: tuple[str, ...] = ()
 
     def __init__(self, bundle: Bundle, *, providers: Sequence[str] | None = None, threads: int = 1) -> None:
         self._describe(bundle)
@@ -118,7 +121,7 @@ class LoadedBundle:
         self._session = self.step_session if self.streams else self.scan_session
         self.providers: list[str] = self._session.get_providers()  # what runs, the first that can take a node takes it
         if "future" in self._names():
-            self.future = tuple(self.task["future"])
+            self.ahead = tuple(self.task["future"])
         self.state_names = tuple(name.removeprefix("state.") for name in self._names() if name.startswith("state."))
         if set(self.state_names) != set(self._initial):
             raise BundleError(
@@ -132,10 +135,16 @@ class LoadedBundle:
         self.name: str = bundle.card["name"]
         self.task: dict[str, Any] = bundle.card["task"]
         self.kind: str = self.task["kind"]
-        self.channels: list[dict[str, Any]] = self.task["channels"]
+        self.calendar: tuple[str, ...] = tuple(self.task.get("calendar", ()))
+        try:
+            self.computed = len(calendar_channels(self.calendar))  # of the channels, the last: from the calendar
+        except CalendarError as error:
+            raise BundleError(f"{self.path / CARD}: {error} Is it of a newer version?") from error
+        self.width = len(self.task["channels"])  # of what enters the graphs
+        self.channels: list[dict[str, Any]] = self.task["channels"][: self.width - self.computed]
         self.labels: tuple[str, ...] = tuple(self.task["labels"])
         self.quantiles: tuple[float, ...] = tuple(self.task["quantiles"])
-        self._ahead: int = len(self.task.get("future", ()))
+        self._known_ahead: int = len(self.task.get("future", ()))
         self.streams: bool = bundle.card["streams"]
         self.calibration = self._read_calibration()
         self.notes: tuple[str, ...] = ()  # remarks on the last forecast
@@ -174,6 +183,11 @@ class LoadedBundle:
         return tuple(name.removeprefix("look.") for name in outputs if name.startswith("look."))
 
     @property
+    def future(self) -> tuple[str, ...]:
+        """The covariates of which a step has to be told what they will be."""
+        return self.ahead[: len(self.ahead) - self.computed] if self.ahead else ()
+
+    @property
     def prediction_shape(self) -> tuple[int, ...]:
         """Of one series at one time."""
         if self.kind == "forecast":
@@ -209,7 +223,7 @@ class LoadedBundle:
         assert self._fitted_predictions is not None
         rows = [self.fitted[name] for name in names]
         state = {name: self._initial[name][rows] for name in self.state_names}
-        told = None if self.future else self._fitted_predictions[rows]  # what is ahead of a fit is not known before
+        told = None if self.ahead else self._fitted_predictions[rows]  # what is ahead of a fit is not known before
         return Stream(self, names, state, self._fitted_last[rows], None, told, adapt)
 
     def calibrated(self, predictions: Array) -> Array:
@@ -287,8 +301,9 @@ class LoadedBundle:
         """Predict from the end of every series of a long frame.
 
         Args:
-            frame: unique_id, ds and the channels of the card. A series may have gaps. Where covariates are known ahead
-                they go on for at least the horizon after a series' last value, in rows without one.
+            frame: unique_id, ds and the channels of the card, but for those that the calendar gives. A series may have
+                gaps. Where covariates are known ahead they go on for at least the horizon after a series' last value,
+                in rows without one.
             state: what `save_state` or `Stream.save` wrote: only observations after it are stepped, so the cost is
                 that of the new data. A series unknown to it starts from the initial state. A local model's series
                 start from the states that they were fitted to, and it refuses others.
@@ -304,7 +319,7 @@ class LoadedBundle:
         """
         panel = self._panel(frame)
         ahead: dict[str, Array] = {}
-        if self._ahead:
+        if self._known_ahead:
             panel, ahead = self._split_future(panel, adapt is not None)
         ids = [series.unique_id for series in panel]
         if not self.streams:
@@ -319,7 +334,7 @@ class LoadedBundle:
             known = set(stream.series)
             stream = stream.extended([name for name in ids if name not in known])
         stream.catch_up(panel, ahead)
-        if self.future:
+        if self.ahead:
             self._look_ahead(stream, ids, ahead)
         if save_state is not None:
             stream.save(save_state)
@@ -448,6 +463,7 @@ class LoadedBundle:
             horizon=self.task["horizon"],
             splits=Splits(),
             target=target,
+            calendar=self.calendar,
         )
         panel = to_panel(dataset, labels=self.labels)
         self._refuse_coarser_steps(source, checked, panel)
@@ -485,16 +501,18 @@ class LoadedBundle:
         Raises:
             BundleError: a series with a covariate missing ahead of its end.
         """
-        count, horizon = self._ahead, int(self.task["horizon"])
+        count, horizon = self._known_ahead, int(self.task["horizon"])
         split, ahead, lacking = [], {}, []
         for series in panel:
             seen = np.flatnonzero(np.isfinite(series.values[:, :-count]).any(1))
             end = int(seen[-1]) + 1
             split.append(replace(series, ds=series.ds[:end], values=series.values[:end]))
-            if not self.future:
+            if not self.ahead:
                 continue
             covariates = _as_float32(series.values[: end + horizon, -count:])
             covariates = np.pad(covariates, [(0, end + horizon - len(covariates)), (0, 0)], constant_values=np.nan)
+            if self.calendar:
+                covariates[:, -self.computed :] = calendar_values(self._through_the_horizon(series, end), self.calendar)
             gaps = ~np.isfinite(covariates[1 if every else end :])
             if gaps.any():
                 lacking.append((series, end, gaps))
@@ -503,15 +521,21 @@ class LoadedBundle:
             raise BundleError(self._lacking(*lacking[0], [series.unique_id for series, _, _ in lacking]))
         return split, ahead
 
+    def _through_the_horizon(self, series: Series, end: int) -> Array:
+        """(end + H,) the times of a series' first `end` steps and of the horizon after them."""
+        from data.panel import future_ds
+
+        ahead = future_ds(series.ds[end - 1], self.task["freq"], int(self.task["horizon"]))
+        return np.concatenate([series.ds[:end], ahead])
+
     def _lacking(self, series: Series, end: int, gaps: Array, everyone: list[str]) -> str:
         """Which covariate is missing when, of the first series that lacks one."""
         from data.frame import show_time
-        from data.panel import future_ds
 
         horizon = int(self.task["horizon"])
-        times = [*series.ds[:end], *future_ds(series.ds[end - 1], self.task["freq"], horizon)][-len(gaps) :]
+        times = self._through_the_horizon(series, end)[-len(gaps) :]
         said = []
-        for name, missing in zip(self.future, gaps.T, strict=True):
+        for name, missing in zip(self.ahead, gaps.T, strict=True):
             dates = [show_time(times[at]) for at in np.flatnonzero(missing)]
             if dates:
                 said.append(f"{name} at {_shorten(dates)}")
@@ -576,7 +600,7 @@ class LoadedBundle:
     @property
     def _numbers_a_step(self) -> int:
         """The larger of what enters and leaves a graph beside the observation and the state."""
-        return max(math.prod(self.prediction_shape), self.prediction_shape[0] * len(self.future))
+        return max(math.prod(self.prediction_shape), self.prediction_shape[0] * len(self.ahead))
 
     def _tabulate(
         self, ids: list[str], times: list[Any], predictions: Array, raw: Array, points: Array | None = None
@@ -643,10 +667,12 @@ class Stream:
         # As the graph gives them, which writes here; `predictions` are what is told.
         self.raw: Array = np.full(shape, np.nan, np.float32) if predictions is None else predictions.copy()
         self._online = self._adapting(adapt, learned)
-        self._x = np.zeros((batch, len(bundle.channels)), np.float32)
+        self._x = np.zeros((batch, bundle.width), np.float32)
         self._mask = np.zeros_like(self._x)
         self._seen = np.zeros(self._x.shape, np.bool_)
-        self._future = np.zeros((batch, bundle.prediction_shape[0], len(bundle.future)), np.float32)
+        self._future = np.zeros((batch, bundle.prediction_shape[0], len(bundle.ahead)), np.float32)
+        # The parts of them that callers give; the calendar gives the rest.
+        self._given, self._given_ahead = self._x[:, : len(bundle.channels)], self._future[..., : len(bundle.future)]
         state = bundle.initial_state(batch) if state is None else state
         # Two copies of the state: each step reads one and writes the other.
         self._states = tuple(
@@ -672,7 +698,8 @@ class Stream:
         Args:
             values: for each series a number a channel, in the card's units and order (one channel: the number alone
                 will do); NaN or None where missing. Or an array (B, C) for all series in order.
-            at: the time of the observation. Periods skipped since the last one are stepped as missing.
+            at: the time of the observation. Periods skipped since the last one are stepped as missing. A bundle with
+                calendar features must be told the time of a series' first step; without one it takes the next period.
             future: where the bundle has covariates known ahead, what they will be at the H steps after the observation:
                 for each named series (H, F), or (H,) of one covariate; or an array (B, H, F) for all series in order.
 
@@ -774,14 +801,9 @@ class Stream:
     def time_of(self, name: str) -> Any:
         """The time of the series' last step: datetime64, or a float of cycles or seconds; NaT or NaN if never told."""
         row = self.row[name]
-        last, since = self._last[row], int(self._since[row])
-        if since == 0 or np.isnan(last):
-            return last
-        if self._period is not None:
-            return last + since * self._period
-        from data.panel import future_ds
-
-        return future_ds(last, self._freq, since)[-1]
+        if self._since[row] == 0 or np.isnan(self._last[row]):
+            return self._last[row]
+        return self._times(np.array([row]), 0)[0, 0]
 
     def tell(self, rows: list[int], raw: Array) -> None:
         """Set what the model says of some series without a step."""
@@ -811,9 +833,8 @@ class Stream:
             if first >= len(series.ds):
                 continue
             self._refuse_long_gap(series.unique_id, missing)
-            gap = np.full((missing, self._x.shape[1]), np.nan)
             rows.append(row)
-            sequences.append(np.concatenate([gap, series.values[first:]]))
+            sequences.append(np.concatenate([self._gap(row, missing), series.values[first:]]))
             if windows is not None:
                 horizon, known = self.bundle.prediction_shape[0], covariates[series.unique_id][first + 1 :]
                 window = np.lib.stride_tricks.sliding_window_view(known, horizon, 0).swapaxes(1, 2)
@@ -825,10 +846,10 @@ class Stream:
             self._scan_rows(np.array(rows), sequences, windows)
 
     def _step_all(self, at: Time | None) -> None:
-        if at is None:
+        if at is None and not self.bundle.calendar:
             self._since += 1
         else:
-            self._advance(np.arange(len(self.series)), at)
+            self._move_clock(np.arange(len(self.series)), at)
         np.isfinite(self._x, out=self._seen)
         np.copyto(self._mask, self._seen)
         self.run()
@@ -840,7 +861,7 @@ class Stream:
         if self._bindings is not None:
             self._run_bound(self._bindings[self._now])
         else:
-            known = [self._future] if self.bundle.future else []
+            known = [self._future] if self.bundle.ahead else []
             prediction, after = self.bundle.run_step(self._x, self._mask, self._states[self._now], *known)
             self.raw[:] = prediction
             for name, value in after.items():
@@ -851,8 +872,9 @@ class Stream:
         rows = self._enter_some(values)
         if not len(rows):
             return {}
-        known = [self._future[rows]] if self.bundle.future else []
-        prediction, after = self.bundle.run_step(*self._begin(rows, at), *known)
+        observation = self._begin(rows, at)
+        known = [self._future[rows]] if self.bundle.ahead else []
+        prediction, after = self.bundle.run_step(*observation, *known)
         told = self._end(rows, prediction, after, self._x[rows, 0])
         return dict(zip(values, told, strict=True))
 
@@ -870,10 +892,7 @@ class Stream:
 
     def _begin(self, rows: Array, at: Time | None) -> tuple[Array, Array, State]:
         """Move the clock of some series, and return their x, mask and state."""
-        if at is None:
-            self._since[rows] += 1
-        else:
-            self._advance(rows, at)
+        self._move_clock(rows, at)
         state = self._states[self._now]
         return *_as_input(self._x[rows]), {name: value[rows] for name, value in state.items()}
 
@@ -913,7 +932,7 @@ class Stream:
 
     def _scan_rows(self, rows: Array, sequences: list[Array], windows: list[Array] | None = None) -> None:
         """Step some series over (T_b, C) each; `windows` are the covariates (T_b, H, F) known ahead of each step."""
-        if windows is None and self.bundle.future:  # gaps, whose forecasts nobody is told
+        if windows is None and self.bundle.ahead:  # gaps, whose forecasts nobody is told
             shape = self._future.shape[1:]
             windows = [np.full((len(values), *shape), np.nan, np.float32) for values in sequences]
         state = self._states[self._now]
@@ -937,7 +956,7 @@ class Stream:
         for now in range(2):
             binding = self.bundle.step_session.io_binding()
             inputs: dict[str, Array] = {"x": self._x, "mask": self._mask}
-            inputs |= {"future": self._future} if self.bundle.future else {}
+            inputs |= {"future": self._future} if self.bundle.ahead else {}
             inputs |= {f"state.{name}": value for name, value in self._states[now].items()}
             outputs = {"prediction": self.raw}
             outputs |= {f"next.{name}": value for name, value in self._states[1 - now].items()}
@@ -955,18 +974,18 @@ class Stream:
             numbers = self._numbers(self.series[row], value)
         if numbers.ndim == 0:
             numbers = numbers.reshape(1)
-        if numbers.shape != self._x.shape[1:]:
+        if numbers.shape != self._given.shape[1:]:
             raise BundleError(
-                f"{self.series[row]}: got values of shape {numbers.shape}, expected {self._x.shape[1]}: "
+                f"{self.series[row]}: got values of shape {numbers.shape}, expected {self._given.shape[1]}: "
                 f"{self._channel_names()}."
             )
         if numbers.dtype != np.float32:
             numbers = _as_float32(numbers)
-        self._x[row] = numbers
+        self._given[row] = numbers
 
     def _enter_future(self, names: list[str], future: Any) -> None:
         """Write what is known ahead of the named series; nothing is stepped if it is refused."""
-        covariates, (horizon, count) = self.bundle.future, self._future.shape[1:]
+        covariates, (horizon, count) = self.bundle.future, self._given_ahead.shape[1:]
         if not count:
             raise BundleError(
                 f"{self.bundle.path}: {self.bundle.name} takes no covariates known ahead; leave out future."
@@ -987,18 +1006,18 @@ class Stream:
                     f"{name}: future is ({horizon}, {count}) known numbers, for {', '.join(covariates)}; got {found}"
                     f"{' with missing ones' if numbers.shape == (horizon, count) else ''}."
                 )
-            self._future[self.row[name]] = numbers
+            self._given_ahead[self.row[name]] = numbers
 
     def _enter_all(self, values: ArrayLike) -> None:
         numbers = np.asarray(values)
         if numbers.dtype.kind not in "fiu":
             numbers = self._numbers("values", values)
-        if numbers.shape != self._x.shape:
+        if numbers.shape != self._given.shape:
             raise BundleError(
-                f"got an array of shape {numbers.shape}, expected {self._x.shape}: {len(self.series)} series and the "
-                f"channels {self._channel_names()}."
+                f"got an array of shape {numbers.shape}, expected {self._given.shape}: {len(self.series)} series and "
+                f"the channels {self._channel_names()}."
             )
-        self._x[:] = _as_float32(numbers)
+        self._given[:] = _as_float32(numbers)
 
     def _numbers(self, name: str, value: Any) -> Array:
         """Numbers with None for a missing one, which numpy takes for objects; text is refused, digits or not."""
@@ -1015,6 +1034,49 @@ class Stream:
     def _unknown(self, values: Mapping[str, Any]) -> BundleError:
         strange = [name for name in values if name not in self.row]
         return BundleError(f"this stream has no series {_shorten(strange)}; it has {_shorten(self.series)}.")
+
+    def _move_clock(self, rows: Array, at: Time | None) -> None:
+        """Let some series take their next observation now, and write what the calendar says of that time."""
+        bundle = self.bundle
+        if at is not None:
+            self._advance(rows, at)
+        elif not bundle.calendar:
+            self._since[rows] += 1
+        elif np.isnan(self._last[rows]).any():
+            name = self.series[rows[np.isnan(self._last[rows]).argmax()]]
+            raise BundleError(
+                f"{name}: give `at`, the time of its first observation: the inputs {', '.join(bundle.calendar)} of "
+                f"{bundle.name} are computed from it."
+            )
+        else:
+            self._last[rows], self._since[rows] = self._times(rows, 1)[:, 1], 0
+        if bundle.calendar:
+            self._x[rows, len(bundle.channels) :] = calendar_values(self._last[rows], bundle.calendar)
+        if bundle.calendar and bundle.ahead:
+            times = self._times(rows, self._future.shape[1])[:, 1:]
+            self._future[rows, :, len(bundle.future) :] = calendar_values(times, bundle.calendar)
+
+    def _times(self, rows: Array, steps: int) -> Array:
+        """(b, 1 + steps) when some series took their last step, which must be known, and of so many periods after."""
+        last, since = self._last[rows], self._since[rows]
+        if self._period is not None:
+            return last[:, None] + (since[:, None] + np.arange(1 + steps)) * self._period
+        from data.panel import future_ds
+
+        distinct = dict.fromkeys(zip(last, since.tolist(), strict=True))
+        known = {
+            (time, count): np.append(time, future_ds(time, self._freq, count + steps))[count:]
+            for time, count in distinct
+        }
+        return np.stack([known[key] for key in zip(last, since.tolist(), strict=True)])
+
+    def _gap(self, row: int, missing: int) -> Array:
+        """(missing, C) what enters at the periods after a series' last step of which nothing was observed."""
+        values = np.full((missing, self.bundle.width), np.nan)
+        if missing and self.bundle.calendar:
+            times = self._times(np.array([row]), missing)[0, 1:]
+            values[:, len(self.bundle.channels) :] = calendar_values(times, self.bundle.calendar)
+        return values
 
     def _advance(self, rows: Array, at: Time) -> None:
         """Move the clock of some series to `at`, with a masked step for each period skipped."""
@@ -1037,8 +1099,7 @@ class Stream:
             if missing.any():
                 self._refuse_long_gap(self.series[rows[missing.argmax()]], int(missing.max()))
                 behind = np.flatnonzero(missing)
-                channels = self._x.shape[1]
-                self._scan_rows(rows[behind], [np.full((missing[row], channels), np.nan) for row in behind])
+                self._scan_rows(rows[behind], [self._gap(rows[row], int(missing[row])) for row in behind])
         self._last[rows] = time
         self._since[rows] = 0
 
