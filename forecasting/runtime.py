@@ -23,7 +23,6 @@ import numpy as np
 import onnxruntime
 from numpy.typing import ArrayLike, NDArray
 
-from data.calendar import CalendarError, calendar_channels, calendar_values
 from forecasting.bundle import (
     CARD,
     LOOK,
@@ -136,10 +135,7 @@ class LoadedBundle:
         self.task: dict[str, Any] = bundle.card["task"]
         self.kind: str = self.task["kind"]
         self.calendar: tuple[str, ...] = tuple(self.task.get("calendar", ()))
-        try:
-            self.computed = len(calendar_channels(self.calendar))  # of the channels, the last: from the calendar
-        except CalendarError as error:
-            raise BundleError(f"{self.path / CARD}: {error} Is it of a newer version?") from error
+        self.computed = self._count_computed()  # of the channels, the last: from the calendar
         self.width = len(self.task["channels"])  # of what enters the graphs
         self.channels: list[dict[str, Any]] = self.task["channels"][: self.width - self.computed]
         self.labels: tuple[str, ...] = tuple(self.task["labels"])
@@ -225,6 +221,22 @@ class LoadedBundle:
         state = {name: self._initial[name][rows] for name in self.state_names}
         told = None if self.ahead else self._fitted_predictions[rows]  # what is ahead of a fit is not known before
         return Stream(self, names, state, self._fitted_last[rows], None, told, adapt)
+
+    def calendar_at(self, times: Array) -> Array:
+        """(..., K) the computed channels at times (...)."""
+        from data.calendar import calendar_values
+
+        return calendar_values(times, self.calendar)
+
+    def _count_computed(self) -> int:
+        if not self.calendar:
+            return 0
+        from data.calendar import CalendarError, calendar_channels
+
+        try:
+            return len(calendar_channels(self.calendar))
+        except CalendarError as error:
+            raise BundleError(f"{self.path / CARD}: {error} Is it of a newer version?") from error
 
     def calibrated(self, predictions: Array) -> Array:
         """What the graphs predict, (..., H, Q), with the quantiles calibrated as the card says; else unchanged."""
@@ -512,7 +524,7 @@ class LoadedBundle:
             covariates = _as_float32(series.values[: end + horizon, -count:])
             covariates = np.pad(covariates, [(0, end + horizon - len(covariates)), (0, 0)], constant_values=np.nan)
             if self.calendar:
-                covariates[:, -self.computed :] = calendar_values(self._through_the_horizon(series, end), self.calendar)
+                covariates[:, -self.computed :] = self.calendar_at(self._through_the_horizon(series, end))
             gaps = ~np.isfinite(covariates[1 if every else end :])
             if gaps.any():
                 lacking.append((series, end, gaps))
@@ -1051,10 +1063,10 @@ class Stream:
         else:
             self._last[rows], self._since[rows] = self._times(rows, 1)[:, 1], 0
         if bundle.calendar:
-            self._x[rows, len(bundle.channels) :] = calendar_values(self._last[rows], bundle.calendar)
+            self._x[rows, len(bundle.channels) :] = bundle.calendar_at(self._last[rows])
         if bundle.calendar and bundle.ahead:
             times = self._times(rows, self._future.shape[1])[:, 1:]
-            self._future[rows, :, len(bundle.future) :] = calendar_values(times, bundle.calendar)
+            self._future[rows, :, len(bundle.future) :] = bundle.calendar_at(times)
 
     def _times(self, rows: Array, steps: int) -> Array:
         """(b, 1 + steps) when some series took their last step, which must be known, and of so many periods after."""
@@ -1075,7 +1087,7 @@ class Stream:
         values = np.full((missing, self.bundle.width), np.nan)
         if missing and self.bundle.calendar:
             times = self._times(np.array([row]), missing)[0, 1:]
-            values[:, len(self.bundle.channels) :] = calendar_values(times, self.bundle.calendar)
+            values[:, len(self.bundle.channels) :] = self.bundle.calendar_at(times)
         return values
 
     def _advance(self, rows: Array, at: Time) -> None:
