@@ -502,6 +502,8 @@ def forecast(
         _say(f"{place}: {answer['unique_id'].nunique()} series, {len(answer)} rows, by {loaded.name}")
     for note in loaded.notes:
         _say(f"note: {note}")
+    for why in loaded.failures.values():
+        _say(f"error: {why}")
     instead = [name for name in answer["unique_id"].unique() if name in loaded.substitutes]
     if instead:
         first = loaded.substitutes[instead[0]]
@@ -509,6 +511,8 @@ def forecast(
             f"note: {loaded.name}: {len(instead)} of {answer['unique_id'].nunique()} series are forecast by a "
             f"substitute, first {instead[0]} by {first['substitute']}: {first['reason']}"
         )
+    if loaded.failures:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: mnemo certify --bundle bundles/sp500")

@@ -144,6 +144,7 @@ class LoadedBundle:
         self.streams: bool = bundle.card["streams"]
         self.calibration = self._read_calibration()
         self.notes: tuple[str, ...] = ()  # remarks on the last forecast
+        self.failures: dict[str, str] = {}  # series that the last forecast has left out -> why
         # Series that a local model could not be fitted to -> what forecasts them in its place, and why.
         self.substitutes: dict[str, dict[str, str]] = {
             name: one if isinstance(one, dict) else {"substitute": one, "reason": one}  # before it was written apart
@@ -315,7 +316,8 @@ class LoadedBundle:
         Args:
             frame: unique_id, ds and the channels of the card, but for those that the calendar gives. A series may have
                 gaps. Where covariates are known ahead they go on for at least the horizon after a series' last value,
-                in rows without one.
+                in rows without one. A series whose times cannot be stepped over, for they are of another step, is left
+                out, and `failures` says why; where none is left, that is raised.
             state: what `save_state` or `Stream.save` wrote: only observations after it are stepped, so the cost is
                 that of the new data. A series unknown to it starts from the initial state. A local model's series
                 start from the states that they were fitted to, and it refuses others.
@@ -345,7 +347,11 @@ class LoadedBundle:
             stream = self._restore(state, None, adapt)
             known = set(stream.series)
             stream = stream.extended([name for name in ids if name not in known])
-        stream.catch_up(panel, ahead)
+        self.failures |= stream.catch_up(panel, ahead)
+        if not set(ids) - set(self.failures):
+            raise BundleError(next(iter(self.failures.values())))
+        panel = [series for series in panel if series.unique_id not in self.failures]
+        ids = [series.unique_id for series in panel]
         if self.ahead:
             self._look_ahead(stream, ids, ahead)
         if save_state is not None:
@@ -442,7 +448,7 @@ class LoadedBundle:
         return saved.extended([name for name in names if name not in saved.row]).chosen(names)
 
     def _panel(self, frame: pd.DataFrame | Dataset) -> list[Series]:
-        from data.frame import TARGETS, Channel, Dataset, Splits, check_frame
+        from data.frame import TARGETS, Channel, Dataset, FrameError, Splits, check_frame
         from data.panel import to_panel
 
         channels = tuple(Channel.from_json(channel) for channel in self.channels)
@@ -477,9 +483,47 @@ class LoadedBundle:
             target=target,
             calendar=self.calendar,
         )
-        panel = to_panel(dataset, labels=self.labels)
+        self.failures = {}
+        try:
+            panel = to_panel(dataset, labels=self.labels)
+        except FrameError as error:
+            panel = self._one_by_one(dataset, error)
+            checked = checked[~checked["unique_id"].isin(self.failures)]
         self._refuse_coarser_steps(source, checked, panel)
         return panel
+
+    def _one_by_one(self, dataset: Dataset, error: ValueError) -> list[Series]:
+        """Those series that can be put on the grid, and in `failures` why the others cannot; if none can, the error."""
+        from data.frame import FrameError
+        from data.panel import to_panel
+
+        panel = []
+        for name, rows in dataset.frame.groupby("unique_id", sort=False):
+            alone = replace(dataset, frame=rows.reset_index(drop=True))
+            try:
+                panel += to_panel(alone, labels=self.labels)
+            except FrameError as reason:
+                self.failures[str(name)] = self._off_grid(alone, reason)
+        if not panel:
+            raise error
+        return panel
+
+    def _off_grid(self, alone: Dataset, reason: ValueError) -> str:
+        """What is wrong with the one series of a data set, whose times are not on the card's grid."""
+        from data.frame import FrameError, infer_freq
+
+        wanted = f"{self.name} was made for data every {alone.freq!r}"
+        try:
+            own = infer_freq(alone.frame, alone.name)
+        except FrameError:
+            own = alone.freq  # it has no step of its own that could be named
+        if own == alone.freq:
+            return f"{reason} {wanted}."
+        name = alone.frame["unique_id"].iloc[0]
+        return (
+            f"{alone.name}: series {name} is every {own!r}, but {wanted}. Resample it to that, or train a model for its "
+            "step."
+        )
 
     def _refuse_coarser_steps(self, source: str, frame: pd.DataFrame, panel: list[Series]) -> None:
         """Months given to a model of days would be days of which most are missing: that is a mistake, not a gap.
@@ -823,28 +867,26 @@ class Stream:
         if self._online is not None:
             self._online.issue(np.array(rows), self.bundle.calibrated(raw))
 
-    def catch_up(self, panel: Sequence[Series], covariates: Mapping[str, Array]) -> None:
+    def catch_up(self, panel: Sequence[Series], covariates: Mapping[str, Array]) -> dict[str, str]:
         """Step each series over what lies after its last step, gaps included; older observations are ignored.
 
         covariates: of a bundle that has some known ahead, theirs for each series, (T + H, F).
+
+        Returns:
+            Series that stay where they are -> why: their times do not go on from their last step.
         """
         rows, sequences = [], []
+        failures: dict[str, str] = {}
         windows: list[Array] | None = [] if covariates else None
         for series in panel:
             row = self.row[series.unique_id]
-            first, missing = 0, 0
-            if np.isnan(self._last[row]):
-                if self._since[row]:
-                    raise BundleError(
-                        f"{series.unique_id}: the state was stepped without times, so it is not known which rows are "
-                        "new. Give `at` when stepping, or start without a state."
-                    )
-            else:
-                ahead = int(self._periods(self._last[row : row + 1], self._time(series.ds[0]))[0] - self._since[row])
-                first, missing = max(0, 1 - ahead), max(0, ahead - 1)
+            try:
+                first, missing = self._news(series)
+            except BundleError as error:
+                failures[series.unique_id] = str(error)
+                continue
             if first >= len(series.ds):
                 continue
-            self._refuse_long_gap(series.unique_id, missing)
             rows.append(row)
             sequences.append(np.concatenate([self._gap(row, missing), series.values[first:]]))
             if windows is not None:
@@ -856,6 +898,30 @@ class Stream:
             self._since[row] = 0
         if rows:
             self._scan_rows(np.array(rows), sequences, windows)
+        return failures
+
+    def _news(self, series: Series) -> tuple[int, int]:
+        """The place of a series' first time that is new here, and how many periods are missing before it.
+
+        Raises:
+            BundleError: its times do not go on from its last step, or so late that the step is in doubt.
+        """
+        from data.frame import FrameError
+
+        name, row = series.unique_id, self.row[series.unique_id]
+        if np.isnan(self._last[row]):
+            if self._since[row]:
+                raise BundleError(
+                    f"{name}: the state was stepped without times, so it is not known which rows are new. Give `at` "
+                    "when stepping, or start without a state."
+                )
+            return 0, 0
+        try:
+            ahead = int(self._periods(self._last[row : row + 1], self._time(series.ds[0]))[0] - self._since[row])
+        except (BundleError, FrameError) as error:
+            raise BundleError(f"{name}: does not go on from its last step at {self.time_of(name)}: {error}") from error
+        self._refuse_long_gap(name, ahead - 1)
+        return max(0, 1 - ahead), max(0, ahead - 1)
 
     def _step_all(self, at: Time | None) -> None:
         if at is None and not self.bundle.calendar:
