@@ -514,16 +514,14 @@ class LoadedBundle:
 
         wanted = f"{self.name} was made for data every {alone.freq!r}"
         try:
-            own = infer_freq(alone.frame, alone.name)
+            own: Any = infer_freq(alone.frame, alone.name)
         except FrameError:
             own = alone.freq  # it has no step of its own that could be named
         if own == alone.freq:
             return f"{reason} {wanted}."
         name = alone.frame["unique_id"].iloc[0]
-        return (
-            f"{alone.name}: series {name} is every {own!r}, but {wanted}. Resample it to that, or train a model for its "
-            "step."
-        )
+        remedy = "Resample it to that, or train a model for its step."
+        return f"{alone.name}: series {name} is every {own!r}, but {wanted}. {remedy}"
 
     def _refuse_coarser_steps(self, source: str, frame: pd.DataFrame, panel: list[Series]) -> None:
         """Months given to a model of days would be days of which most are missing: that is a mistake, not a gap.
