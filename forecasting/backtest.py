@@ -99,22 +99,26 @@ def one_pass(model: StepModel, spans: Sequence[Span], positions: Sequence[np.nda
         for first in range(0, len(everyone), 64):
             members = everyone[first : first + 64]
             x = torch.stack([_tensor(spans[index].series)[:length] for index in members]).to(model.device)
+            future: list[torch.Tensor] = []  # (B, length, H, F) where the model takes it
+            if model.signature.future:
+                future = [torch.stack([_ahead(spans[i].series, 0, length, model.signature) for i in members])]
             kept: list[list[np.ndarray]] = [[] for _ in members]
             state = model.initial_state(len(members))
             piece = max(1, VALUES_AT_ONCE // (size * len(members))) if model.streams else length
             for begin in range(0, length, piece):
                 part = x[:, begin : begin + piece]
                 inside = [at[(at >= begin) & (at < begin + piece)] for at in (positions[index] for index in members)]
-                known = part.isfinite().to(part.dtype)
+                known, ahead = part.isfinite().to(part.dtype), [told[:, begin : begin + piece] for told in future]
+                at_end = [told[:, -1] for told in ahead]
                 if begin + piece < length and not any(map(len, inside)):  # the past: only the state is wanted
-                    _, state = model.last(part, known, state)
+                    _, state = model.last(part, known, state, *at_end)
                     continue
                 if all(at.tolist() == [begin + part.shape[1] - 1] for at in inside):  # only what is said at the end
-                    values, state = model.last(part, known, state)
+                    values, state = model.last(part, known, state, *at_end)
                     for row, value in enumerate(values.cpu().numpy()):
                         kept[row].append(value[None])
                     continue
-                values, state = model.scan(part, known, state)
+                values, state = model.scan(part, known, state, *ahead)
                 for row, at in enumerate(inside):
                     kept[row].append(values[row, torch.from_numpy(at - begin)].cpu().numpy())
             for row, index in enumerate(members):

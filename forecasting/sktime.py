@@ -22,7 +22,7 @@ from sktime.classification.base import BaseClassifier
 from sktime.forecasting.base import BaseForecaster, ForecastingHorizon
 from torch import Tensor
 
-from data.calendar import CalendarError, calendar_values
+from data.calendar import CalendarError, calendar_channels, calendar_values
 from data.frame import ID, TIME, Channel, Dataset, Freq, Splits, check_frame, infer_freq
 from data.panel import Series, auto_calendar, future_ds, periods_between, to_panel
 from data.readers import default_season
@@ -378,7 +378,8 @@ class MnemoForecaster(BaseForecaster):
         elif horizon is None:
             ends = np.array([series.ds[-1] for series in panel])
             horizon = int(self._ahead(fh, ends)[0].max())
-        ahead = tuple(c.name for c in channels[1:]) if "future" in entry(self.model).covariates else ()
+        # X counts as known ahead for a model that takes nothing else; for others it is the past.
+        ahead = tuple(c.name for c in channels[1:]) if entry(self.model).covariates == ("future",) else ()
         task = Task.of(dataset, horizon=horizon, quantiles=tuple(self.quantiles), future=ahead)
         self.substitutes_: dict[str, Substitute] = {}
         self.trained_ = self._learn(dataset, panel, task)
@@ -508,7 +509,10 @@ class MnemoForecaster(BaseForecaster):
         Raises:
             TaskError: X is not there, or lacks a column or a time.
         """
+        computed = len(calendar_channels(self._calendar))
         columns = [f"X[{name}]" for name in self._covariates]
+        if self.streams_.model.signature.future == computed:
+            columns = []  # what X will be is not asked for
         result = np.zeros((len(names), self.streams_.model.signature.horizon, self.streams_.model.signature.future))
         if self._calendar:
             for row, end in enumerate(ends):

@@ -130,6 +130,7 @@ MODELS: dict[str, Entry] = {
         (LagConfig, QuantileConfig),
         FORECAST,
         "library",
+        covariates=("past", "future"),
     ),
     "random-forest": Entry(
         "random forest on lags and rolling statistics",
@@ -137,6 +138,7 @@ MODELS: dict[str, Entry] = {
         (LagConfig, ForestConfig),
         FORECAST,
         "library",
+        covariates=("past", "future"),
     ),
     "xgboost": Entry(
         "boosted trees per quantile on lags and rolling statistics",
@@ -144,6 +146,7 @@ MODELS: dict[str, Entry] = {
         (LagConfig, XGBoostConfig),
         FORECAST,
         "library",
+        covariates=("past", "future"),
     ),
     "rnn": Entry("recurrent network with tanh cells", _recurrent("rnn"), NETWORK, ALL, "gradient"),
     "lstm": Entry("long short-term memory", _recurrent("lstm"), NETWORK, ALL, "gradient"),
