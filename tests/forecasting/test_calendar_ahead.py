@@ -47,7 +47,7 @@ def dataset(calendar: tuple[str, ...] = CALENDAR, frame: pd.DataFrame | None = N
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory) -> dict[str, LoadedBundle]:
-    """Trained by the command: one whose graphs take what is known ahead, and one that has it as any covariate."""
+    """Trained by the command: fitted per series, and shared by them."""
     place = tmp_path_factory.mktemp("calendar")
     table().to_csv(place / "shop.csv", index=False)
     for name, fields in OWN.items():
@@ -96,8 +96,8 @@ def test_a_bundle_says_them_and_needs_no_column(bundles):
         assert [channel["name"] for channel in loaded.card["task"]["channels"]] == ["y", *calendar_channels(CALENDAR)]
         assert [channel["name"] for channel in loaded.channels] == ["y"]
         assert loaded.future == ()
-    inputs = {entry["name"]: entry["shape"] for entry in bundles["components"].card["graphs"]["step.onnx"]["inputs"]}
-    assert inputs["future"] == ["batch", HORIZON, 3]
+        inputs = {entry["name"]: entry["shape"] for entry in loaded.card["graphs"]["step.onnx"]["inputs"]}
+        assert inputs["future"] == ["batch", HORIZON, 3]
 
 
 @pytest.mark.parametrize("name", OWN)
