@@ -888,10 +888,12 @@ class Stream:
             rows.append(row)
             sequences.append(np.concatenate([self._gap(row, missing), series.values[first:]]))
             if windows is not None:
-                horizon, known = self.bundle.prediction_shape[0], covariates[series.unique_id][first + 1 :]
-                window = np.lib.stride_tricks.sliding_window_view(known, horizon, 0).swapaxes(1, 2)
-                before = np.full((missing, *window.shape[1:]), np.nan, np.float32)
-                windows.append(np.concatenate([before, window]))
+                # Of what precedes the series' own times nothing is known, so a forecast in a gap may have no number.
+                known = np.pad(covariates[series.unique_id], [(missing, 0), (0, 0)], constant_values=np.nan)[
+                    first + 1 :
+                ]
+                horizon = self.bundle.prediction_shape[0]
+                windows.append(np.lib.stride_tricks.sliding_window_view(known, horizon, 0).swapaxes(1, 2))
             self._last[row] = series.ds[-1]
             self._since[row] = 0
         if rows:

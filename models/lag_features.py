@@ -37,7 +37,8 @@ class Past(NamedTuple):
     scale: Tensor  # (..., 1) in the data's unit, float64
     covariates: Tensor  # (..., K) standardised
     position: Tensor  # (..., 1) steps since the stream began, modulo the season; 0 where phases are no features
-    # (..., H, 2 A) what is known ahead, standardised: at each lead, and since one season before; None without any
+    # (..., H, 2 A) what is known ahead, standardised: at each lead, and since one season before; NaN where it is not
+    # known after all, None without any
     ahead: Tensor | None = None
 
     def at(self, index: Any) -> Past:
@@ -154,15 +155,10 @@ class LagFeatures(nn.Module):
         return Past(target[..., -1:], values, scale, torch.cat([others[..., -1, :], changes], -1), position, ahead)
 
     def _ahead(self, window: Tensor, future: Tensor) -> Tensor:
-        """(..., H, 2 A) of the standardised past (..., N, A) of what is known ahead, and of what it will be.
-
-        What is not known after all is at its mean, and has not changed.
-        """
-        known = future.abs() <= LARGEST
+        """(..., H, 2 A) of the standardised past (..., N, A) of what is known ahead, and of what it will be."""
         centre, spread = self.centre[-self.known_ahead :].double(), self.spread[-self.known_ahead :].double()
-        values = torch.where(known, (future.double() - centre) / spread, 0.0)
-        changes = values - torch.cat([window, values], -2)[..., self.before, :]
-        return torch.cat([values, torch.where(known, changes, 0.0)], -1)
+        values = (torch.where(future.abs() <= LARGEST, future, torch.nan).double() - centre) / spread
+        return torch.cat([values, values - torch.cat([window, values], -2)[..., self.before, :]], -1)
 
     def nothing(self) -> Past:
         """Of no stream at all."""
@@ -208,7 +204,7 @@ class LagFeatures(nn.Module):
             lead[:, None].expand(*one.shape, 1),
         ]
         if past.ahead is not None:
-            parts.append(past.ahead[..., leads, :])
+            parts.append(past.ahead[..., leads, :].nan_to_num(0.0))
         if self.phase:
             ahead = torch.remainder(past.position.double() + lead, season).long()
             parts.append(self.wave.double()[ahead])

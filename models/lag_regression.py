@@ -173,8 +173,8 @@ class LagForecaster(StepModel, Fitted):
 
     Direct: part k covers the leads [k m, (k + 1) m), m = `leads` (all H by default: the lead is a feature), of which
     every level is a model of its own. Recursive: one model, of the median or mean of the next step. Series that do not
-    move are not learned from and are forecast to stay as they are. Covariates that are not known ahead are held at
-    their last value.
+    move are not learned from and are forecast to stay as they are. Where a covariate that counts as known ahead is not,
+    there is no forecast: NaN. Others are held at their last value.
     """
 
     tasks = ("forecast",)
@@ -226,6 +226,10 @@ class LagForecaster(StepModel, Fitted):
         """(..., H, Q) in the data's unit."""
         centre, scale = self._centre(past), past.scale[..., None]
         quantiles = (centre + self.shift.double() * scale).sort(-1).values
+        if past.ahead is not None:
+            unknown = past.ahead.isnan().any(-1)
+            unknown = unknown.cumsum(-1) > 0 if self.recursive else unknown
+            quantiles = torch.where(unknown[..., None], torch.nan, quantiles)
         return (past.last[..., None] + quantiles).to(self.shift)
 
     def _centre(self, past: Past) -> Tensor:
@@ -316,6 +320,8 @@ class LagForecaster(StepModel, Fitted):
             begins = torch.zeros(len(keep)) if batch.position is None else batch.position
             first = torch.where(begins == 0, self.signature.season, self.context - 1)[:, None]
             keep &= t >= first
+            if batch.future is not None:
+                keep &= batch.future.isfinite().flatten(2).all(-1)
             if which != "all":
                 last = torch.where(keep, t, -1).amax(1, keepdim=True)
                 cut = first + ((1 - HELD_OUT) * (last + 1 - first)).long()

@@ -85,8 +85,6 @@ def test_what_is_known_ahead_is_a_feature_of_its_lead_beside_its_change_since_th
     assert found[:, -2:].T.tolist() == [[4.0, 0.0, 2.0], changes]
     later = features.extended(past, torch.tensor([[1.0]], dtype=torch.float64))
     assert features(later)[0, 0, -2:].tolist() == [0.0, -3.0]  # the second lead is now the next
-    unknown = features.after(state, torch.tensor([[[18.0], [math.nan], [14]]]))
-    assert features(unknown)[0, 1, -2:].tolist() == [0.0, 0.0]
     with pytest.raises(ModelError, match="takes 1 covariates known ahead, and none were given"):
         features.after(state)
 

@@ -144,6 +144,9 @@ def test_a_covariate_that_is_known_ahead_is_used_at_the_step_that_it_moves(name,
     assert (found[:, 99, :, 4] - values[8:, 100:]).abs().mean() < 0.75
     torch.testing.assert_close(found[:, 99], model.last(*tested, start, ahead[:, 99])[0])
     torch.testing.assert_close(found[:, 99], model.predict(model.passed(tested[0], start), ahead[:, 99]))
+    unknown = ahead[:, 99].index_fill(1, torch.tensor([1]), math.nan)
+    lacking = model.predict(after, unknown)[..., 4].isnan()[0].tolist()
+    assert lacking == ([False, True, True, True] if strategy == "recursive" else [False, True, False, False])
     _, before = model.scan(*(part[:, :99] for part in tested), start, ahead[:, :99])
     stepped, state = model.step(*(part[:, 99] for part in tested), before, ahead[:, 99])
     torch.testing.assert_close(found[:, 99], stepped)
