@@ -267,7 +267,7 @@ def _latency(
     graph = _time(lambda t: stream.run(), steps, budget_s / 2)
     latency = {"threads": loaded.threads, "step_us": graph, "stream_step_us": full}
     if loaded.has_look:
-        latency["stream_look_us"] = _time(lambda t: stream.look({name: values[t % LENGTH]}), steps // 4, budget_s / 4)
+        latency["stream_look_us"] = _time(lambda t: stream.look({name: values[t % LENGTH]}), dated // 4, budget_s / 4)
     return latency
 
 
