@@ -130,6 +130,8 @@ def test_a_stream_with_gaps_says_what_a_frame_says(bundles, name, tmp_path):
             told = stream.step({uid: values[time, uid] for uid in ("b", "a")}, at=time.to_pydatetime())
     for uid, rows in whole.groupby("unique_id"):
         np.testing.assert_allclose(rows.filter(regex="^q").to_numpy(), told[uid], rtol=1e-5)
+    for key, value in loaded.stream(["a", "b"], state=tmp_path / "state.npz").state.items():
+        np.testing.assert_allclose(stream.state[key], value, rtol=1e-4, atol=1e-5, err_msg=key)
     pd.testing.assert_frame_equal(loaded.forecast(frame, state=tmp_path / "state.npz"), whole)
     later = frame[frame["ds"] > frame["ds"].max() - pd.Timedelta("1D")]
     before = frame[frame["ds"] <= frame["ds"].max() - pd.Timedelta("1D")]
