@@ -18,6 +18,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from data.calendar import CalendarError, calendar_channels
+
 Task = Literal["forecast", "classify", "regress"]
 Freq = str | int | float
 
@@ -122,6 +124,7 @@ class Dataset:
     target: str  # a column of the frame
     notes: tuple[str, ...] = ()  # what was mended, one sentence each
     spare: tuple[Channel, ...] = ()  # further columns of the frame, channels only when asked for
+    calendar: tuple[str, ...] = ()  # features of `ds` (see `calendar`): of a forecast, inputs that are known ahead
 
     def __post_init__(self) -> None:
         wanted = [ID, TIME, self.target, *(c.name for c in self.channels)]
@@ -130,6 +133,20 @@ class Dataset:
             raise FrameError(f"{self.name}: no column for {missing}; found {list(self.frame.columns)}.")
         if self.target != TARGETS[self.task]:
             raise FrameError(f"{self.name}: the target of {self.task} is {TARGETS[self.task]}, not {self.target}.")
+        if self.calendar and self.task != "forecast":
+            raise FrameError(f"{self.name}: calendar features are for forecasts, not to {self.task}; leave them out.")
+        try:
+            names = [channel.name for channel in self.inputs]
+        except CalendarError as error:
+            raise FrameError(f"{self.name}: {error}") from error
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise FrameError(f"{self.name}: {twice[0]} is a channel and a calendar feature; rename the column.")
+
+    @property
+    def inputs(self) -> tuple[Channel, ...]:
+        """What enters a model: the channels, and behind them those that are computed from the calendar."""
+        return (*self.channels, *(Channel(name, "", -1.0, 1.0) for name in calendar_channels(self.calendar)))
 
 
 def check_frame(

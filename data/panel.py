@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from pandas.tseries.offsets import BaseOffset, BusinessDay, Tick
 
+from data.calendar import CalendarError, calendar_values
 from data.frame import ID, TIME, Dataset, FrameError, Freq, show_time
 
 # A grid this many times longer than its observations means a wrong step, and would fill the memory with NaN.
@@ -31,7 +32,7 @@ class Series:
 
     unique_id: str
     ds: np.ndarray  # (T,) datetime64[ns], int64, or float64 seconds; without gaps
-    values: np.ndarray  # (T, C) float64 in the channels' units, NaN where missing
+    values: np.ndarray  # (T, C) float64 in the units of `Dataset.inputs`, NaN where missing
     target: np.ndarray | None  # (T,) float64 for regress, int64 class index for classify (-1 unknown), else None
 
 
@@ -43,8 +44,8 @@ def to_panel(dataset: Dataset, labels: Sequence[str] | None = None) -> list[Seri
         labels: the classes in the order of a model's output; None takes `labels_of(dataset)`.
 
     Raises:
-        FrameError: an observation off the grid, two in one step, a step that does not suit the times, or a label
-            that is not among `labels`.
+        FrameError: an observation off the grid, two in one step, a step that does not suit the times, calendar
+            features of times that are numbers, or a label that is not among `labels`.
     """
     frame = dataset.frame
     names = [channel.name for channel in dataset.channels]
@@ -68,11 +69,19 @@ def to_panel(dataset: Dataset, labels: Sequence[str] | None = None) -> list[Seri
     values = np.full((int(ends[-1]), len(names)), np.nan)
     values[rows] = frame[names].to_numpy(dtype="float64")
     target = _targets(dataset, labels, rows, int(ends[-1]))
+    everyone = [
+        times[first : first + count] if grid is None else grid.times(times[first], int(length))
+        for first, length, count in zip(starts, lengths, counts, strict=True)
+    ]
+    if dataset.calendar:
+        try:
+            values = np.hstack([values, calendar_values(np.concatenate(everyone), dataset.calendar)])
+        except CalendarError as error:
+            raise FrameError(f"{dataset.name}: {error}") from error
 
     panel = []
-    for first, end, length, row, count in zip(starts, ends, lengths, starts, counts, strict=True):
-        part = slice(int(end - length), int(end))
-        ds = times[row : row + count] if grid is None else grid.times(times[first], int(length))
+    for first, end, ds in zip(starts, ends, everyone, strict=True):
+        part = slice(int(end) - len(ds), int(end))
         panel.append(Series(ids[first], ds, values[part], None if target is None else target[part]))
     return panel
 
@@ -121,6 +130,25 @@ def periods_between(a: Any, b: Any, freq: Freq) -> int:
     return int(slots[1])
 
 
+def auto_calendar(freq: Freq | None) -> tuple[str, ...]:
+    """The calendar features that change with a step of this size, and so often that an ordinary history shows them.
+
+    The hour and the day of an hourly series, the month of a monthly one. Of steps of a year, of cycles and of seconds
+    there are none. Below a day the year is left out: within the one year that there often is, its place is the time.
+
+    Raises:
+        FrameError: an alias that is no step.
+    """
+    if not isinstance(freq, str):
+        return ()
+    times = pd.date_range("2001-01-01", periods=8, freq=_offset(freq, "calendar")).to_numpy()
+    step = np.median(np.diff(times)) / np.timedelta64(1, "h")
+    if step < 24:
+        return (*(("minute",) if step % 1 else ()), "hour", "dayofweek")
+    days = step / 24
+    return ("dayofweek", "month") if days < 7 else ("week",) if days < 28 else ("month",) if days < 360 else ()
+
+
 @dataclass(frozen=True)
 class _Grid:
     """Either a fixed step (in the times' own unit), or a calendar of days on which an observation may fall."""
@@ -132,14 +160,7 @@ class _Grid:
     def of(freq: Freq, times: np.ndarray, source: str, steps_after: int = 0) -> _Grid:
         kind = times.dtype.kind
         if kind == "M" and isinstance(freq, str):
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", FutureWarning)  # old aliases such as H still mean the same
-                    offset = pd.tseries.frequencies.to_offset(freq)
-            except ValueError as error:
-                raise FrameError(
-                    f"{source}: {freq!r} is no step; expected a pandas alias such as D, B, h, 15min, W-SUN or MS."
-                ) from error
+            offset = _offset(freq, source)
             if isinstance(offset, Tick):
                 if offset.nanos <= 0:
                     raise FrameError(f"{source}: the step {freq!r} must be positive.")
@@ -178,6 +199,17 @@ class _Grid:
         days, phases = _split_days(np.array([origin]))
         place = int(np.searchsorted(self.calendar, days[0]))
         return self.calendar[place : place + length].astype("datetime64[ns]") + phases[0]
+
+
+def _offset(freq: str, source: str) -> BaseOffset:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # old aliases such as H still mean the same
+            return pd.tseries.frequencies.to_offset(freq)
+    except ValueError as error:
+        raise FrameError(
+            f"{source}: {freq!r} is no step; expected a pandas alias such as D, B, h, 15min, W-SUN or MS."
+        ) from error
 
 
 def _calendar(offset: BaseOffset, first: np.datetime64, last: np.datetime64, steps_after: int) -> np.ndarray:

@@ -99,22 +99,26 @@ def one_pass(model: StepModel, spans: Sequence[Span], positions: Sequence[np.nda
         for first in range(0, len(everyone), 64):
             members = everyone[first : first + 64]
             x = torch.stack([_tensor(spans[index].series)[:length] for index in members]).to(model.device)
+            future: list[torch.Tensor] = []  # (B, length, H, F) where the model takes it
+            if model.signature.future:
+                future = [_ahead([(spans[i].series, 0) for i in members], length, model.signature).to(model.device)]
             kept: list[list[np.ndarray]] = [[] for _ in members]
             state = model.initial_state(len(members))
             piece = max(1, VALUES_AT_ONCE // (size * len(members))) if model.streams else length
             for begin in range(0, length, piece):
                 part = x[:, begin : begin + piece]
                 inside = [at[(at >= begin) & (at < begin + piece)] for at in (positions[index] for index in members)]
-                known = part.isfinite().to(part.dtype)
+                known, ahead = part.isfinite().to(part.dtype), [told[:, begin : begin + piece] for told in future]
+                at_end = [told[:, -1] for told in ahead]
                 if begin + piece < length and not any(map(len, inside)):  # the past: only the state is wanted
-                    _, state = model.last(part, known, state)
+                    _, state = model.last(part, known, state, *at_end)
                     continue
                 if all(at.tolist() == [begin + part.shape[1] - 1] for at in inside):  # only what is said at the end
-                    values, state = model.last(part, known, state)
+                    values, state = model.last(part, known, state, *at_end)
                     for row, value in enumerate(values.cpu().numpy()):
                         kept[row].append(value[None])
                     continue
-                values, state = model.scan(part, known, state)
+                values, state = model.scan(part, known, state, *ahead)
                 for row, at in enumerate(inside):
                     kept[row].append(values[row, torch.from_numpy(at - begin)].cpu().numpy())
             for row, index in enumerate(members):
@@ -166,7 +170,7 @@ def local_pass(trained: Trained, spans: Sequence[Span], positions: Sequence[np.n
             ahead: list[torch.Tensor] = []  # (B, 1 + length, H, F) where the model takes it
             if model.signature.future:
                 begins = [(spans[i].series, end - 1) for i, end in zip(members, ends, strict=True)]
-                ahead = [torch.stack([_ahead(series, at, length + 1, model.signature) for series, at in begins])]
+                ahead = [_ahead(begins, length + 1, model.signature)]
             values = local.predict(state, *(known[:, 0] for known in ahead))[:, None]
             if length:
                 parts = [_tensor(spans[i].series)[end : end + length] for i, end in zip(members, ends, strict=True)]
@@ -204,13 +208,13 @@ def rewindowed(
     return Rows(span, positions, np.concatenate(values))
 
 
-def _ahead(series: Series, begin: int, steps: int, signature: Signature) -> torch.Tensor:
-    """(steps, H, F) what is known ahead of so many positions; NaN beyond the series."""
-    values = series.values[begin + 1 : begin + steps + signature.horizon, -signature.future :].astype(np.float32)
-    short = steps + signature.horizon - 1 - len(values)
-    values = np.pad(values, [(0, short), (0, 0)], constant_values=np.nan)
-    windows = np.lib.stride_tricks.sliding_window_view(values, signature.horizon, 0).swapaxes(1, 2)
-    return torch.from_numpy(windows.copy())
+def _ahead(begins: Sequence[tuple[Series, int]], steps: int, signature: Signature) -> torch.Tensor:
+    """(B, steps, H, F) what is known ahead of so many positions of each series, a view; NaN beyond it."""
+    length, parts = steps + signature.horizon - 1, []
+    for series, begin in begins:
+        values = series.values[begin + 1 : begin + 1 + length, -signature.future :].astype(np.float32)
+        parts.append(np.pad(values, [(0, length - len(values)), (0, 0)], constant_values=np.nan))
+    return torch.from_numpy(np.stack(parts)).unfold(1, signature.horizon, 1).transpose(2, 3)
 
 
 def _refuse_missing_ahead(task: Task, spans: Sequence[Span], positions: Sequence[np.ndarray]) -> None:

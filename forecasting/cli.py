@@ -53,6 +53,14 @@ Future = Annotated[
         "--covariates."
     ),
 ]
+Calendar = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|a,b",
+        help="Features of the time stamps that enter as covariates known ahead, such as hour,dayofweek; auto: those "
+        "that the step moves through. They need no column, then or when the bundle forecasts.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Settings = Annotated[
     list[str] | None,
@@ -124,9 +132,12 @@ def print_leaderboard(leaderboard: pd.DataFrame) -> None:
 def _load(
     source: str, *, task: str | None, id: str, time: str, target: str | None, covariates: str | None, wide: bool,
     freq: str | None, channels: Sequence[Channel] | None = None, target_required: bool = True,
-    future: str | None = None,
+    future: str | None = None, calendar: str | None = None,
 ) -> Dataset:  # fmt: skip
+    from dataclasses import replace
+
     from data.catalog import load
+    from data.panel import auto_calendar
 
     asked = {
         "task": task,
@@ -142,6 +153,12 @@ def _load(
     dataset = load(source, **{option: value for option, value in asked.items() if value is not None})
     for note in dataset.notes:
         _say(f"note: {note}")
+    if calendar == "auto":
+        dataset = replace(dataset, calendar=auto_calendar(dataset.freq))
+        chosen = ", ".join(dataset.calendar) or "none, for its steps move through no calendar"
+        _say(f"note: {dataset.name}: calendar features of a step of {dataset.freq}: {chosen}.")
+    elif calendar is not None:
+        dataset = replace(dataset, calendar=tuple(_names(calendar)))
     return dataset
 
 
@@ -305,6 +322,7 @@ def train(
     quantiles: Quantiles = DECILES,
     covariates: Covariates = None,
     future: Future = None,
+    calendar: Calendar = None,
     seed: Seed = 0,
     settings: Settings = None,
     resume: Annotated[Path | None, typer.Option(metavar="CKPT", help="Go on from a last.ckpt, exactly.")] = None,
@@ -318,7 +336,8 @@ def train(
 ) -> None:
     """Train a model, judge it beside naive and ridge, and write it as a bundle."""
     dataset = _load(
-        data, task=task, id=id, time=time, target=target, covariates=covariates, wide=wide, freq=freq, future=future
+        data, task=task, id=id, time=time, target=target, covariates=covariates, wide=wide, freq=freq, future=future,
+        calendar=calendar,
     )  # fmt: skip
     asked = _task_of(dataset, horizon, season, quantiles, future)
     from forecasting.bundle import check_replaceable
@@ -376,6 +395,7 @@ def backtest(
     quantiles: Quantiles = DECILES,
     covariates: Covariates = None,
     future: Future = None,
+    calendar: Calendar = None,
     seed: Seed = 0,
     settings: Settings = None,
     id: IdColumn = "unique_id",
@@ -397,7 +417,8 @@ def backtest(
     if refit != "never" and not re.fullmatch(r"0*[1-9][0-9]{0,9}", refit):
         raise TaskError(f"--refit takes never or a number of cut-offs, not '{refit}'.")
     dataset = _load(
-        data, task=task, id=id, time=time, target=target, covariates=covariates, wide=wide, freq=freq, future=future
+        data, task=task, id=id, time=time, target=target, covariates=covariates, wide=wide, freq=freq, future=future,
+        calendar=calendar,
     )  # fmt: skip
     asked = _task_of(dataset, horizon, season, quantiles, future)
     from forecasting import backtest as engine
@@ -481,6 +502,8 @@ def forecast(
         _say(f"{place}: {answer['unique_id'].nunique()} series, {len(answer)} rows, by {loaded.name}")
     for note in loaded.notes:
         _say(f"note: {note}")
+    for why in loaded.failures.values():
+        _say(f"error: {why}")
     instead = [name for name in answer["unique_id"].unique() if name in loaded.substitutes]
     if instead:
         first = loaded.substitutes[instead[0]]
@@ -488,6 +511,8 @@ def forecast(
             f"note: {loaded.name}: {len(instead)} of {answer['unique_id'].nunique()} series are forecast by a "
             f"substitute, first {instead[0]} by {first['substitute']}: {first['reason']}"
         )
+    if loaded.failures:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: mnemo certify --bundle bundles/sp500")

@@ -448,6 +448,7 @@ def _describe(graph: onnx.ModelProto, task: Task, name: str) -> None:
         "model": name,
         "task": task.kind,
         "channels": json.dumps([channel.to_json() for channel in task.channels]),
+        "calendar": json.dumps(list(task.calendar)),
         "freq": str(task.freq),
         "horizon": str(task.horizon),
         "labels" if task.kind == "classify" else "quantiles": json.dumps(

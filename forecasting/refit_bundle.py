@@ -69,7 +69,7 @@ def export_refit(
     task = model.task
     if task.kind == "forecast":
         # It is fitted on the target alone, so that is all a frame must hold.
-        task = Task.from_json(task.to_json() | {"channels": [task.channels[0].to_json()], "future": []})
+        task = Task.from_json(task.to_json() | {"channels": [task.channels[0].to_json()], "future": [], "calendar": []})
     card: dict[str, Any] = {
         "name": model.name,
         "kind": REFIT,

@@ -99,7 +99,9 @@ def load_bundle(
 class LoadedBundle:
     """A verified bundle; `run_step`, `run_scan` and `run_look` are its graphs, the rest is built on them."""
 
-    future: tuple[str, ...] = ()  # the last channels, where the graphs take what they will be; others have them as any
+    # What the graphs take ahead of an observation, the last channels: first what a caller has to say, `future`, then
+    # what is computed from the calendar. A model that takes none has them as any channel.
+    ahead: tuple[str, ...] = ()
 
     def __init__(self, bundle: Bundle, *, providers: Sequence[str] | None = None, threads: int = 1) -> None:
         self._describe(bundle)
@@ -118,7 +120,7 @@ class LoadedBundle:
         self._session = self.step_session if self.streams else self.scan_session
         self.providers: list[str] = self._session.get_providers()  # what runs, the first that can take a node takes it
         if "future" in self._names():
-            self.future = tuple(self.task["future"])
+            self.ahead = tuple(self.task["future"])
         self.state_names = tuple(name.removeprefix("state.") for name in self._names() if name.startswith("state."))
         if set(self.state_names) != set(self._initial):
             raise BundleError(
@@ -132,13 +134,17 @@ class LoadedBundle:
         self.name: str = bundle.card["name"]
         self.task: dict[str, Any] = bundle.card["task"]
         self.kind: str = self.task["kind"]
-        self.channels: list[dict[str, Any]] = self.task["channels"]
+        self.calendar: tuple[str, ...] = tuple(self.task.get("calendar", ()))
+        self.computed = self._count_computed()  # of the channels, the last: from the calendar
+        self.width = len(self.task["channels"])  # of what enters the graphs
+        self.channels: list[dict[str, Any]] = self.task["channels"][: self.width - self.computed]
         self.labels: tuple[str, ...] = tuple(self.task["labels"])
         self.quantiles: tuple[float, ...] = tuple(self.task["quantiles"])
-        self._ahead: int = len(self.task.get("future", ()))
+        self._known_ahead: int = len(self.task.get("future", ()))
         self.streams: bool = bundle.card["streams"]
         self.calibration = self._read_calibration()
         self.notes: tuple[str, ...] = ()  # remarks on the last forecast
+        self.failures: dict[str, str] = {}  # series that the last forecast has left out -> why
         # Series that a local model could not be fitted to -> what forecasts them in its place, and why.
         self.substitutes: dict[str, dict[str, str]] = {
             name: one if isinstance(one, dict) else {"substitute": one, "reason": one}  # before it was written apart
@@ -172,6 +178,11 @@ class LoadedBundle:
         """What `run_look` gives, such as block0.surprise; the model's documentation says what each is."""
         outputs = [node.name for node in self.look_session.get_outputs()]
         return tuple(name.removeprefix("look.") for name in outputs if name.startswith("look."))
+
+    @property
+    def future(self) -> tuple[str, ...]:
+        """The covariates of which a step has to be told what they will be."""
+        return self.ahead[: len(self.ahead) - self.computed] if self.ahead else ()
 
     @property
     def prediction_shape(self) -> tuple[int, ...]:
@@ -209,8 +220,24 @@ class LoadedBundle:
         assert self._fitted_predictions is not None
         rows = [self.fitted[name] for name in names]
         state = {name: self._initial[name][rows] for name in self.state_names}
-        told = None if self.future else self._fitted_predictions[rows]  # what is ahead of a fit is not known before
+        told = None if self.ahead else self._fitted_predictions[rows]  # what is ahead of a fit is not known before
         return Stream(self, names, state, self._fitted_last[rows], None, told, adapt)
+
+    def calendar_at(self, times: Array) -> Array:
+        """(..., K) the computed channels at times (...)."""
+        from data.calendar import calendar_values
+
+        return calendar_values(times, self.calendar)
+
+    def _count_computed(self) -> int:
+        if not self.calendar:
+            return 0
+        from data.calendar import CalendarError, calendar_channels
+
+        try:
+            return len(calendar_channels(self.calendar))
+        except CalendarError as error:
+            raise BundleError(f"{self.path / CARD}: {error} Is it of a newer version?") from error
 
     def calibrated(self, predictions: Array) -> Array:
         """What the graphs predict, (..., H, Q), with the quantiles calibrated as the card says; else unchanged."""
@@ -287,8 +314,10 @@ class LoadedBundle:
         """Predict from the end of every series of a long frame.
 
         Args:
-            frame: unique_id, ds and the channels of the card. A series may have gaps. Where covariates are known ahead
-                they go on for at least the horizon after a series' last value, in rows without one.
+            frame: unique_id, ds and the channels of the card, but for those that the calendar gives. A series may have
+                gaps. Where covariates are known ahead they go on for at least the horizon after a series' last value,
+                in rows without one. A series whose times cannot be stepped over, for they are of another step, is left
+                out, and `failures` says why; where none is left, that is raised.
             state: what `save_state` or `Stream.save` wrote: only observations after it are stepped, so the cost is
                 that of the new data. A series unknown to it starts from the initial state. A local model's series
                 start from the states that they were fitted to, and it refuses others.
@@ -304,7 +333,7 @@ class LoadedBundle:
         """
         panel = self._panel(frame)
         ahead: dict[str, Array] = {}
-        if self._ahead:
+        if self._known_ahead:
             panel, ahead = self._split_future(panel, adapt is not None)
         ids = [series.unique_id for series in panel]
         if not self.streams:
@@ -318,8 +347,12 @@ class LoadedBundle:
             stream = self._restore(state, None, adapt)
             known = set(stream.series)
             stream = stream.extended([name for name in ids if name not in known])
-        stream.catch_up(panel, ahead)
-        if self.future:
+        self.failures |= stream.catch_up(panel, ahead)
+        if not set(ids) - set(self.failures):
+            raise BundleError(next(iter(self.failures.values())))
+        panel = [series for series in panel if series.unique_id not in self.failures]
+        ids = [series.unique_id for series in panel]
+        if self.ahead:
             self._look_ahead(stream, ids, ahead)
         if save_state is not None:
             stream.save(save_state)
@@ -415,7 +448,7 @@ class LoadedBundle:
         return saved.extended([name for name in names if name not in saved.row]).chosen(names)
 
     def _panel(self, frame: pd.DataFrame | Dataset) -> list[Series]:
-        from data.frame import TARGETS, Channel, Dataset, Splits, check_frame
+        from data.frame import TARGETS, Channel, Dataset, FrameError, Splits, check_frame
         from data.panel import to_panel
 
         channels = tuple(Channel.from_json(channel) for channel in self.channels)
@@ -448,10 +481,47 @@ class LoadedBundle:
             horizon=self.task["horizon"],
             splits=Splits(),
             target=target,
+            calendar=self.calendar,
         )
-        panel = to_panel(dataset, labels=self.labels)
+        self.failures = {}
+        try:
+            panel = to_panel(dataset, labels=self.labels)
+        except FrameError as error:
+            panel = self._one_by_one(dataset, error)
+            checked = checked[~checked["unique_id"].isin(self.failures)]
         self._refuse_coarser_steps(source, checked, panel)
         return panel
+
+    def _one_by_one(self, dataset: Dataset, error: ValueError) -> list[Series]:
+        """Those series that can be put on the grid, and in `failures` why the others cannot; if none can, the error."""
+        from data.frame import FrameError
+        from data.panel import to_panel
+
+        panel = []
+        for name, rows in dataset.frame.groupby("unique_id", sort=False):
+            alone = replace(dataset, frame=rows.reset_index(drop=True))
+            try:
+                panel += to_panel(alone, labels=self.labels)
+            except FrameError as reason:
+                self.failures[str(name)] = self._off_grid(alone, reason)
+        if not panel:
+            raise error
+        return panel
+
+    def _off_grid(self, alone: Dataset, reason: ValueError) -> str:
+        """What is wrong with the one series of a data set, whose times are not on the card's grid."""
+        from data.frame import FrameError, infer_freq
+
+        wanted = f"{self.name} was made for data every {alone.freq!r}"
+        try:
+            own: Any = infer_freq(alone.frame, alone.name)
+        except FrameError:
+            own = alone.freq  # it has no step of its own that could be named
+        if own == alone.freq:
+            return f"{reason} {wanted}."
+        name = alone.frame["unique_id"].iloc[0]
+        remedy = "Resample it to that, or train a model for its step."
+        return f"{alone.name}: series {name} is every {own!r}, but {wanted}. {remedy}"
 
     def _refuse_coarser_steps(self, source: str, frame: pd.DataFrame, panel: list[Series]) -> None:
         """Months given to a model of days would be days of which most are missing: that is a mistake, not a gap.
@@ -485,16 +555,18 @@ class LoadedBundle:
         Raises:
             BundleError: a series with a covariate missing ahead of its end.
         """
-        count, horizon = self._ahead, int(self.task["horizon"])
+        count, horizon = self._known_ahead, int(self.task["horizon"])
         split, ahead, lacking = [], {}, []
         for series in panel:
             seen = np.flatnonzero(np.isfinite(series.values[:, :-count]).any(1))
             end = int(seen[-1]) + 1
             split.append(replace(series, ds=series.ds[:end], values=series.values[:end]))
-            if not self.future:
+            if not self.ahead:
                 continue
             covariates = _as_float32(series.values[: end + horizon, -count:])
             covariates = np.pad(covariates, [(0, end + horizon - len(covariates)), (0, 0)], constant_values=np.nan)
+            if self.calendar:
+                covariates[:, -self.computed :] = self.calendar_at(self._through_the_horizon(series, end))
             gaps = ~np.isfinite(covariates[1 if every else end :])
             if gaps.any():
                 lacking.append((series, end, gaps))
@@ -503,15 +575,21 @@ class LoadedBundle:
             raise BundleError(self._lacking(*lacking[0], [series.unique_id for series, _, _ in lacking]))
         return split, ahead
 
+    def _through_the_horizon(self, series: Series, end: int) -> Array:
+        """(end + H,) the times of a series' first `end` steps and of the horizon after them."""
+        from data.panel import future_ds
+
+        ahead = future_ds(series.ds[end - 1], self.task["freq"], int(self.task["horizon"]))
+        return np.concatenate([series.ds[:end], ahead])
+
     def _lacking(self, series: Series, end: int, gaps: Array, everyone: list[str]) -> str:
         """Which covariate is missing when, of the first series that lacks one."""
         from data.frame import show_time
-        from data.panel import future_ds
 
         horizon = int(self.task["horizon"])
-        times = [*series.ds[:end], *future_ds(series.ds[end - 1], self.task["freq"], horizon)][-len(gaps) :]
+        times = self._through_the_horizon(series, end)[-len(gaps) :]
         said = []
-        for name, missing in zip(self.future, gaps.T, strict=True):
+        for name, missing in zip(self.ahead, gaps.T, strict=True):
             dates = [show_time(times[at]) for at in np.flatnonzero(missing)]
             if dates:
                 said.append(f"{name} at {_shorten(dates)}")
@@ -576,7 +654,7 @@ class LoadedBundle:
     @property
     def _numbers_a_step(self) -> int:
         """The larger of what enters and leaves a graph beside the observation and the state."""
-        return max(math.prod(self.prediction_shape), self.prediction_shape[0] * len(self.future))
+        return max(math.prod(self.prediction_shape), self.prediction_shape[0] * len(self.ahead))
 
     def _tabulate(
         self, ids: list[str], times: list[Any], predictions: Array, raw: Array, points: Array | None = None
@@ -643,10 +721,12 @@ class Stream:
         # As the graph gives them, which writes here; `predictions` are what is told.
         self.raw: Array = np.full(shape, np.nan, np.float32) if predictions is None else predictions.copy()
         self._online = self._adapting(adapt, learned)
-        self._x = np.zeros((batch, len(bundle.channels)), np.float32)
+        self._x = np.zeros((batch, bundle.width), np.float32)
         self._mask = np.zeros_like(self._x)
         self._seen = np.zeros(self._x.shape, np.bool_)
-        self._future = np.zeros((batch, bundle.prediction_shape[0], len(bundle.future)), np.float32)
+        self._future = np.zeros((batch, bundle.prediction_shape[0], len(bundle.ahead)), np.float32)
+        # The parts of them that callers give; the calendar gives the rest.
+        self._given, self._given_ahead = self._x[:, : len(bundle.channels)], self._future[..., : len(bundle.future)]
         state = bundle.initial_state(batch) if state is None else state
         # Two copies of the state: each step reads one and writes the other.
         self._states = tuple(
@@ -672,7 +752,8 @@ class Stream:
         Args:
             values: for each series a number a channel, in the card's units and order (one channel: the number alone
                 will do); NaN or None where missing. Or an array (B, C) for all series in order.
-            at: the time of the observation. Periods skipped since the last one are stepped as missing.
+            at: the time of the observation. Periods skipped since the last one are stepped as missing. A bundle with
+                calendar features must be told the time of a series' first step; without one it takes the next period.
             future: where the bundle has covariates known ahead, what they will be at the H steps after the observation:
                 for each named series (H, F), or (H,) of one covariate; or an array (B, H, F) for all series in order.
 
@@ -774,14 +855,9 @@ class Stream:
     def time_of(self, name: str) -> Any:
         """The time of the series' last step: datetime64, or a float of cycles or seconds; NaT or NaN if never told."""
         row = self.row[name]
-        last, since = self._last[row], int(self._since[row])
-        if since == 0 or np.isnan(last):
-            return last
-        if self._period is not None:
-            return last + since * self._period
-        from data.panel import future_ds
-
-        return future_ds(last, self._freq, since)[-1]
+        if self._since[row] == 0 or np.isnan(self._last[row]):
+            return self._last[row]
+        return self._times(np.array([row]), 0)[0, 0]
 
     def tell(self, rows: list[int], raw: Array) -> None:
         """Set what the model says of some series without a step."""
@@ -789,46 +865,69 @@ class Stream:
         if self._online is not None:
             self._online.issue(np.array(rows), self.bundle.calibrated(raw))
 
-    def catch_up(self, panel: Sequence[Series], covariates: Mapping[str, Array]) -> None:
+    def catch_up(self, panel: Sequence[Series], covariates: Mapping[str, Array]) -> dict[str, str]:
         """Step each series over what lies after its last step, gaps included; older observations are ignored.
 
         covariates: of a bundle that has some known ahead, theirs for each series, (T + H, F).
+
+        Returns:
+            Series that stay where they are -> why: their times do not go on from their last step.
         """
         rows, sequences = [], []
+        failures: dict[str, str] = {}
         windows: list[Array] | None = [] if covariates else None
         for series in panel:
             row = self.row[series.unique_id]
-            first, missing = 0, 0
-            if np.isnan(self._last[row]):
-                if self._since[row]:
-                    raise BundleError(
-                        f"{series.unique_id}: the state was stepped without times, so it is not known which rows are "
-                        "new. Give `at` when stepping, or start without a state."
-                    )
-            else:
-                ahead = int(self._periods(self._last[row : row + 1], self._time(series.ds[0]))[0] - self._since[row])
-                first, missing = max(0, 1 - ahead), max(0, ahead - 1)
+            try:
+                first, missing = self._news(series)
+            except BundleError as error:
+                failures[series.unique_id] = str(error)
+                continue
             if first >= len(series.ds):
                 continue
-            self._refuse_long_gap(series.unique_id, missing)
-            gap = np.full((missing, self._x.shape[1]), np.nan)
             rows.append(row)
-            sequences.append(np.concatenate([gap, series.values[first:]]))
+            sequences.append(np.concatenate([self._gap(row, missing), series.values[first:]]))
             if windows is not None:
-                horizon, known = self.bundle.prediction_shape[0], covariates[series.unique_id][first + 1 :]
-                window = np.lib.stride_tricks.sliding_window_view(known, horizon, 0).swapaxes(1, 2)
-                before = np.full((missing, *window.shape[1:]), np.nan, np.float32)
-                windows.append(np.concatenate([before, window]))
+                # Of what precedes the series' own times nothing is known, so a forecast in a gap may have no number.
+                known = np.pad(covariates[series.unique_id], [(missing, 0), (0, 0)], constant_values=np.nan)[
+                    first + 1 :
+                ]
+                horizon = self.bundle.prediction_shape[0]
+                windows.append(np.lib.stride_tricks.sliding_window_view(known, horizon, 0).swapaxes(1, 2))
             self._last[row] = series.ds[-1]
             self._since[row] = 0
         if rows:
             self._scan_rows(np.array(rows), sequences, windows)
+        return failures
+
+    def _news(self, series: Series) -> tuple[int, int]:
+        """The place of a series' first time that is new here, and how many periods are missing before it.
+
+        Raises:
+            BundleError: its times do not go on from its last step, or so late that the step is in doubt.
+        """
+        from data.frame import FrameError
+
+        name, row = series.unique_id, self.row[series.unique_id]
+        if np.isnan(self._last[row]):
+            if self._since[row]:
+                raise BundleError(
+                    f"{name}: the state was stepped without times, so it is not known which rows are new. Give `at` "
+                    "when stepping, or start without a state."
+                )
+            return 0, 0
+        try:
+            ahead = int(self._periods(self._last[row : row + 1], self._time(series.ds[0]))[0] - self._since[row])
+        except (BundleError, FrameError) as error:
+            raise BundleError(f"{name}: does not go on from its last step at {self.time_of(name)}: {error}") from error
+        self._refuse_long_gap(name, ahead - 1)
+        return max(0, 1 - ahead), max(0, ahead - 1)
 
     def _step_all(self, at: Time | None) -> None:
-        if at is None:
+        if at is None and not self.bundle.calendar:
             self._since += 1
         else:
-            self._advance(np.arange(len(self.series)), at)
+            self._move_clock(np.arange(len(self.series)), at)
         np.isfinite(self._x, out=self._seen)
         np.copyto(self._mask, self._seen)
         self.run()
@@ -840,7 +939,7 @@ class Stream:
         if self._bindings is not None:
             self._run_bound(self._bindings[self._now])
         else:
-            known = [self._future] if self.bundle.future else []
+            known = [self._future] if self.bundle.ahead else []
             prediction, after = self.bundle.run_step(self._x, self._mask, self._states[self._now], *known)
             self.raw[:] = prediction
             for name, value in after.items():
@@ -851,8 +950,9 @@ class Stream:
         rows = self._enter_some(values)
         if not len(rows):
             return {}
-        known = [self._future[rows]] if self.bundle.future else []
-        prediction, after = self.bundle.run_step(*self._begin(rows, at), *known)
+        observation = self._begin(rows, at)
+        known = [self._future[rows]] if self.bundle.ahead else []
+        prediction, after = self.bundle.run_step(*observation, *known)
         told = self._end(rows, prediction, after, self._x[rows, 0])
         return dict(zip(values, told, strict=True))
 
@@ -870,10 +970,7 @@ class Stream:
 
     def _begin(self, rows: Array, at: Time | None) -> tuple[Array, Array, State]:
         """Move the clock of some series, and return their x, mask and state."""
-        if at is None:
-            self._since[rows] += 1
-        else:
-            self._advance(rows, at)
+        self._move_clock(rows, at)
         state = self._states[self._now]
         return *_as_input(self._x[rows]), {name: value[rows] for name, value in state.items()}
 
@@ -913,7 +1010,7 @@ class Stream:
 
     def _scan_rows(self, rows: Array, sequences: list[Array], windows: list[Array] | None = None) -> None:
         """Step some series over (T_b, C) each; `windows` are the covariates (T_b, H, F) known ahead of each step."""
-        if windows is None and self.bundle.future:  # gaps, whose forecasts nobody is told
+        if windows is None and self.bundle.ahead:  # gaps, whose forecasts nobody is told
             shape = self._future.shape[1:]
             windows = [np.full((len(values), *shape), np.nan, np.float32) for values in sequences]
         state = self._states[self._now]
@@ -937,7 +1034,7 @@ class Stream:
         for now in range(2):
             binding = self.bundle.step_session.io_binding()
             inputs: dict[str, Array] = {"x": self._x, "mask": self._mask}
-            inputs |= {"future": self._future} if self.bundle.future else {}
+            inputs |= {"future": self._future} if self.bundle.ahead else {}
             inputs |= {f"state.{name}": value for name, value in self._states[now].items()}
             outputs = {"prediction": self.raw}
             outputs |= {f"next.{name}": value for name, value in self._states[1 - now].items()}
@@ -955,18 +1052,18 @@ class Stream:
             numbers = self._numbers(self.series[row], value)
         if numbers.ndim == 0:
             numbers = numbers.reshape(1)
-        if numbers.shape != self._x.shape[1:]:
+        if numbers.shape != self._given.shape[1:]:
             raise BundleError(
-                f"{self.series[row]}: got values of shape {numbers.shape}, expected {self._x.shape[1]}: "
+                f"{self.series[row]}: got values of shape {numbers.shape}, expected {self._given.shape[1]}: "
                 f"{self._channel_names()}."
             )
         if numbers.dtype != np.float32:
             numbers = _as_float32(numbers)
-        self._x[row] = numbers
+        self._given[row] = numbers
 
     def _enter_future(self, names: list[str], future: Any) -> None:
         """Write what is known ahead of the named series; nothing is stepped if it is refused."""
-        covariates, (horizon, count) = self.bundle.future, self._future.shape[1:]
+        covariates, (horizon, count) = self.bundle.future, self._given_ahead.shape[1:]
         if not count:
             raise BundleError(
                 f"{self.bundle.path}: {self.bundle.name} takes no covariates known ahead; leave out future."
@@ -987,18 +1084,18 @@ class Stream:
                     f"{name}: future is ({horizon}, {count}) known numbers, for {', '.join(covariates)}; got {found}"
                     f"{' with missing ones' if numbers.shape == (horizon, count) else ''}."
                 )
-            self._future[self.row[name]] = numbers
+            self._given_ahead[self.row[name]] = numbers
 
     def _enter_all(self, values: ArrayLike) -> None:
         numbers = np.asarray(values)
         if numbers.dtype.kind not in "fiu":
             numbers = self._numbers("values", values)
-        if numbers.shape != self._x.shape:
+        if numbers.shape != self._given.shape:
             raise BundleError(
-                f"got an array of shape {numbers.shape}, expected {self._x.shape}: {len(self.series)} series and the "
-                f"channels {self._channel_names()}."
+                f"got an array of shape {numbers.shape}, expected {self._given.shape}: {len(self.series)} series and "
+                f"the channels {self._channel_names()}."
             )
-        self._x[:] = _as_float32(numbers)
+        self._given[:] = _as_float32(numbers)
 
     def _numbers(self, name: str, value: Any) -> Array:
         """Numbers with None for a missing one, which numpy takes for objects; text is refused, digits or not."""
@@ -1015,6 +1112,49 @@ class Stream:
     def _unknown(self, values: Mapping[str, Any]) -> BundleError:
         strange = [name for name in values if name not in self.row]
         return BundleError(f"this stream has no series {_shorten(strange)}; it has {_shorten(self.series)}.")
+
+    def _move_clock(self, rows: Array, at: Time | None) -> None:
+        """Let some series take their next observation now, and write what the calendar says of that time."""
+        bundle = self.bundle
+        if at is not None:
+            self._advance(rows, at)
+        elif not bundle.calendar:
+            self._since[rows] += 1
+        elif np.isnan(self._last[rows]).any():
+            name = self.series[rows[np.isnan(self._last[rows]).argmax()]]
+            raise BundleError(
+                f"{name}: give `at`, the time of its first observation: the inputs {', '.join(bundle.calendar)} of "
+                f"{bundle.name} are computed from it."
+            )
+        else:
+            self._last[rows], self._since[rows] = self._times(rows, 1)[:, 1], 0
+        if bundle.calendar:
+            self._x[rows, len(bundle.channels) :] = bundle.calendar_at(self._last[rows])
+        if bundle.calendar and bundle.ahead:
+            times = self._times(rows, self._future.shape[1])[:, 1:]
+            self._future[rows, :, len(bundle.future) :] = bundle.calendar_at(times)
+
+    def _times(self, rows: Array, steps: int) -> Array:
+        """(b, 1 + steps) when some series took their last step, which must be known, and of so many periods after."""
+        last, since = self._last[rows], self._since[rows]
+        if self._period is not None:
+            return last[:, None] + (since[:, None] + np.arange(1 + steps)) * self._period
+        from data.panel import future_ds
+
+        distinct = dict.fromkeys(zip(last, since.tolist(), strict=True))
+        known = {
+            (time, count): np.append(time, future_ds(time, self._freq, count + steps))[count:]
+            for time, count in distinct
+        }
+        return np.stack([known[key] for key in zip(last, since.tolist(), strict=True)])
+
+    def _gap(self, row: int, missing: int) -> Array:
+        """(missing, C) what enters at the periods after a series' last step of which nothing was observed."""
+        values = np.full((missing, self.bundle.width), np.nan)
+        if missing and self.bundle.calendar:
+            times = self._times(np.array([row]), missing)[0, 1:]
+            values[:, len(self.bundle.channels) :] = self.bundle.calendar_at(times)
+        return values
 
     def _advance(self, rows: Array, at: Time) -> None:
         """Move the clock of some series to `at`, with a masked step for each period skipped."""
@@ -1037,8 +1177,7 @@ class Stream:
             if missing.any():
                 self._refuse_long_gap(self.series[rows[missing.argmax()]], int(missing.max()))
                 behind = np.flatnonzero(missing)
-                channels = self._x.shape[1]
-                self._scan_rows(rows[behind], [np.full((missing[row], channels), np.nan) for row in behind])
+                self._scan_rows(rows[behind], [self._gap(rows[row], int(missing[row])) for row in behind])
         self._last[rows] = time
         self._since[rows] = 0
 

@@ -22,8 +22,9 @@ from sktime.classification.base import BaseClassifier
 from sktime.forecasting.base import BaseForecaster, ForecastingHorizon
 from torch import Tensor
 
+from data.calendar import CalendarError, calendar_channels, calendar_values
 from data.frame import ID, TIME, Channel, Dataset, Freq, Splits, check_frame, infer_freq
-from data.panel import Series, future_ds, periods_between, to_panel
+from data.panel import Series, auto_calendar, future_ds, periods_between, to_panel
 from data.readers import default_season
 from forecasting.backtest import calibration_of, validated
 from forecasting.conformal import Calibration
@@ -190,10 +191,21 @@ class Clock:
             return stamps if self.kind.tz is None else stamps.tz_localize("UTC").tz_convert(self.kind.tz)
         return pd.Index(times, name=self.kind.name)
 
+    def stamps(self, times: np.ndarray) -> np.ndarray:
+        """The time stamps that these times stand for, of a period its beginning; integers stay what they are."""
+        if isinstance(self.kind, pd.PeriodIndex):
+            return cast(pd.PeriodIndex, self.index(times)).to_timestamp().to_numpy()
+        return times
+
+    @property
+    def named_step(self) -> Freq | None:
+        """`step`, where the index has one by name: of periods an alias."""
+        return self.kind.freqstr if isinstance(self.kind, pd.PeriodIndex) else self.step
+
     @property
     def season(self) -> int:
         """What is usual for the step that the index itself names."""
-        return default_season(self.kind.freqstr if isinstance(self.kind, pd.PeriodIndex) else self.step)
+        return default_season(self.named_step)
 
 
 def instances_of(index: pd.Index) -> pd.Index | None:
@@ -245,7 +257,8 @@ class MnemoForecaster(BaseForecaster):
     A relative `fh` counts from each series' own end, as if sktime had fitted them one by one. X holds past covariates:
     it enters with y in `fit` and `update`, as wide as it was in `fit`, and the X of `predict` is not read, but by the
     models that take what is known ahead (`sarimax`, `components`), which need it for every step asked for. A model
-    without covariates says so by the tag "capability:exogenous", and X is then left out.
+    without covariates says so by the tag "capability:exogenous", and X is then left out. What the calendar gives is
+    computed from the index, here and ahead.
 
     Parameters
     ----------
@@ -272,6 +285,9 @@ class MnemoForecaster(BaseForecaster):
         of each series, of a model that was fitted to what comes before. Without it the quantiles are the model's own,
         which are often too narrow; with it a model that does not learn by gradient descent is fitted twice. Where that
         part is too short to calibrate on, a warning says so. `predict` stays the mean of the model's own quantiles.
+    calendar : str or tuple of str, optional
+        Features of the index that enter beside X, known ahead: "auto" for those that its step moves through, or names
+        of pandas' such as ("hour", "dayofweek"). Of an index in a time zone they are those of UTC.
 
     Raises
     ------
@@ -318,6 +334,7 @@ class MnemoForecaster(BaseForecaster):
         random_state: int = 0,
         substitute: str | None = "naive",
         calibrate: bool = False,
+        calendar: str | tuple[str, ...] | None = None,
     ) -> None:
         self.model = model
         self.horizon = horizon
@@ -327,6 +344,7 @@ class MnemoForecaster(BaseForecaster):
         self.random_state = random_state
         self.substitute = substitute
         self.calibrate = calibrate
+        self.calendar = calendar
         super().__init__()
 
     def __post_init__(self) -> None:
@@ -345,16 +363,23 @@ class MnemoForecaster(BaseForecaster):
         frame, _ = check_frame(frame, source=self._source, task="forecast", channels=channels)
         step = self._clock.step or infer_freq(frame, self._source)
         season = self.season or (self._clock.season if self._clock.step else default_season(step))
-        dataset = Dataset(self._source, frame, "forecast", channels, step, season, 1, Splits(), TARGET)
+        if self.calendar == "auto":
+            self._calendar = auto_calendar(self._clock.named_step or step)
+        else:
+            self._calendar = (self.calendar,) if isinstance(self.calendar, str) else tuple(self.calendar or ())
+        dataset = Dataset(
+            self._source, frame, "forecast", channels, step, season, 1, Splits(), TARGET, calendar=self._calendar
+        )
         self._form = replace(dataset, frame=frame[:0])
-        panel = to_panel(dataset)
+        panel = self._panel(dataset)
         horizon = self.horizon
         if horizon is None and fh.is_relative:
             horizon = int(fh.to_pandas().max())
         elif horizon is None:
             ends = np.array([series.ds[-1] for series in panel])
             horizon = int(self._ahead(fh, ends)[0].max())
-        ahead = tuple(c.name for c in channels[1:]) if "future" in entry(self.model).covariates else ()
+        # X counts as known ahead for a model that takes nothing else; for others it is the past.
+        ahead = tuple(c.name for c in channels[1:]) if entry(self.model).covariates == ("future",) else ()
         task = Task.of(dataset, horizon=horizon, quantiles=tuple(self.quantiles), future=ahead)
         self.substitutes_: dict[str, Substitute] = {}
         self.trained_ = self._learn(dataset, panel, task)
@@ -419,7 +444,7 @@ class MnemoForecaster(BaseForecaster):
         frame = pd.concat([last, frame]).sort_values([ID, TIME], ignore_index=True)
         panel = [
             replace(series, ds=series.ds[1:], values=series.values[1:]) if series.unique_id in ends else series
-            for series in to_panel(replace(self._form, frame=frame))
+            for series in self._panel(replace(self._form, frame=frame))
         ]
         streams.update(panel)
         new = instances_of(y.index)
@@ -478,12 +503,23 @@ class MnemoForecaster(BaseForecaster):
         return values.reshape(-1, values.shape[-1]), index
 
     def _known_ahead(self, X: pd.DataFrame | None, names: list[str], ends: np.ndarray, steps: np.ndarray) -> np.ndarray:
-        """(N, H, F) the X of `predict` at the steps (N, any) after each series' end, and 0 at others: nobody asks.
+        """(N, H, F) what is known ahead of each series' end: the X of `predict` at the steps (N, any) asked for, 0 at
+        others, for nobody asks; behind it what the calendar says.
 
         Raises:
             TaskError: X is not there, or lacks a column or a time.
         """
+        computed = len(calendar_channels(self._calendar))
         columns = [f"X[{name}]" for name in self._covariates]
+        if self.streams_.model.signature.future == computed:
+            columns = []  # what X will be is not asked for
+        result = np.zeros((len(names), self.streams_.model.signature.horizon, self.streams_.model.signature.future))
+        if self._calendar:
+            for row, end in enumerate(ends):
+                times = future_ds(end, cast(Freq, self._form.freq), result.shape[1])
+                result[row, :, len(columns) :] = self._of_calendar(times)
+        if not columns:
+            return result
         if X is None or not set(self._covariates) <= set(X.columns):
             wanted, found = (", ".join(map(str, those)) for those in (self._covariates, [] if X is None else X.columns))
             raise TaskError(
@@ -491,7 +527,6 @@ class MnemoForecaster(BaseForecaster):
             )
         table = self._frame(pd.DataFrame({TARGET: np.nan}, index=X.index), X[self._covariates])
         known = table.set_index([ID, TIME])[columns]
-        result = np.zeros((len(names), self.streams_.model.signature.horizon, len(columns)))
         for row, (name, end) in enumerate(zip(names, ends, strict=True)):
             asked = np.unique(steps[row])
             times = future_ds(end, cast(Freq, self._form.freq), int(asked[-1]))[asked - 1]
@@ -504,8 +539,22 @@ class MnemoForecaster(BaseForecaster):
                     f"{self._source}: X of predict lacks {lacking} of {name} at {dates}; it needs every column at "
                     "each step that is asked for."
                 )
-            result[row, asked - 1] = values
+            result[row, asked - 1, : len(columns)] = values
         return result
+
+    def _panel(self, dataset: Dataset) -> list[Series]:
+        """The series on their grid, with the calendar of what their times stand for: periods are counted."""
+        panel = to_panel(replace(dataset, calendar=()))
+        if not self._calendar:
+            return panel
+        return [replace(one, values=np.hstack([one.values, self._of_calendar(one.ds)])) for one in panel]
+
+    def _of_calendar(self, times: np.ndarray) -> np.ndarray:
+        """(T, K)."""
+        try:
+            return calendar_values(self._clock.stamps(times), self._calendar)
+        except CalendarError as error:
+            raise TaskError(f"{self._source}: {error}") from error
 
     def _ahead(self, fh: ForecastingHorizon, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The steps after each series' end that are asked for, and their times; (N, F) each.

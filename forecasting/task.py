@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from data.calendar import calendar_channels
 from data.frame import Channel, Dataset
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Task:
     quantiles: tuple[float, ...] = DECILES
     labels: tuple[str, ...] = ()
     future: tuple[str, ...] = ()  # the last so many channels, whose values are known a horizon ahead
+    calendar: tuple[str, ...] = ()  # features of `ds`: the very last channels, computed wherever the model runs
 
     @property
     def signature(self) -> Signature:
@@ -59,6 +61,7 @@ class Task:
             "quantiles": list(self.quantiles),
             "labels": list(self.labels),
             "future": list(self.future),
+            "calendar": list(self.calendar),
         }
 
     @classmethod
@@ -73,6 +76,7 @@ class Task:
             quantiles=tuple(fields["quantiles"]),
             labels=tuple(fields["labels"]),
             future=tuple(fields.get("future", ())),  # before there were any, cards did not say so
+            calendar=tuple(fields.get("calendar", ())),
         )
 
     @classmethod
@@ -87,7 +91,8 @@ class Task:
     ) -> Task:
         """The data set's own task, with its defaults where nothing is asked.
 
-        future: the covariates that are known ahead, which must be the data set's last channels, in this order.
+        future: the covariates that are known ahead, which must be the data set's last channels, in this order; what
+            its calendar gives comes behind them.
         """
         from data.panel import labels_of
 
@@ -108,11 +113,12 @@ class Task:
         return cls(
             kind=dataset.task,
             target=dataset.target,
-            channels=dataset.channels,
+            channels=dataset.inputs,
             freq=dataset.freq,
             horizon=(horizon or dataset.horizon) if dataset.task == "forecast" else 1,
             season=season or dataset.season,
             quantiles=quantiles,
             labels=labels_of(dataset) if dataset.task == "classify" else (),
-            future=tuple(future),
+            future=(*future, *calendar_channels(dataset.calendar)),
+            calendar=dataset.calendar,
         )

@@ -295,7 +295,15 @@ class WindowDataset(Dataset[Batch]):
         scale = torch.tensor([self._scales[w.span] for w in chosen])
         before = torch.stack([self._before[w.span][w.begin] for w in chosen])
         position = torch.tensor([float(w.begin) for w in chosen])
-        return Batch(x, x.isfinite().float(), target, scale, before, position)
+        after = torch.stack([self._after(w) for w in chosen]) if self.task.future else None
+        return Batch(x, x.isfinite().float(), target, scale, before, position, after)
+
+    def _after(self, window: Window) -> torch.Tensor:
+        """(H, F) what is known ahead of a window's end; NaN beyond the series."""
+        horizon, covariates = self.task.horizon, len(self.task.future)
+        values = self._values[window.span][window.end : window.end + horizon, -covariates:]
+        beyond = values.new_full((horizon - len(values), covariates), torch.nan)
+        return torch.cat([values, beyond])
 
     def _target(self, span: Span) -> torch.Tensor:
         """Per position of the series; (N, H) forecasts, (N,) else. Unknown outside the span."""

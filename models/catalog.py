@@ -131,6 +131,7 @@ MODELS: dict[str, Entry] = {
         (LagConfig, QuantileConfig),
         FORECAST,
         "library",
+        covariates=("past", "future"),
     ),
     "random-forest": Entry(
         "random forest on lags and rolling statistics",
@@ -138,6 +139,7 @@ MODELS: dict[str, Entry] = {
         (LagConfig, ForestConfig),
         FORECAST,
         "library",
+        covariates=("past", "future"),
     ),
     "xgboost": Entry(
         "boosted trees per quantile on lags and rolling statistics",
@@ -145,6 +147,7 @@ MODELS: dict[str, Entry] = {
         (LagConfig, XGBoostConfig),
         FORECAST,
         "library",
+        covariates=("past", "future"),
     ),
     "class-forest": Entry(
         "random forest on statistics or the path of the past",

@@ -85,6 +85,8 @@ class Batch(NamedTuple):
     before: (B, 3) how many values of channel 0 the series has before the window, their mean and their standard
         deviation: what a stream's running statistics would be there; None where nobody asks for it.
     position: (B,) how many steps, observed or not, the series has before the window; None where nobody asks for it.
+    after: (B, H, F) the last F channels, which are known ahead, at the H steps after the window, NaN where they are
+        not known; None where there are none.
     """
 
     x: Tensor
@@ -93,6 +95,16 @@ class Batch(NamedTuple):
     scale: Tensor
     before: Tensor | None = None
     position: Tensor | None = None
+    after: Tensor | None = None
+
+    @property
+    def future(self) -> Tensor | None:
+        """(B, T, H, F) what is known ahead of each position, as a scan takes it; a view of T + H steps."""
+        if self.after is None:
+            return None
+        _, horizon, covariates = self.after.shape
+        known = torch.cat([self.x[:, 1:, self.x.shape[2] - covariates :], self.after], 1)
+        return known.unfold(1, horizon, 1).transpose(2, 3)
 
 
 class StepModel(nn.Module, ABC):

@@ -5,18 +5,19 @@ A tree jumps where a feature crosses a threshold: two forms of one computation t
 fall on two sides of it. Features are therefore computed in float64 relative to the last value, whatever the model's
 type, and for trees rounded to 1 / GRID of a scale; thresholds lie between two multiples of that (`models.trees`).
 
-Shapes: B series, T time, C channels, N buffer, H horizon, S season, F features.
+Shapes: B series, T time, C channels, N buffer, H horizon, S season, F features, A covariates known ahead.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from models.contract import Signature, State, observed
+from models.contract import LARGEST, ModelError, Signature, State, observed
 from models.observation import LagBuffer
 
 GRID = 256  # features are multiples of 1 / GRID
@@ -36,9 +37,17 @@ class Past(NamedTuple):
     scale: Tensor  # (..., 1) in the data's unit, float64
     covariates: Tensor  # (..., K) standardised
     position: Tensor  # (..., 1) steps since the stream began, modulo the season; 0 where phases are no features
+    # (..., H, 2 A) what is known ahead, standardised: at each lead, and since one season before; NaN where it is not
+    # known after all, None without any
+    ahead: Tensor | None = None
 
     def at(self, index: Any) -> Past:
-        return Past._make(part[index] for part in self)
+        return Past._make(None if part is None else part[index] for part in self)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Past]) -> Past:
+        """One behind the other along the first dimension."""
+        return cls._make(None if own[0] is None else torch.cat(own) for own in zip(*parts, strict=True))
 
 
 class LagFeatures(nn.Module):
@@ -49,18 +58,22 @@ class LagFeatures(nn.Module):
     lead h: the value one season before t + h, which the forecast is relative to, that of two seasons before, their
     neighbours and the lead itself; common to all leads: the last values, the last season differences, mean, mean
     absolute deviation, maximum and minimum of rolling windows, and the change from the season before. Covariates are
-    standardised by the training data: the last value and its difference from a season ago.
+    standardised by the training data. Of one that is known ahead, a feature of the lead h is its value at t + h and
+    the difference from what it was where the forecast is relative to; of another, which all leads have in common, the
+    last value and its difference from a season ago.
 
-    Calendar features of a time stamp enter as covariates: a step is not told its time. What it can count is the
-    `phase`, steps modulo the season since the stream began; it means the same for all series only if all begin alike.
+    Calendar features of a time stamp enter as covariates known ahead: a step is not told its time. What it can count is
+    the `phase`, steps modulo the season since the stream began; it means the same for all series only if all begin
+    alike. With `recursive` a forecast of a lead is relative to one season before it, which may be a forecast itself.
     """
 
     centre: Tensor
     spread: Tensor
     reference: Tensor
+    before: Tensor
     wave: Tensor
 
-    def __init__(self, signature: Signature, lags: int, phase: bool, rounded: bool) -> None:
+    def __init__(self, signature: Signature, lags: int, phase: bool, rounded: bool, recursive: bool = False) -> None:
         super().__init__()
         season, horizon = signature.season, signature.horizon
         self.season, self.horizon, self.phase, self.rounded = season, horizon, phase, rounded
@@ -73,6 +86,10 @@ class LagFeatures(nn.Module):
         self.register_buffer("spread", torch.ones(signature.channels - 1))
         leads = torch.arange(1, horizon + 1)
         self.register_buffer("reference", self.length - 1 + leads - -(-leads // season) * season, persistent=False)
+        self.known_ahead = signature.future  # A
+        # In the buffer and what is known ahead behind it.
+        before = self.length - 1 + leads - season if recursive else self.reference.clone()
+        self.register_buffer("before", before, persistent=False)
         angles = 2 * math.pi * torch.arange(season, dtype=torch.float64) / season
         self.register_buffer("wave", torch.stack([angles.sin(), angles.cos()], 1).float(), persistent=False)
 
@@ -80,7 +97,7 @@ class LagFeatures(nn.Module):
     def features(self) -> int:
         """F."""
         common = self.recent + self.differences + 4 * len(self.windows) + 1 + 2 * self.centre.shape[0]
-        return common + 5 + (2 if self.phase else 0)
+        return common + 5 + (2 if self.phase else 0)  # each covariate gives two, in common or to a lead
 
     def calibrate(self, centre: Tensor, spread: Tensor) -> None:
         """Mean and standard deviation of the covariates in the training data, each (C - 1,)."""
@@ -91,17 +108,24 @@ class LagFeatures(nn.Module):
         state = self.buffer.initial_state(batch)
         return {"phase.position": torch.zeros_like(state["lags.started"][:, :1])} | state if self.phase else state
 
-    def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Past, State]:
-        """x, mask: (B, C)."""
+    def step(self, x: Tensor, mask: Tensor, state: State, future: Tensor | None = None) -> tuple[Past, State]:
+        """x, mask: (B, C); future: (B, H, A)."""
         window, after = self.buffer.step(x, mask, state)
         position = torch.zeros_like(x[:, :1])
         if self.phase:
             position = torch.remainder(state["phase.position"] + 1, self.season)
             after = {"phase.position": position} | after
-        return self._past(window, after["lags.started"], position), after
+        return self._past(window, after["lags.started"], position, future), after
 
-    def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[_Windows, State]:
-        """x, mask: (B, T, C); what was seen is read off with `_Windows.past`, for as many times as memory allows."""
+    def after(self, state: State, future: Tensor | None = None) -> Past:
+        """What was known after the observation that gave the state; future: (B, H, A)."""
+        started = state["lags.started"]
+        position = state["phase.position"] if self.phase else torch.zeros_like(started[:, :1])
+        return self._past(state["lags.values"], started, position, future)
+
+    def scan(self, x: Tensor, mask: Tensor, state: State, future: Tensor | None = None) -> tuple[_Windows, State]:
+        """x, mask: (B, T, C), future: (B, T, H, A); what was seen is read off with `_Windows.past`, for as many times
+        as memory allows."""
         windows, after = self.buffer.scan(x, mask, state)
         seen = observed(x, mask).to(x.dtype)
         started = torch.cat([state["lags.started"][:, None], seen], 1).cummax(1).values[:, 1:]
@@ -110,10 +134,10 @@ class LagFeatures(nn.Module):
             steps = torch.arange(1, x.shape[1] + 1, device=x.device, dtype=x.dtype)[:, None]
             position = torch.remainder(state["phase.position"][:, None] + steps, self.season)
             after = {"phase.position": position[:, -1]} | after
-        return _Windows(self, windows, started, position), after
+        return _Windows(self, windows, started, position, future), after
 
-    def _past(self, window: Tensor, started: Tensor, position: Tensor) -> Past:
-        """window: (..., N, C), started: (..., C), position: (..., 1)."""
+    def _past(self, window: Tensor, started: Tensor, position: Tensor, future: Tensor | None) -> Past:
+        """window: (..., N, C), started: (..., C), position: (..., 1), future: (..., H, A)."""
         target = window[..., 0].double()
         values = target - target[..., -1:]
         difference = (values[..., self.season :] - values[..., : -self.season]).abs().mean(-1, keepdim=True)
@@ -121,8 +145,20 @@ class LagFeatures(nn.Module):
         scale = torch.maximum(difference, SPREAD_SHARE * deviation).clamp(min=SMALLEST)
         others = (window[..., 1:].double() - self.centre.double()) / self.spread.double()
         others = others * started[..., None, 1:].double()  # a channel that never spoke is at its mean
+        ahead = None
+        if self.known_ahead:
+            if future is None:
+                raise ModelError(f"this model takes {self.known_ahead} covariates known ahead, and none were given.")
+            ahead = self._ahead(others[..., -self.known_ahead :], future)
+            others = others[..., : -self.known_ahead]
         changes = others[..., -1, :] - others[..., -1 - self.season, :]
-        return Past(target[..., -1:], values, scale, torch.cat([others[..., -1, :], changes], -1), position)
+        return Past(target[..., -1:], values, scale, torch.cat([others[..., -1, :], changes], -1), position, ahead)
+
+    def _ahead(self, window: Tensor, future: Tensor) -> Tensor:
+        """(..., H, 2 A) of the standardised past (..., N, A) of what is known ahead, and of what it will be."""
+        centre, spread = self.centre[-self.known_ahead :].double(), self.spread[-self.known_ahead :].double()
+        values = (torch.where(future.abs() <= LARGEST, future, torch.nan).double() - centre) / spread
+        return torch.cat([values, values - torch.cat([window, values], -2)[..., self.before, :]], -1)
 
     def nothing(self) -> Past:
         """Of no stream at all."""
@@ -130,6 +166,7 @@ class LagFeatures(nn.Module):
             self.centre.new_zeros(0, self.length, 1 + len(self.centre)),
             self.centre.new_zeros(0, 1 + len(self.centre)),
             self.centre.new_zeros(0, 1),
+            self.centre.new_zeros(0, self.horizon, self.known_ahead),
         )
 
     def references(self, past: Past) -> Tensor:
@@ -166,6 +203,8 @@ class LagFeatures(nn.Module):
             torch.stack(own, -1) / past.scale[..., None],
             lead[:, None].expand(*one.shape, 1),
         ]
+        if past.ahead is not None:
+            parts.append(past.ahead[..., leads, :].nan_to_num(0.0))
         if self.phase:
             ahead = torch.remainder(past.position.double() + lead, season).long()
             parts.append(self.wave.double()[ahead])
@@ -176,7 +215,8 @@ class LagFeatures(nn.Module):
         """The past after one more step; value: (..., 1) in the data's unit, relative to the last one. Same scale."""
         values = torch.cat([past.values[..., 1:], value], -1) - value
         position = torch.remainder(past.position + 1, self.season) if self.phase else past.position
-        return past._replace(last=past.last + value, values=values, position=position)
+        ahead = past.ahead if past.ahead is None else past.ahead.roll(-1, -2)  # nobody asks beyond the horizon
+        return past._replace(last=past.last + value, values=values, position=position, ahead=ahead)
 
 
 class _Windows(NamedTuple):
@@ -186,7 +226,9 @@ class _Windows(NamedTuple):
     values: Tensor
     started: Tensor
     position: Tensor
+    future: Tensor | None
 
     def past(self, index: Any) -> Past:
         """Of the chosen series and times."""
-        return self.reader._past(self.values[index], self.started[index], self.position[index])
+        future = None if self.future is None else self.future[index]
+        return self.reader._past(self.values[index], self.started[index], self.position[index], future)

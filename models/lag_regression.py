@@ -173,7 +173,8 @@ class LagForecaster(StepModel, Fitted):
 
     Direct: part k covers the leads [k m, (k + 1) m), m = `leads` (all H by default: the lead is a feature), of which
     every level is a model of its own. Recursive: one model, of the median or mean of the next step. Series that do not
-    move are not learned from and are forecast to stay as they are. Covariates are held at their last value.
+    move are not learned from and are forecast to stay as they are. Where a covariate that counts as known ahead is not,
+    there is no forecast: NaN. Others are held at their last value.
     """
 
     tasks = ("forecast",)
@@ -186,7 +187,7 @@ class LagForecaster(StepModel, Fitted):
         self.library = learner.library
         self.recursive = config.strategy == "recursive"
         self.levels = signature.quantiles if learner.by_level and not self.recursive else (0.5,)
-        self.features = LagFeatures(signature, config.lags, config.phase, learner.rounded)
+        self.features = LagFeatures(signature, config.lags, config.phase, learner.rounded, self.recursive)
         self.context = self.features.length
         each = 1 if self.recursive else config.leads or signature.horizon
         last = 1 if self.recursive else signature.horizon
@@ -198,25 +199,37 @@ class LagForecaster(StepModel, Fitted):
     def initial_state(self, batch: int) -> State:
         return self.features.initial_state(batch)
 
-    def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
-        past, after = self.features.step(x, mask, state)
+    def step(self, x: Tensor, mask: Tensor, state: State, future: Tensor | None = None) -> tuple[Tensor, State]:
+        past, after = self.features.step(x, mask, state, future)
         return self._predict(past), after
 
-    def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
-        windows, after = self.features.scan(x, mask, state)
+    def scan(self, x: Tensor, mask: Tensor, state: State, future: Tensor | None = None) -> tuple[Tensor, State]:
+        windows, after = self.features.scan(x, mask, state, future)
         at_once = max(1, FEATURES_AT_ONCE // (x.shape[0] * self.signature.horizon * self.features.features))
         pieces = range(0, x.shape[1], at_once)
         parts = [self._predict(windows.past((slice(None), slice(first, first + at_once)))) for first in pieces]
         return torch.cat(parts, 1), after
 
-    def last(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
-        windows, after = self.features.scan(x, mask, state)
-        return self._predict(windows.past((slice(None), -1))), after
+    def last(self, x: Tensor, mask: Tensor, state: State, future: Tensor | None = None) -> tuple[Tensor, State]:
+        after = self.passed(torch.where(observed(x, mask), x, torch.nan), state)
+        return self.predict(after, future), after
+
+    def predict(self, state: State, future: Tensor | None = None) -> Tensor:
+        """(B, *prediction_shape) from the state as it is, before another observation; future as of a step."""
+        return self._predict(self.features.after(state, future))
+
+    def passed(self, x: Tensor, state: State) -> State:
+        """The state after the values x (B, T, C), NaN where missing; nothing is predicted on the way."""
+        return self.features.scan(x, torch.ones_like(x), state)[1]
 
     def _predict(self, past: Past) -> Tensor:
         """(..., H, Q) in the data's unit."""
         centre, scale = self._centre(past), past.scale[..., None]
         quantiles = (centre + self.shift.double() * scale).sort(-1).values
+        if past.ahead is not None:
+            unknown = past.ahead.isnan().any(-1)
+            unknown = unknown.cumsum(-1) > 0 if self.recursive else unknown
+            quantiles = torch.where(unknown[..., None], torch.nan, quantiles)
         return (past.last[..., None] + quantiles).to(self.shift)
 
     def _centre(self, past: Past) -> Tensor:
@@ -224,18 +237,22 @@ class LagForecaster(StepModel, Fitted):
         if not self.recursive:
             outputs = [self._regress(part, past, block) for part, block in zip(self.parts, self.blocks, strict=True)]
             return self.features.references(past)[..., None] + torch.cat(outputs, -2) * past.scale[..., None]
-        carried = (past.last, past.values, past.position)
+        carried = (past.last, past.values, past.position, *(() if past.ahead is None else (past.ahead,)))
         path = repeated(self._one_ahead, carried, (past.scale, past.covariates), self.signature.horizon)
         return path - past.last[..., None, :]
 
     def _one_ahead(
-        self, last: Tensor, values: Tensor, position: Tensor, scale: Tensor, covariates: Tensor
+        self, last: Tensor, values: Tensor, position: Tensor, *others: Tensor
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """What stands after one more step of a recursion, and its value in the data's unit, (..., 1)."""
-        past = Past(last, values, scale, covariates, position)
+        """What stands after one more step of a recursion, and its value in the data's unit, (..., 1).
+
+        others: what is known ahead, where something is; scale and covariates.
+        """
+        *known, scale, covariates = others
+        past = Past(last, values, scale, covariates, position, *known)
         ahead = self._regress(self.parts[0], past, slice(0, 1))[..., 0, :]
         past = self.features.extended(past, self.features.references(past)[..., :1] + ahead * past.scale)
-        return (past.last, past.values, past.position), past.last
+        return (past.last, past.values, past.position, *(() if past.ahead is None else (past.ahead,))), past.last
 
     def _regress(self, part: nn.Module, past: Past, leads: slice) -> Tensor:
         """(..., h, O) in scales, relative to one season before."""
@@ -303,6 +320,8 @@ class LagForecaster(StepModel, Fitted):
             begins = torch.zeros(len(keep)) if batch.position is None else batch.position
             first = torch.where(begins == 0, self.signature.season, self.context - 1)[:, None]
             keep &= t >= first
+            if batch.future is not None:
+                keep &= batch.future.isfinite().flatten(2).all(-1)
             if which != "all":
                 last = torch.where(keep, t, -1).amax(1, keepdim=True)
                 cut = first + ((1 - HELD_OUT) * (last + 1 - first)).long()
@@ -322,13 +341,13 @@ class LagForecaster(StepModel, Fitted):
             state = self.initial_state(len(keep))
             if self.config.phase and batch.position is not None:
                 state["phase.position"] = torch.remainder(batch.position[:, None], self.signature.season)
-            windows, _ = self.features.scan(batch.x, batch.mask, state)
+            windows, _ = self.features.scan(batch.x, batch.mask, state, batch.future)
             at = tuple(keep.nonzero()[here].T)
             pasts.append(windows.past(at))
             targets.append(batch.target[at].double() - pasts[-1].last)
         if not pasts:
             return _Drawn(self.features.nothing(), torch.zeros(0, self.signature.horizon, dtype=torch.float64))
-        drawn = _Drawn(Past._make(torch.cat(part) for part in zip(*pasts, strict=True)), torch.cat(targets))
+        drawn = _Drawn(Past.joined(pasts), torch.cat(targets))
         moves = drawn.past.scale[:, 0] > SMALLEST
         return _Drawn(drawn.past.at(moves), drawn.target[moves], int((~moves).sum()))
 

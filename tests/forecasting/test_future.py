@@ -74,6 +74,21 @@ def test_a_test_is_forecast_with_what_is_known_ahead_and_ends_where_the_values_d
     assert report.history.groupby("unique_id").size().tolist() == [LENGTH, LENGTH]
 
 
+@pytest.mark.parametrize("strategy", ["direct", "recursive"])
+def test_a_regression_on_the_past_takes_them_too(task, strategy):
+    """To whom they are covariates like any other, promotions a horizon ahead are chance."""
+    later = table().dropna()
+    earlier = later.assign(ds=later["ds"] - pd.Timedelta(days=LENGTH))
+    data = dataset(pd.concat([earlier, later]).sort_values(["unique_id", "ds"], ignore_index=True))
+    settings = {"lags": 14, "trees": 40, "strategy": strategy}
+    known, past = (
+        backtest(data, ["xgboost"], asked, settings=settings, calibrated=False).leaderboard.set_index("model")["mae"]
+        for asked in (task, replace(task, future=()))
+    )
+    assert known["xgboost"] < 0.6 * past["xgboost"]
+    assert known["naive"] == past["naive"]
+
+
 def test_other_promotions_after_the_cutoff_change_its_forecast_by_their_effect(task):
     other = table()
     other.loc[other["ds"].eq("2020-02-20"), "promotion"] += 2

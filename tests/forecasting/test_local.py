@@ -317,6 +317,44 @@ def test_a_series_that_was_not_fitted_is_refused(bundle):
         loaded.forecast(frame().replace({"unique_id": {"walk": "new"}}))
 
 
+def test_a_series_of_another_frequency_is_named_and_the_others_are_forecast(bundle, tmp_path):
+    _, _, loaded = bundle
+    days = pd.date_range("2024-01-01", periods=40, freq="D")
+    daily = pd.DataFrame({"unique_id": "walk", "ds": days, "y": 50.0})
+    month_starts = frame().assign(ds=lambda table: table["ds"] + pd.Timedelta("1D"))
+    whole = loaded.forecast(frame())
+    for other, own in ((daily, "D"), (month_starts[month_starts["unique_id"] == "walk"], "MS")):
+        given = pd.concat([frame()[lambda table: table["unique_id"] != "walk"], other])
+        found = loaded.forecast(given, save_state=tmp_path / "state.npz")
+        expected = whole[whole["unique_id"] != "walk"].reset_index(drop=True)
+        pd.testing.assert_frame_equal(found, expected)
+        assert list(loaded.failures) == ["walk"]
+        assert f"series walk is every '{own}', but ets was made for data every 'ME'" in loaded.failures["walk"]
+        assert loaded.stream(state=tmp_path / "state.npz").series == ["late", "season"]
+    given.to_csv(tmp_path / "new.csv", index=False)
+    asked = ["forecast", "--bundle", str(loaded.path), "--data", str(tmp_path / "new.csv"), "--out", "-"]
+    said = CliRunner().invoke(app, asked)
+    assert said.exit_code == 1
+    assert "error: new.csv: series walk is every 'MS', but ets was made for data every 'ME'. Resample" in said.stderr
+    assert set(pd.read_csv(io.StringIO(said.stdout))["unique_id"]) == {"late", "season"}
+    with pytest.raises(ValueError, match="off the grid of 'ME'"):
+        loaded.forecast(daily)
+    loaded.forecast(frame())
+    assert not loaded.failures
+
+
+def test_a_series_that_does_not_go_on_from_its_fit_is_named_and_the_others_are_forecast(bundle):
+    """Month ends again, but of another hour."""
+    _, _, loaded = bundle
+    given = frame()
+    given.loc[given["unique_id"].eq("walk"), "ds"] += pd.Timedelta("6h")
+    found = loaded.forecast(given)
+    assert set(found["unique_id"]) == {"late", "season"}
+    assert "walk: does not go on from its last step at 2023-12-31" in loaded.failures["walk"]
+    with pytest.raises(BundleError, match="walk: does not go on from its last step"):
+        loaded.forecast(given[given["unique_id"].eq("walk")])
+
+
 def test_states_need_a_clock(task, tmp_path):
     model = build("ets", task.signature)
     fitted = FittedSeries(("a",), model.initial_state(1), np.array([3]))

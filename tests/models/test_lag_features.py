@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.contract import Signature
+from models.contract import ModelError, Signature
 from models.lag_features import GRID, LagFeatures
 
 
@@ -67,6 +67,26 @@ def test_a_covariate_is_standardised_and_one_never_seen_is_at_its_mean():
     x = torch.tensor([[1.0, 10, math.nan], [2, 12, math.nan], [3, 16, math.nan]])
     past = read(features, x)
     assert past.covariates.tolist() == [[3.0, 0.0, 3.0, 0.0]]  # values 16 and none; 16 is 6 above a season ago
+
+
+@pytest.mark.parametrize(("recursive", "changes"), [(False, [2.0, -3.0, 0.0]), (True, [2.0, -3.0, -2.0])])
+def test_what_is_known_ahead_is_a_feature_of_its_lead_beside_its_change_since_the_reference(recursive, changes):
+    """Standardised it was 0, 1, 2, 3 and will be 4, 0, 2; a season is two steps, and the third lead is two of them
+    ahead: of the last value but one where it is forecast at once, of the first forecast in a recursion."""
+    signature = Signature("forecast", channels=2, horizon=3, season=2, future=1)
+    features = LagFeatures(signature, lags=4, phase=False, rounded=True, recursive=recursive)
+    features.calibrate(torch.tensor([10.0]), torch.tensor([2.0]))
+    x = torch.tensor([[[1.0, 10], [2, 12], [4, 14], [8, 16]]])
+    _, state = features.scan(x, torch.ones_like(x), features.initial_state(1))
+    past = features.after(state, torch.tensor([[[18.0], [10], [14]]]))
+    assert past.covariates.shape == (1, 0)
+    found = features(past)[0]
+    assert found.shape == (3, features.features)
+    assert found[:, -2:].T.tolist() == [[4.0, 0.0, 2.0], changes]
+    later = features.extended(past, torch.tensor([[1.0]], dtype=torch.float64))
+    assert features(later)[0, 0, -2:].tolist() == [0.0, -3.0]  # the second lead is now the next
+    with pytest.raises(ModelError, match="takes 1 covariates known ahead, and none were given"):
+        features.after(state)
 
 
 @pytest.mark.parametrize("season", [1, 2, 7])
