@@ -36,7 +36,8 @@ from models.catalog import MODELS, field_defaults
 SERIES, HORIZON, REPEATS = 1000, 18, 5
 SMALL = {
     "hidden": 4, "embed": 4, "width": 8, "heads": 2, "blocks": 1, "feed_forward": 1, "chunk": 4, "window": 5,
-    "patch": 3, "patches": 3, "lags": 5, "max_epochs": 1, "batch_size": 256, "order": "1,0,0", "seasonal_order": "0,0,0",
+    "patch": 3, "patches": 3, "lags": 5, "max_epochs": 1, "batch_size": 256,
+    "order": "1,0,0", "seasonal_order": "0,0,0",
 }  # fmt: skip
 PANEL: dict[str, dict[str, Any]] = {
     "naive": {},
