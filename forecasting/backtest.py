@@ -349,8 +349,8 @@ def compare(
             began = time.perf_counter()
             try:
                 if parts.judges_validation:
-                    every = -(-task.horizon // stride)
-                    checks[name] = [row.at(_apart(row.positions, every)) for row in rows[name]]
+                    chosen = _apart([row.positions for row in rows[name]], task, stride)
+                    checks[name] = [row.at(at) for row, at in zip(rows[name], chosen, strict=True)]
                 else:
                     checks[name] = _check(trained[name], task, parts, at_checks, shared[name], checks.get("naive", []))
             except TaskError as error:
@@ -389,19 +389,27 @@ def compare(
 
 
 def _check_positions(parts: Parts, task: Task) -> list[np.ndarray]:
-    """Per validation series the cut-offs to calibrate on: a horizon apart, or more where they are more than needed."""
-    outcomes = sum(span.end - span.begin for span in parts.validation)
-    every = task.horizon * max(1, -(-outcomes // CALIBRATION_SCORES))
-    return [_apart(cutoff_positions(span, task.horizon), every) for span in parts.validation]
+    """Per validation series the cut-offs to calibrate on."""
+    return _apart([cutoff_positions(span, task.horizon) for span in parts.validation], task)
 
 
-def _apart(positions: np.ndarray, every: int) -> np.ndarray:
-    """So many-th of the cut-offs, with the last one, which is most like those to come.
+def _apart(positions: Sequence[np.ndarray], task: Task, stride: int = 1) -> list[np.ndarray]:
+    """Of each series' cut-offs, `stride` steps from one to the next, those to calibrate on.
 
-    A horizon apart no outcome counts twice. Of forecasts that overlap a long series has far more than a short one, and
-    they err alike: its shocks would decide how wide the intervals of all series are.
+    They are a horizon apart, so that no outcome counts twice, with the last one, which is most like those to come. Of
+    forecasts that overlap a long series has far more than a short one, and they err alike: its shocks would decide how
+    wide the intervals of all series are. Where that leaves too few outcomes for the outermost quantiles all are taken,
+    and fewer where outcomes are more than needed.
     """
-    return positions[::-every][::-1]
+    apart = [_every(-(-task.horizon // stride), at) for at in positions]
+    outcomes = task.horizon * sum(map(len, apart))
+    if outcomes < scores_needed(task.quantiles):
+        return list(positions)
+    return [_every(-(-outcomes // CALIBRATION_SCORES), at) for at in apart]
+
+
+def _every(count: int, positions: np.ndarray) -> np.ndarray:
+    return positions[::-count][::-1]
 
 
 def _check(

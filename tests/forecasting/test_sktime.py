@@ -294,7 +294,7 @@ def test_calibrated_quantiles_are_stretched_by_errors_of_a_model_that_did_not_se
         forecaster.predict_quantiles(alpha=list(LEVELS)), forecaster.calibration_.apply(raw), rtol=1e-6
     )
     assert (forecaster.calibration_.factors != 1).any()
-    assert forecaster.calibration_.scores == 24  # each outcome of the last fifth, once
+    assert forecaster.calibration_.scores == 3 * 22  # cut-offs of the last fifth, 24 steps, three ahead
     outlier = y.copy()
     outlier.iloc[-1] += 1000  # moves the model and its forecast, but what was learned before it is judged by it
     shaken = MnemoForecaster(model, calibrate=True).fit(outlier, fh=[1, 2, 3])
