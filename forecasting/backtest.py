@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -353,7 +353,8 @@ def compare(
             began = time.perf_counter()
             try:
                 if parts.judges_validation:
-                    checks[name] = rows[name]
+                    chosen = _apart([row.positions for row in rows[name]], task, stride)
+                    checks[name] = [row.at(at) for row, at in zip(rows[name], chosen, strict=True)]
                 else:
                     checks[name] = _check(trained[name], task, parts, at_checks, shared[name], checks.get("naive", []))
             except TaskError as error:
@@ -368,7 +369,7 @@ def compare(
             cost: sum(costs[member].get(cost, 0.0) for member in members) for cost in ("fit_seconds", "predict_seconds")
         }
         if all(member in checks for member in members):
-            checks[name] = combined(how, [checks[member] for member in members], levels)
+            checks[name] = combined(how, _shared([checks[member] for member in members]), levels)
     calibrations, said = _calibrations(task, checks) if calibrated else ({}, [])
     notes += said
     raw, judged = rows, {}
@@ -392,10 +393,27 @@ def compare(
 
 
 def _check_positions(parts: Parts, task: Task) -> list[np.ndarray]:
-    """Per validation series the cut-offs to calibrate on: all, or so many-th where they are more than needed."""
-    everything = sum(len(cutoff_positions(span, task.horizon)) for span in parts.validation)
-    every = max(1, -(-everything * task.horizon // CALIBRATION_SCORES))
-    return [cutoff_positions(span, task.horizon, every) for span in parts.validation]
+    """Per validation series the cut-offs to calibrate on."""
+    return _apart([cutoff_positions(span, task.horizon) for span in parts.validation], task)
+
+
+def _apart(positions: Sequence[np.ndarray], task: Task, stride: int = 1) -> list[np.ndarray]:
+    """Of each series' cut-offs, `stride` steps from one to the next, those to calibrate on.
+
+    They are a horizon apart, so that no outcome counts twice, with the last one, which is most like those to come. Of
+    forecasts that overlap a long series has far more than a short one, and they err alike: its shocks would decide how
+    wide the intervals of all series are. Where that leaves too few outcomes for the outermost quantiles all are taken,
+    and fewer where outcomes are more than needed.
+    """
+    apart = [_every(-(-task.horizon // stride), at) for at in positions]
+    outcomes = task.horizon * sum(map(len, apart))
+    if outcomes < scores_needed(task.quantiles):
+        return list(positions)
+    return [_every(-(-outcomes // CALIBRATION_SCORES), at) for at in apart]
+
+
+def _every(count: int, positions: np.ndarray) -> np.ndarray:
+    return positions[::-count][::-1]
 
 
 def _check(
@@ -408,13 +426,19 @@ def _check(
 ) -> list[Rows]:
     """Forecasts of the validation part by a model that was fitted to the training part alone."""
     if isinstance(trained, RefitModel):
-        first = [at[:1] for at in positions]  # every one more is a fit
-        fallback = [replace(row, positions=row.positions[:1], values=row.values[:1]) for row in naive]
-        return trained.forecast(parts.validation, first, lambda: fallback).rows
+        last = [at[-1:] for at in positions]  # every one more is a fit
+        fallback = [row.at(at) for row, at in zip(naive, last, strict=True)]
+        return trained.forecast(parts.validation, last, lambda: fallback).rows
     if trained.states is not None:
         model_settings, training = parse_settings(trained.name, settings)
         trained = fit_local(trained.name, task, replace(parts, validation=[]), model_settings, training.threads)
     return validated(trained, task, parts)
+
+
+def _shared(members: Sequence[Sequence[Rows]]) -> list[list[Rows]]:
+    """Per model the forecasts at the cut-offs that all have: a model that is refitted has one a series."""
+    both = [reduce(np.intersect1d, (row.positions for row in rows)) for rows in zip(*members, strict=True)]
+    return [[row.at(at) for row, at in zip(rows, both, strict=True)] for rows in members]
 
 
 def validated(trained: Trained, task: Task, parts: Parts) -> list[Rows]:

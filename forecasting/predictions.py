@@ -36,6 +36,13 @@ class Rows:
     def has_quantiles(self) -> bool:
         return not np.isnan(self.values).all()
 
+    def at(self, positions: np.ndarray) -> Rows:
+        """Its predictions at those of its positions that are among these."""
+        kept = np.isin(self.positions, positions)
+        points = None if self.points is None else self.points[kept]
+        instead = {at: one for at, one in self.instead.items() if at in positions}
+        return Rows(self.span, self.positions[kept], self.values[kept], points, instead)
+
     def mean(self, levels: np.ndarray) -> np.ndarray:
         """Of a forecast, (N, H); of a number, (N,)."""
         return mean_of_quantiles(self.values, levels) if self.points is None else self.points

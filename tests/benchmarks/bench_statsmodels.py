@@ -189,16 +189,16 @@ def update(every: int, repeats: int, models: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=["equal", "update"], default=["equal", "update"])
+    parser.add_argument("parts", nargs="*", choices=["equal", "update"], help="without any: both")
     parser.add_argument("--every", type=int, default=20)
     parser.add_argument("--models", default="sarimax,components")
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(machine())
-    if "equal" in options.parts:
+    if "equal" in (options.parts or ["equal"]):
         equal(options.every, options.models.split(","))
-    if "update" in options.parts:
+    if "update" in (options.parts or ["update"]):
         update(options.every, options.repeats, options.models.split(","))
 
 

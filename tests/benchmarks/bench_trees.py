@@ -6,7 +6,8 @@ naive error (MASE's scale), so that the two can be compared. `rel.` columns are 
 Series per second are forecasts with the fitted model, each from its whole past, in torch on one thread. Medians over
 the seeds, which choose the series and what is random in a fit. Needs MNEMO_DATA_DIR.
 
-`--export` also writes each model of the first data set as a bundle and prints what its certificate measured.
+The part `compare` does that; the part `export` writes each model of the first data set as a bundle and prints what its
+certificate measured. `--models` names some of them, such as "xgboost, recursive"; naive is always among them.
 """
 
 from __future__ import annotations
@@ -88,12 +89,12 @@ def measure(name: str, settings: dict[str, str], task: Task, parts: Parts, seed:
     }
 
 
-def compare(name: str, count: int, seeds: int) -> None:
+def compare(name: str, count: int, seeds: int, labels: Sequence[str]) -> None:
     results: dict[str, list[dict[str, float]]] = defaultdict(list)
     for seed in range(seeds):
         task, parts = sampled(name, count, seed)
-        for label, (model, settings) in MODELS.items():
-            results[label].append(measure(model, settings, task, parts, seed))
+        for label in labels:
+            results[label].append(measure(*MODELS[label], task, parts, seed))
             print(f"{name}, seed {seed}, {label}: {results[label][-1]}", flush=True)
     middle = {
         label: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for label, runs in results.items()
@@ -109,10 +110,11 @@ def compare(name: str, count: int, seeds: int) -> None:
     table(["model", "MASE", "rel.", "pinball", "rel.", "80 % covers", "fit s", "series/s"], rows)
 
 
-def exported(name: str, count: int) -> None:
+def exported(name: str, count: int, labels: Sequence[str]) -> None:
     task, parts = sampled(name, count, 0)
     rows = []
-    for label, (model, settings) in MODELS.items():
+    for label in labels:
+        model, settings = MODELS[label]
         trained = fit_model(model, task, parts, settings=settings)
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
@@ -125,6 +127,7 @@ def exported(name: str, count: int) -> None:
         step = certificate["latency"]["step_us"]
         rows.append([label, f"{certificate['parity']['torch']:.1e}", f"{step['p50']:.0f}", f"{step['p99']:.0f}",
                      f"{size / 1e3:.0f}", f"{seconds:.0f}"])  # fmt: skip
+        print(*rows[-1], flush=True)
     print(f"\n{name}: the exported step of one series")
     table(["model", "torch - graph", "step p50 us", "p99 us", "step.onnx kB", "export s"], rows)
 
@@ -134,14 +137,17 @@ def main() -> None:
     parser.add_argument("--series", type=int, default=100, help="of each data set")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data", nargs="+", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--export", action="store_true")
+    parser.add_argument("parts", nargs="*", choices=["compare", "export"], help="without any: compare")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     arguments = parser.parse_args()
     print(machine())
     torch.set_num_threads(1)
-    for name in arguments.data:
-        compare(name, arguments.series, arguments.seeds)
-    if arguments.export:
-        exported(arguments.data[0], arguments.series)
+    labels = list(dict.fromkeys(["naive", *arguments.models]))
+    if "compare" in (arguments.parts or ["compare"]):
+        for name in arguments.data:
+            compare(name, arguments.series, arguments.seeds, labels)
+    if "export" in arguments.parts:
+        exported(arguments.data[0], arguments.series, labels)
 
 
 if __name__ == "__main__":

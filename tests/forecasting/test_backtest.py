@@ -12,6 +12,7 @@ from data.panel import Series, to_panel
 from forecasting import backtest as engine
 from forecasting import metrics
 from forecasting.backtest import LEADERBOARD, backtest, compare, cutoff_positions, one_pass, rewindowed
+from forecasting.conformal import calibrate
 from forecasting.task import Task, TaskError
 from forecasting.training import fit_model
 from forecasting.windows import Parts, Span, split
@@ -404,6 +405,21 @@ def test_a_forecast_stands_at_the_time_it_is_for_beside_the_value_that_came(freq
     known = forecasts.merge(frame, on=["unique_id", "ds"], how="left", suffixes=("", "_frame"))
     pd.testing.assert_series_equal(known["y"], known["y_frame"], check_names=False)
     assert known.loc[known["ds"] == ds[43], "y"].isna().all()
+
+
+def test_quantiles_are_calibrated_on_whole_horizons_before_the_test_so_that_each_outcome_counts_once():
+    task, parts = parts_of(dataset(walk(105), walk(60, 1)), test_size=20)
+    report = compare(parts, ["naive"], task)
+    model = report.models["naive"].model
+    positions = [
+        np.array([69, 72, 75, 78, 81]),
+        np.array([33, 36]),
+    ]  # the tests begin at 85 and 40, validation at 68, 32
+    rows = one_pass(model, parts.validation, positions)
+    actual = [row.span.series.values[row.positions[:, None] + [1, 2, 3], 0] for row in rows]
+    expected = calibrate(np.concatenate(actual), np.concatenate([row.values for row in rows]), task.quantiles)
+    np.testing.assert_allclose(report.calibrations["naive"].factors, expected.factors)
+    assert report.calibrations["naive"].scores == 3 * (5 + 2)
 
 
 def test_the_history_is_what_entered_the_models_up_to_the_end_of_the_test():

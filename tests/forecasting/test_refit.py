@@ -93,6 +93,12 @@ def test_its_quantiles_are_calibrated_by_one_fit_a_series_before_the_test():
     assert len(report.substitutes) == 0
 
 
+def test_in_an_ensemble_it_is_calibrated_at_the_one_cutoff_a_series_that_it_shares_with_the_others():
+    report = run(sales(*(walk(60, seed) for seed in range(4))), THETA, "ridge", ensembles=["mean"])
+    scores = {name: calibration.scores for name, calibration in report.calibrations.items()}
+    assert scores == {"naive": 4 * 9, "ridge": 4 * 9, THETA: 4 * 3, f"mean({THETA},ridge)": 4 * 3}
+
+
 def test_a_forecaster_of_points_has_no_quantiles_and_says_so():
     report = run(sales(walk(40)), CROSTON)
     row = report.leaderboard.set_index("model").loc[CROSTON]
