@@ -6,7 +6,7 @@ from torch import Tensor
 
 from models.catalog import build
 from models.contract import Batch, ModelError, Signature
-from models.rocket import Rocket, running_means
+from models.rocket import Rocket, mean_weights, running_means
 
 SIGNATURE = Signature("classify", channels=2, classes=3)
 SMALL = {"dilations": 3, "thresholds": 2, "levels": 4, "hidden": 16, "short": 8, "long": 64, "positions": 4}
@@ -72,6 +72,18 @@ def test_a_running_mean_is_plain_until_its_window_and_exponential_after():
     found, last = running_means(values, rates, torch.zeros(1, 1))
     assert found.flatten().tolist() == [1.0, 2.0, 5.0]
     assert last.flatten().tolist() == [5.0]
+
+
+def test_weights_of_the_means_give_the_running_means_where_they_are_asked_for():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(2, 9, 3, generator=generator)
+    there = (torch.rand(2, 9, 1, generator=generator) > 0.3).float()  # gaps weigh nothing
+    rates = [there / there.cumsum(1).clamp(1, window) for window in (2.0, 5.0)]
+    found, _ = running_means(values, rates, torch.zeros(2, 6))
+    positions = torch.tensor([0, 4, 4, 7])
+    weights = mean_weights(rates, positions)
+    assert weights.shape == (2, 4, 2, 9)
+    torch.testing.assert_close((weights @ values[:, None]).flatten(2), found[:, positions])
 
 
 @pytest.mark.parametrize("setting", [{"dilations": 0}, {"dropout": 1.0}, {"levels": 0}])
