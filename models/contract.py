@@ -85,6 +85,8 @@ class Batch(NamedTuple):
     before: (B, 3) how many values of channel 0 the series has before the window, their mean and their standard
         deviation: what a stream's running statistics would be there; None where nobody asks for it.
     position: (B,) how many steps, observed or not, the series has before the window; None where nobody asks for it.
+    known: (B, 3, C) how many values of each channel whoever moves has shown before the series, their mean and their
+        variance; None where each series is somebody's first.
     """
 
     x: Tensor
@@ -93,6 +95,7 @@ class Batch(NamedTuple):
     scale: Tensor
     before: Tensor | None = None
     position: Tensor | None = None
+    known: Tensor | None = None
 
 
 class StepModel(nn.Module, ABC):
@@ -136,6 +139,16 @@ class StepModel(nn.Module, ABC):
     def initial_state(self, batch: int) -> State:
         """The state before the first observation, for `batch` series."""
 
+    def state_of_known(self, known: Tensor) -> State:
+        """The state before the first observation of series of whose owners something is known.
+
+        A model without running statistics of its channels has no use for it and begins as ever.
+
+        Args:
+            known: (B, 3, C) how many values of each channel came in other series, their mean and their variance.
+        """
+        return self.initial_state(len(known))
+
     @abstractmethod
     def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
         """Take one observation.
@@ -177,6 +190,11 @@ class StepModel(nn.Module, ABC):
             f"this {type(self).__name__} has no memory to look into; the test-time memories have one, "
             "such as titans-lmm and yaad."
         )
+
+
+def first_state(model: StepModel, batch: Batch) -> State:
+    """The state before the windows, of which only their owners are known, where they are."""
+    return model.initial_state(len(batch.x)) if batch.known is None else model.state_of_known(batch.known)
 
 
 class Trainable(ABC):

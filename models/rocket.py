@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv1d, cross_entropy, dropout, gelu
 
-from models.contract import Batch, ModelError, Signature, State, StepModel, Trainable
+from models.contract import Batch, ModelError, Signature, State, StepModel, Trainable, first_state
 from models.network import channel_statistics
-from models.observation import RunningNormaliser
+from models.observation import REACH, RunningNormaliser
 
 TAPS = 9  # of a kernel
 KERNELS = 84  # all ways to choose three of nine taps
@@ -72,7 +72,7 @@ class Rocket(StepModel, Trainable):
         super().__init__(signature)
         self.config = config
         channels = signature.channels
-        self.normaliser = RunningNormaliser(channels, config.prior, config.prior)
+        self.normaliser = RunningNormaliser(channels, max(config.prior, REACH), config.prior)
         self.dilations = [2**power for power in range(config.dilations)]
         self.past = (TAPS - 1) * self.dilations[-1]  # steps before the present one that a kernel sees
         for index in range(config.dilations):
@@ -98,6 +98,9 @@ class Rocket(StepModel, Trainable):
             "past": self.zeros(batch, self.past, 2 * self.signature.channels),
             **{f"shares{index}": self.zeros(batch, 2 * size) for index, size in enumerate(self.sizes)},
         }
+
+    def state_of_known(self, known: Tensor) -> State:
+        return self.initial_state(len(known)) | self.normaliser.after(known)
 
     def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
         seen, after = self.normaliser.step(x, mask, state)
@@ -210,7 +213,7 @@ class Rocket(StepModel, Trainable):
     @torch.no_grad()
     def _seen(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Levels and what of them was observed, (B, T, C) each, of windows with nothing before."""
-        seen, _ = self.normaliser.scan(batch.x, batch.mask, self.initial_state(len(batch.x)))
+        seen, _ = self.normaliser.scan(batch.x, batch.mask, first_state(self, batch))
         return seen.level, seen.present
 
     @torch.no_grad()
