@@ -341,8 +341,8 @@ def main() -> None:
         head = ["precision", "recall", "seen", "false/min", "s a seed"]
         table(["set", "judged", "model", *(f"{f:.0%}" for f in FRACTIONS), *head], rows)
         print(
-            "each: accuracy % ± 95 % interval / macro-F1 % / balanced accuracy %; medians over seeds. Decisions at rules "
-            "of 95 % precision on the validation part (!: it was not reached): precision with its 95 % interval, "
+            "each: accuracy % ± 95 % interval / macro-F1 % / balanced accuracy %; medians over seeds. Decisions at "
+            "rules of 95 % precision on the validation part (!: it was not reached): precision with its 95 % interval, "
             "recall, share of a gesture seen, false activations per minute of rest\n"
         )
 
