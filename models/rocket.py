@@ -5,8 +5,8 @@ dilations and keeps, for each of several thresholds, the proportion of values ab
 for none to 1 for all) is a running mean over a short and a long window and part of the state, so that there is a
 prediction at every step for the cost of one step; and the head is trained at all lengths of the past together, told how
 much of it there was. Further from the paper: the threshold is soft, so that rounding cannot flip a value; kernels see
-rectified channels too, for signals that carry their meaning in their power, such as EMG; and because the kernels sum to
-0, thresholds on the channels themselves keep the level. Kernels are drawn, thresholds are set from the training data,
+rectified channels too, for signals that carry their meaning in their power, such as EMG; because the kernels sum to 0,
+thresholds on the channels themselves keep the level; and how often a channel was missing counts too. Kernels are drawn, thresholds are set from the training data,
 and neither is learned.
 
 Shapes: B series, T time, C channels, V views of them (2 C), K thresholds of a dilation, R running means of each.
@@ -34,7 +34,9 @@ SOFTNESS = 0.2  # half of the width of a threshold, in standard deviations of wh
 AGES = 8  # how many functions of the length of the past the head sees
 SAMPLE = 100_000  # values at most from which one threshold is set
 SAMPLE_WINDOWS = 2  # of each batch, from which thresholds and statistics are set
-LEAST_DEVIATION = 0.02  # of a share; one that never changes says nothing
+LEAST_DEVIATION = 0.02  # of a share
+NEVER_CHANGES = 1e-4  # a share that deviates less in training says nothing, whatever it does later
+IGNORED = 1e6  # deviation that such a share is given
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Rocket(StepModel, Trainable):
             self.register_buffer(f"cuts{index}", torch.zeros(KERNELS, config.thresholds))
             self.register_buffer(f"softness{index}", torch.ones(KERNELS, 1))
         self.register_buffer("level_cuts", torch.linspace(-2, 2, config.levels).repeat(channels, 1))
-        self.sizes = [KERNELS * config.thresholds] * config.dilations + [channels * config.levels]
+        self.sizes = [KERNELS * config.thresholds] * config.dilations + [channels * (config.levels + 1)]
         for index, size in enumerate(self.sizes):
             self.register_buffer(f"mean{index}", torch.zeros(2 * size))
             self.register_buffer(f"std{index}", torch.ones(2 * size))
@@ -162,7 +164,7 @@ class Rocket(StepModel, Trainable):
         after = {"age": age[:, -1], "past": views[:, views.shape[1] - self.past :]}
         shares = []
         for index in range(len(self.sizes)):
-            above = self._above(index, views, level).transpose(1, 2).contiguous()
+            above = self._above(index, views, level, present).transpose(1, 2).contiguous()
             found, after[f"shares{index}"] = running_means(above, rates, state[f"shares{index}"])
             shares.append(found)
         return shares, age, after
@@ -179,7 +181,7 @@ class Rocket(StepModel, Trainable):
         views = self._views(level, state)
         shares = []
         for index in range(len(self.sizes)):
-            found = weights @ self._above(index, views, level).transpose(1, 2)  # (B, P R, K)
+            found = weights @ self._above(index, views, level, present).transpose(1, 2)  # (B, P R, K)
             shares.append(found.unflatten(1, (len(positions), len(rates))).flatten(2))
         return shares, age[:, positions]
 
@@ -189,14 +191,13 @@ class Rocket(StepModel, Trainable):
         age = age[:, None] + there.cumsum(1)
         return age, [there / age.clamp(1.0, float(window)) for window in (self.config.short, self.config.long)]
 
-    def _above(self, index: int, views: Tensor, level: Tensor) -> Tensor:
-        """(B, K, T) where each value lies, -1 below each threshold to 1 above; softly."""
+    def _above(self, index: int, views: Tensor, level: Tensor, present: Tensor) -> Tensor:
+        """(B, K, T) where each value lies, -1 below each threshold to 1 above; beside the levels, what was observed."""
         if index == len(self.dilations):
-            found, cuts, softness = clamped(level).transpose(1, 2), self.level_cuts, torch.full((1, 1), SOFTNESS)
-        else:
-            found, cuts = self._convolved(index, views), self.get_buffer(f"cuts{index}")
-            softness = self.get_buffer(f"softness{index}")
-        return torch.tanh((found / softness)[:, :, None] - (cuts / softness)[..., None]).flatten(1, 2)
+            above = softly_above(clamped(level).transpose(1, 2), self.level_cuts, torch.full((1, 1), SOFTNESS))
+            return torch.cat([above, 2 * present.transpose(1, 2) - 1], 1)
+        found = self._convolved(index, views)
+        return softly_above(found, self.get_buffer(f"cuts{index}"), self.get_buffer(f"softness{index}"))
 
     def _convolved(self, index: int, views: Tensor) -> Tensor:
         """views (B, past + T, V) -> (B, 84, T)."""
@@ -231,7 +232,14 @@ class Rocket(StepModel, Trainable):
         for index, total in enumerate(totals):
             mean, square = torch.as_tensor(total) / count
             self.get_buffer(f"mean{index}").copy_(mean)
-            self.get_buffer(f"std{index}").copy_((square - mean**2).clamp(min=0).sqrt() + LEAST_DEVIATION)
+            deviation = (square - mean**2).clamp(min=0).sqrt()
+            std = torch.where(deviation > NEVER_CHANGES, deviation + LEAST_DEVIATION, IGNORED)
+            self.get_buffer(f"std{index}").copy_(std)
+
+
+def softly_above(found: Tensor, cuts: Tensor, softness: Tensor) -> Tensor:
+    """(B, n, T) of n rows, cuts (n, k) of each, of a softness (n, 1) -> (B, n k, T)."""
+    return torch.tanh((found / softness)[:, :, None] - (cuts / softness)[..., None]).flatten(1, 2)
 
 
 def clamped(level: Tensor) -> Tensor:

@@ -51,6 +51,29 @@ def test_frequency_and_power_are_told_apart_on_new_series_and_better_the_longer_
     assert right[-1] > right[0]
 
 
+def test_that_a_channel_is_missing_tells_classes_apart_and_one_that_never_was_may_fail_later():
+    torch.manual_seed(0)
+    model = build("rocket", SIGNATURE, **SMALL)
+    x, label = torch.randn(24, 20, 2), torch.arange(24) % 2
+    mask = torch.ones_like(x)
+    mask[label == 1, ::2, 0] = 0
+    training = Batch(x, mask, label[:, None].expand(24, 20), torch.ones(24))
+    model.prepare([training])
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(30):
+        optimiser.zero_grad()
+        model.loss(training).backward()
+        optimiser.step()
+    model.eval()
+    with torch.no_grad():
+        said, _ = model.scan(x, mask, model.initial_state(24))
+        usual, whole = model.normaliser.prior_mean.expand(1, 20, 2), torch.ones(1, 20, 2)
+        expected, _ = model.scan(usual, whole, model.initial_state(1))
+        failed, _ = model.scan(usual, whole * torch.tensor([1.0, 0.0]), model.initial_state(1))
+    assert (said[:, -1].argmax(-1) == label).float().mean() > 0.95
+    torch.testing.assert_close(failed, expected, atol=1e-4, rtol=0)
+
+
 def test_the_units_of_the_channels_do_not_matter():
     """Statistics and thresholds come from the training data."""
     said = []
