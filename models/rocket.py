@@ -6,8 +6,8 @@ for none to 1 for all) is a running mean over a short and a long window and part
 prediction at every step for the cost of one step; and the head is trained at all lengths of the past together, told how
 much of it there was. Further from the paper: the threshold is soft, so that rounding cannot flip a value; kernels see
 rectified channels too, for signals that carry their meaning in their power, such as EMG; because the kernels sum to 0,
-thresholds on the channels themselves keep the level; and how often a channel was missing counts too. Kernels are drawn, thresholds are set from the training data,
-and neither is learned.
+thresholds on the channels themselves keep the level; and how often a channel was missing counts too. Kernels are drawn,
+thresholds are set from the training data, and neither is learned.
 
 Shapes: B series, T time, C channels, V views of them (2 C), K thresholds of a dilation, R running means of each.
 """
