@@ -73,7 +73,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "isl_myo": {"lookback": 400},
     "vmg30_glove": {"lookback": 400},
     "uc2017_sg": {"lookback": 1, "dilations": 1, "thresholds": 2, "batch_size": 64, "max_epochs": 30, "prior": 100},
-    "myo_wrist": {"lookback": 1000, "stride": 1000, "short": HALF_SECOND, "thresholds": 2, "max_epochs": 12},
+    "myo_wrist": {
+        "lookback": 1000,
+        "stride": 1000,
+        "short": HALF_SECOND,
+        "thresholds": 2,
+        "dilations": 5,
+        "batch_size": 16,
+        "max_epochs": 6,
+    },
 }
 
 
