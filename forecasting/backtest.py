@@ -33,7 +33,7 @@ from forecasting.predictions import Rows, substituted
 from forecasting.refit import Answer, RefitModel, is_refit, known_fields
 from forecasting.task import Task, TaskError
 from forecasting.training import Trained, TrainingConfig, fit_local, fit_model, parse_settings
-from forecasting.windows import Parts, Span, split
+from forecasting.windows import Parts, Span, split, stacked_known
 from models.catalog import build, entry, field_defaults
 from models.contract import Local, ModelError, Signature, StepModel
 
@@ -103,7 +103,8 @@ def one_pass(model: StepModel, spans: Sequence[Span], positions: Sequence[np.nda
             if model.signature.future:
                 future = [_ahead([(spans[i].series, 0) for i in members], length, model.signature).to(model.device)]
             kept: list[list[np.ndarray]] = [[] for _ in members]
-            state = model.initial_state(len(members))
+            owners = stacked_known([spans[index] for index in members])
+            state = model.initial_state(len(members)) if owners is None else model.state_of_known(owners.to(x))
             piece = max(1, VALUES_AT_ONCE // (size * len(members))) if model.streams else length
             for begin in range(0, length, piece):
                 part = x[:, begin : begin + piece]

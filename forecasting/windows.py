@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ class Span:
     series: Series
     begin: int
     end: int
+    known: np.ndarray | None = None  # (3, C) what the series' owner showed before it, see `known_before`
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Parts:
         whole = {span.series.unique_id: span for span in self.train}
         for span in self.validation:
             known = whole.get(span.series.unique_id)
-            whole[span.series.unique_id] = Span(span.series, known.begin if known else span.begin, span.end)
+            whole[span.series.unique_id] = replace(span, begin=known.begin if known else span.begin)
         return replace(self, train=list(whole.values()), validation=[])
 
     def before_judgement(self) -> Parts:
@@ -229,6 +230,40 @@ def spread(span: Span) -> float:
     return scale if scale > 0 and np.isfinite(scale) else 1.0
 
 
+def known_before(panel: Sequence[Series], group: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """What the owner of each series has shown in the panel before it: values of each channel, mean, variance (3, C).
+
+    Args:
+        panel: in the order of time within each group.
+        group: unique_id -> owner, such as the person who moves.
+    """
+    known: dict[str, np.ndarray] = {}
+    after: dict[str, np.ndarray] = {}
+    for series in panel:
+        owner = group[series.unique_id]
+        before = after.setdefault(owner, np.zeros((3, series.values.shape[1])))
+        known[series.unique_id] = before
+        seen = np.isfinite(series.values) & (np.abs(series.values) <= LARGEST)
+        count = seen.sum(0)
+        mean = np.where(seen, series.values, 0.0).sum(0) / np.maximum(count, 1)
+        var = (np.where(seen, series.values - mean, 0.0) ** 2).sum(0) / np.maximum(count, 1)
+        # Pooled moments (Chan, Golub and LeVeque 1979): squares about a common origin would lose the digits.
+        total = before[0] + count
+        share = count / np.maximum(total, 1)
+        away = mean - before[1]
+        pooled = (1 - share) * before[2] + share * var + share * (1 - share) * away**2
+        after[owner] = np.stack([total, before[1] + share * away, pooled])
+    return known
+
+
+def stacked_known(spans: Sequence[Span]) -> torch.Tensor | None:
+    """(B, 3, C) of spans; of one that is somebody's first, nothing. None where nothing is known of any."""
+    if all(span.known is None for span in spans):
+        return None
+    found = [np.zeros((3, span.series.values.shape[1])) if span.known is None else span.known for span in spans]
+    return torch.from_numpy(np.stack(found)).float()
+
+
 def _before(span: Span) -> torch.Tensor:
     """(N, 3): per position how many values of channel 0 came before it, their mean and their standard deviation."""
     values = span.series.values[:, 0].astype(np.float64)
@@ -296,7 +331,8 @@ class WindowDataset(Dataset[Batch]):
         before = torch.stack([self._before[w.span][w.begin] for w in chosen])
         position = torch.tensor([float(w.begin) for w in chosen])
         after = torch.stack([self._after(w) for w in chosen]) if self.task.future else None
-        return Batch(x, x.isfinite().float(), target, scale, before, position, after)
+        known = stacked_known([self.spans[w.span] for w in chosen])
+        return Batch(x, x.isfinite().float(), target, scale, before, position, after, known)
 
     def _after(self, window: Window) -> torch.Tensor:
         """(H, F) what is known ahead of a window's end; NaN beyond the series."""

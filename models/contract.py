@@ -87,6 +87,8 @@ class Batch(NamedTuple):
     position: (B,) how many steps, observed or not, the series has before the window; None where nobody asks for it.
     after: (B, H, F) the last F channels, which are known ahead, at the H steps after the window, NaN where they are
         not known; None where there are none.
+    known: (B, 3, C) how many values of each channel whoever moves has shown before the series, their mean and their
+        variance; None where each series is somebody's first.
     """
 
     x: Tensor
@@ -96,6 +98,7 @@ class Batch(NamedTuple):
     before: Tensor | None = None
     position: Tensor | None = None
     after: Tensor | None = None
+    known: Tensor | None = None
 
     @property
     def future(self) -> Tensor | None:
@@ -148,6 +151,16 @@ class StepModel(nn.Module, ABC):
     def initial_state(self, batch: int) -> State:
         """The state before the first observation, for `batch` series."""
 
+    def state_of_known(self, known: Tensor) -> State:
+        """The state before the first observation of series of whose owners something is known.
+
+        A model without running statistics of its channels has no use for it and begins as ever.
+
+        Args:
+            known: (B, 3, C) how many values of each channel came in other series, their mean and their variance.
+        """
+        return self.initial_state(len(known))
+
     @abstractmethod
     def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
         """Take one observation.
@@ -189,6 +202,11 @@ class StepModel(nn.Module, ABC):
             f"this {type(self).__name__} has no memory to look into; the test-time memories have one, "
             "such as titans-lmm and yaad."
         )
+
+
+def first_state(model: StepModel, batch: Batch) -> State:
+    """The state before the windows, of which only their owners are known, where they are."""
+    return model.initial_state(len(batch.x)) if batch.known is None else model.state_of_known(batch.known)
 
 
 class Trainable(ABC):

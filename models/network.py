@@ -21,9 +21,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softplus
 
-from models.contract import Batch, Form, Inside, ModelError, Signature, State, StepModel, Trainable, observed
+from models.contract import (
+    Batch,
+    Form,
+    Inside,
+    ModelError,
+    Signature,
+    State,
+    StepModel,
+    Trainable,
+    first_state,
+    observed,
+)
 from models.lagged import Lags, RidgeConfig, RidgeForecaster
-from models.observation import RunningNormaliser
+from models.observation import REACH, RunningNormaliser
 
 
 @dataclass(frozen=True)
@@ -162,7 +173,7 @@ class Network(StepModel, Trainable):
         self.config = config
         forecasts = signature.task == "forecast"
         prior = 0 if forecasts else config.prior
-        window = config.norm_window if forecasts else max(config.prior, 1)
+        window = config.norm_window if forecasts else max(config.prior, REACH)
         self.normaliser = RunningNormaliser(signature.channels, window, prior)
         self.embed = nn.Linear(3 * signature.channels, config.embed)
         self.backbone = make_backbone(config.embed)
@@ -192,6 +203,9 @@ class Network(StepModel, Trainable):
         if self.skip is not None:
             state |= self.skip.initial_lags(batch)
         return state | self.backbone.initial_state(batch)  # type: ignore[operator]
+
+    def state_of_known(self, known: Tensor) -> State:
+        return self.initial_state(len(known)) | self.normaliser.after(known)
 
     def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
         if not self.streams:
@@ -273,7 +287,7 @@ class Network(StepModel, Trainable):
 
         Cross-entropy for classes; pinball at the signature's levels for the rest, divided by the series' scale.
         """
-        state = self.initial_state(batch.x.shape[0])
+        state = first_state(self, batch)
         if self.skip is not None:
             state = state | self.skip.known_level(batch)
         # The network learns what the fitted map leaves over; a window holds too little for a memory of errors.

@@ -38,6 +38,9 @@ def fill_forward(x: Tensor, seen: Tensor, last: Tensor) -> Tensor:
     return torch.cat([last[:, None], x], 1).gather(1, newest)
 
 
+REACH = 100_000  # observations over which the statistics of who moves reach, at least
+
+
 class Seen(NamedTuple):
     """A stream through the eyes of `RunningNormaliser`, each (B, C) or (B, T, C)."""
 
@@ -100,6 +103,14 @@ class RunningNormaliser(nn.Module):
     def known(self, count: Tensor, mean: Tensor, var: Tensor) -> State:
         """The state of series of which `count` values have been seen, at their mean; each (B, C)."""
         return self._named(count.clamp(max=self.window), mean, torch.zeros_like(mean), var)
+
+    def after(self, known: Tensor) -> State:
+        """The state of series after the prior and so many values of this mean and variance; known: (B, 3, C)."""
+        count, mean, var = known.unbind(1)
+        share = count / (self.prior + count).clamp(min=1.0)
+        away = mean - self.prior_mean
+        mixed = (1 - share) * self.prior_var + share * var + share * (1 - share) * away * away
+        return self.known(self.prior + count, self.prior_mean + share * away, mixed)
 
     def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Seen, State]:
         """x, mask: (B, C)."""

@@ -5,9 +5,9 @@ dilations and keeps, for each of several thresholds, the proportion of values ab
 for none to 1 for all) is a running mean over a short and a long window and part of the state, so that there is a
 prediction at every step for the cost of one step; and the head is trained at all lengths of the past together, told how
 much of it there was. Further from the paper: the threshold is soft, so that rounding cannot flip a value; kernels see
-rectified channels too, for signals that carry their meaning in their power, such as EMG; and because the kernels sum to
-0, thresholds on the channels themselves keep the level. Kernels are drawn, thresholds are set from the training data,
-and neither is learned.
+rectified channels too, for signals that carry their meaning in their power, such as EMG; because the kernels sum to 0,
+thresholds on the channels themselves keep the level; and how often a channel was missing counts too. Kernels are drawn,
+thresholds are set from the training data, and neither is learned.
 
 Shapes: B series, T time, C channels, V views of them (2 C), K thresholds of a dilation, R running means of each.
 """
@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv1d, cross_entropy, dropout, gelu
 
-from models.contract import Batch, ModelError, Signature, State, StepModel, Trainable
+from models.contract import Batch, ModelError, Signature, State, StepModel, Trainable, first_state
 from models.network import channel_statistics
-from models.observation import RunningNormaliser
+from models.observation import REACH, RunningNormaliser
 
 TAPS = 9  # of a kernel
 KERNELS = 84  # all ways to choose three of nine taps
@@ -34,7 +34,9 @@ SOFTNESS = 0.2  # half of the width of a threshold, in standard deviations of wh
 AGES = 8  # how many functions of the length of the past the head sees
 SAMPLE = 100_000  # values at most from which one threshold is set
 SAMPLE_WINDOWS = 2  # of each batch, from which thresholds and statistics are set
-LEAST_DEVIATION = 0.02  # of a share; one that never changes says nothing
+LEAST_DEVIATION = 0.02  # of a share
+NEVER_CHANGES = 1e-4  # a share that deviates less in training says nothing, whatever it does later
+IGNORED = 1e6  # deviation that such a share is given
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Rocket(StepModel, Trainable):
         super().__init__(signature)
         self.config = config
         channels = signature.channels
-        self.normaliser = RunningNormaliser(channels, config.prior, config.prior)
+        self.normaliser = RunningNormaliser(channels, max(config.prior, REACH), config.prior)
         self.dilations = [2**power for power in range(config.dilations)]
         self.past = (TAPS - 1) * self.dilations[-1]  # steps before the present one that a kernel sees
         for index in range(config.dilations):
@@ -80,7 +82,7 @@ class Rocket(StepModel, Trainable):
             self.register_buffer(f"cuts{index}", torch.zeros(KERNELS, config.thresholds))
             self.register_buffer(f"softness{index}", torch.ones(KERNELS, 1))
         self.register_buffer("level_cuts", torch.linspace(-2, 2, config.levels).repeat(channels, 1))
-        self.sizes = [KERNELS * config.thresholds] * config.dilations + [channels * config.levels]
+        self.sizes = [KERNELS * config.thresholds] * config.dilations + [channels * (config.levels + 1)]
         for index, size in enumerate(self.sizes):
             self.register_buffer(f"mean{index}", torch.zeros(2 * size))
             self.register_buffer(f"std{index}", torch.ones(2 * size))
@@ -99,15 +101,18 @@ class Rocket(StepModel, Trainable):
             **{f"shares{index}": self.zeros(batch, 2 * size) for index, size in enumerate(self.sizes)},
         }
 
+    def state_of_known(self, known: Tensor) -> State:
+        return self.initial_state(len(known)) | self.normaliser.after(known)
+
     def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
         seen, after = self.normaliser.step(x, mask, state)
-        logits, rest = self._read(seen.level[:, None], seen.present[:, None], state)
-        return logits[:, 0].softmax(-1), after | rest
+        shares, age, rest = self._shares(seen.level[:, None], seen.present[:, None], state)
+        return self._read(shares, age)[:, 0].softmax(-1), after | rest
 
     def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
         seen, after = self.normaliser.scan(x, mask, state)
-        logits, rest = self._read(seen.level, seen.present, state)
-        return logits.softmax(-1), after | rest
+        shares, age, rest = self._shares(seen.level, seen.present, state)
+        return self._read(shares, age).softmax(-1), after | rest
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Statistics of the channels, then the thresholds: evenly spaced quantiles of what they cut; then of shares."""
@@ -116,7 +121,8 @@ class Rocket(StepModel, Trainable):
         views = [self._views(level, self.initial_state(len(level))) for level, _ in seen]
         even = torch.linspace(0, 1, self.config.thresholds + 2)[1:-1]
         for index in range(len(self.dilations)):
-            found = thinned(torch.cat([self._convolved(index, part).flatten(1) for part in views], 1))  # (84, n)
+            convolved = [self._convolved(index, part).transpose(0, 1).flatten(1) for part in views]
+            found = thinned(torch.cat(convolved, 1))  # (84, n)
             # Each kernel cuts at quantiles of its own, a little beside the next one's, as in the paper.
             moved = (even + (torch.rand(KERNELS, 1) - 0.5) * even[0]).clamp(0.01, 0.99)
             place = (moved * (found.shape[1] - 1)).long()
@@ -127,14 +133,13 @@ class Rocket(StepModel, Trainable):
         self._standardise(seen)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy at some positions of the windows, other ones each time."""
+        """Cross-entropy at some positions of the windows; in training other ones each time, else evenly spaced."""
         known = (batch.target >= 0).any(0).nonzero()[:, 0]  # positions at which some window has a label
         chosen = self.config.positions
-        if chosen and self.training and len(known) > chosen:
-            parts = (torch.arange(chosen) + torch.rand(chosen)) * len(known) / chosen
-            known = known[parts.long()]
-        level, present = self._seen(batch)
-        logits, _ = self._read(level, present, self.initial_state(len(level)), known)
+        if chosen and len(known) > chosen:
+            within = torch.rand(chosen) if self.training else torch.full((chosen,), 0.5)
+            known = known[((torch.arange(chosen) + within) * len(known) / chosen).long()]
+        logits = self._read(*self._shares_at(*self._seen(batch), known))
         return cross_entropy(
             logits.flatten(0, 1),
             batch.target[:, known].flatten(),
@@ -142,54 +147,63 @@ class Rocket(StepModel, Trainable):
             label_smoothing=self.config.smoothing,
         )
 
-    def _read(
-        self, level: Tensor, present: Tensor, state: State, positions: Tensor | None = None
-    ) -> tuple[Tensor, State]:
-        """Logits (B, T, classes), or at the named positions of the time; the next state.
-
-        level, present: (B, T, C).
-        """
-        shares, age, after = self._shares(level, present, state, positions)
+    def _read(self, shares: list[Tensor], age: Tensor) -> Tensor:
+        """Logits (B, T, classes) from the shares (B, T, R K) and how much past they are of (B, T, 1)."""
         hidden: Tensor | float = 0.0
         for index, share in enumerate(shares):
             z = (share - self.get_buffer(f"mean{index}")) / self.get_buffer(f"std{index}")
             hidden = hidden + self.read[index](dropout(z, self.config.dropout, self.training))
         near = torch.exp(-((torch.log1p(age) - self.ages) ** 2))  # (B, T, AGES)
         hidden = gelu(hidden * self.gate(near) + self.shift(near))
-        return self.head(dropout(hidden, self.config.dropout / 2, self.training)), after
+        return self.head(dropout(hidden, self.config.dropout / 2, self.training))
 
-    @torch.no_grad()
-    def _shares(
-        self, level: Tensor, present: Tensor, state: State, positions: Tensor | None = None
-    ) -> tuple[list[Tensor], Tensor, State]:
+    def _shares(self, level: Tensor, present: Tensor, state: State) -> tuple[list[Tensor], Tensor, State]:
         """Running proportions (B, T, R K) of each dilation and of the levels; how much past there was (B, T, 1)."""
-        there = present.amax(-1, keepdim=True)
-        age = state["age"][:, None] + there.cumsum(1)
+        age, rates = self._rates(present, state["age"])
         views = self._views(level, state)
-        rates = [there / age.clamp(1.0, float(window)) for window in (self.config.short, self.config.long)]
         after = {"age": age[:, -1], "past": views[:, views.shape[1] - self.past :]}
         shares = []
         for index in range(len(self.sizes)):
-            above = self._above(index, views, level)
-            found, last = running_means(above, rates, state[f"shares{index}"], positions)
-            after[f"shares{index}"] = last
+            above = self._above(index, views, level, present).transpose(1, 2).contiguous()
+            found, after[f"shares{index}"] = running_means(above, rates, state[f"shares{index}"])
             shares.append(found)
-        return shares, age if positions is None else age[:, positions], after
+        return shares, age, after
 
-    def _above(self, index: int, views: Tensor, level: Tensor) -> Tensor:
-        """(B, T, K) where each value lies, -1 below each threshold to 1 above; softly."""
+    @torch.no_grad()
+    def _shares_at(self, level: Tensor, present: Tensor, positions: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The shares, and how much past there was, of windows with nothing before at the positions alone.
+
+        The means are linear in what they are of, so their weights serve for all of it: no walk through its time.
+        """
+        state = self.initial_state(len(level))
+        age, rates = self._rates(present, state["age"])
+        weights = mean_weights(rates, positions).flatten(1, 2)  # (B, P R, T)
+        views = self._views(level, state)
+        shares = []
+        for index in range(len(self.sizes)):
+            found = weights @ self._above(index, views, level, present).transpose(1, 2)  # (B, P R, K)
+            shares.append(found.unflatten(1, (len(positions), len(rates))).flatten(2))
+        return shares, age[:, positions]
+
+    def _rates(self, present: Tensor, age: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """How much past there is (B, T, 1), and the rates of the running means then."""
+        there = present.amax(-1, keepdim=True)
+        age = age[:, None] + there.cumsum(1)
+        return age, [there / age.clamp(1.0, float(window)) for window in (self.config.short, self.config.long)]
+
+    def _above(self, index: int, views: Tensor, level: Tensor, present: Tensor) -> Tensor:
+        """(B, K, T) where each value lies, -1 below each threshold to 1 above; beside the levels, what was observed."""
         if index == len(self.dilations):
-            return torch.tanh((clamped(level)[..., None] - self.level_cuts) / SOFTNESS).flatten(2)
-        found = self._convolved(index, views).permute(1, 2, 0)[..., None]  # (B, T, 84, 1)
-        softness = self.get_buffer(f"softness{index}")
-        return torch.tanh((found - self.get_buffer(f"cuts{index}")) / softness).flatten(2)
+            above = softly_above(clamped(level).transpose(1, 2), self.level_cuts, torch.full((1, 1), SOFTNESS))
+            return torch.cat([above, 2 * present.transpose(1, 2) - 1], 1)
+        found = self._convolved(index, views)
+        return softly_above(found, self.get_buffer(f"cuts{index}"), self.get_buffer(f"softness{index}"))
 
     def _convolved(self, index: int, views: Tensor) -> Tensor:
-        """views (B, past + T, V) -> (84, B, T)."""
+        """views (B, past + T, V) -> (B, 84, T)."""
         dilation = self.dilations[index]
         start = self.past - (TAPS - 1) * dilation
-        kernels = self.get_buffer(f"kernels{index}")
-        return conv1d(views[:, start:].transpose(1, 2), kernels, dilation=dilation).transpose(0, 1)
+        return conv1d(views[:, start:].transpose(1, 2), self.get_buffer(f"kernels{index}"), dilation=dilation)
 
     @staticmethod
     def _views(level: Tensor, state: State) -> Tensor:
@@ -200,7 +214,7 @@ class Rocket(StepModel, Trainable):
     @torch.no_grad()
     def _seen(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Levels and what of them was observed, (B, T, C) each, of windows with nothing before."""
-        seen, _ = self.normaliser.scan(batch.x, batch.mask, self.initial_state(len(batch.x)))
+        seen, _ = self.normaliser.scan(batch.x, batch.mask, first_state(self, batch))
         return seen.level, seen.present
 
     @torch.no_grad()
@@ -210,7 +224,7 @@ class Rocket(StepModel, Trainable):
         count = 0
         for level, present in windows:
             positions = torch.arange(0, level.shape[1], max(1, level.shape[1] // 16))
-            shares, _, _ = self._shares(level, present, self.initial_state(len(level)), positions)
+            shares, _ = self._shares_at(level, present, positions)
             for index, share in enumerate(shares):
                 flat = share.flatten(0, 1).double()
                 totals[index] = totals[index] + torch.stack([flat.sum(0), flat.square().sum(0)])
@@ -218,7 +232,14 @@ class Rocket(StepModel, Trainable):
         for index, total in enumerate(totals):
             mean, square = torch.as_tensor(total) / count
             self.get_buffer(f"mean{index}").copy_(mean)
-            self.get_buffer(f"std{index}").copy_((square - mean**2).clamp(min=0).sqrt() + LEAST_DEVIATION)
+            deviation = (square - mean**2).clamp(min=0).sqrt()
+            std = torch.where(deviation > NEVER_CHANGES, deviation + LEAST_DEVIATION, IGNORED)
+            self.get_buffer(f"std{index}").copy_(std)
+
+
+def softly_above(found: Tensor, cuts: Tensor, softness: Tensor) -> Tensor:
+    """(B, n, T) of n rows, cuts (n, k) of each, of a softness (n, 1) -> (B, n k, T)."""
+    return torch.tanh((found / softness)[:, :, None] - (cuts / softness)[..., None]).flatten(1, 2)
 
 
 def clamped(level: Tensor) -> Tensor:
@@ -246,19 +267,32 @@ def random_kernels(views: int) -> Tensor:
     return weights
 
 
-def running_means(
-    values: Tensor, rates: list[Tensor], before: Tensor, positions: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """m_t = m_{t-1} + rate_t (value_t - m_{t-1}) for each rate; at all times or the named ones, and at the last.
+def running_means(values: Tensor, rates: list[Tensor], before: Tensor) -> tuple[Tensor, Tensor]:
+    """m_t = m_{t-1} + rate_t (value_t - m_{t-1}) for each rate; at all times, and at the last.
 
     values: (B, T, K); rates: (B, T, 1) each, R of them; before: (B, R K). Returns (B, T, R K) and (B, R K).
     """
-    kept = range(values.shape[1]) if positions is None else positions.tolist()
-    wanted = set(kept)
-    found = {}
+    found = []
     means = list(before.chunk(len(rates), -1))
     for t in range(values.shape[1]):
         means = [mean + rate[:, t] * (values[:, t] - mean) for mean, rate in zip(means, rates, strict=True)]
-        if t in wanted:
-            found[t] = torch.cat(means, -1)
-    return torch.stack([found[t] for t in kept], 1), torch.cat(means, -1)
+        found.append(torch.cat(means, -1))
+    return torch.stack(found, 1), found[-1]
+
+
+def mean_weights(rates: list[Tensor], positions: Tensor) -> Tensor:
+    """(B, P, R, T): how much each value weighs in the running means at the P positions, with nothing before.
+
+    rates: (B, T, 1) each, R of them.
+    """
+    wanted = positions.tolist()
+    weights = []
+    for rate in rates:
+        found, mean = {}, torch.zeros_like(rate[..., 0])  # (B, T)
+        for t in range(max(wanted) + 1):
+            mean = mean * (1 - rate[:, t])
+            mean[:, t] = rate[:, t, 0]
+            if t in wanted:
+                found[t] = mean
+        weights.append(torch.stack([found[t] for t in wanted], 1))
+    return torch.stack(weights, 2)

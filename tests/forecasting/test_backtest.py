@@ -15,7 +15,7 @@ from forecasting.backtest import LEADERBOARD, backtest, compare, cutoff_position
 from forecasting.conformal import calibrate
 from forecasting.task import Task, TaskError
 from forecasting.training import fit_model
-from forecasting.windows import Parts, Span, split
+from forecasting.windows import Parts, Span, known_before, split
 from models.contract import ModelError
 
 VALUE = Channel("y", "1")
@@ -527,3 +527,32 @@ def test_a_model_that_does_not_stream_sees_the_whole_recording():
     np.testing.assert_allclose(row.values, whole[0, 3:4].detach(), rtol=1e-6)
     cut_short = replace(span, series=replace(span.series, values=span.series.values[:4], ds=span.series.ds[:4]))
     assert not np.allclose(one_pass(model, [cut_short], [np.array([3])])[0].values, row.values)
+
+
+@pytest.mark.parametrize("name", ["gru", "rocket"])
+def test_a_series_of_a_known_person_is_seen_as_by_a_stream_that_went_on(name):
+    """Of the stream's state the statistics go on, and the rest begins anew."""
+    data = recordings()
+    task, parts = parts_of(data)
+    small = SMALL if name == "gru" else {"dilations": 1, "thresholds": 1, "levels": 4, "hidden": 8, "max_epochs": 1}
+    model = fit_model(name, task, parts, settings=small | {"prior": 4}).model
+    span = parts.test[0]
+    half = len(span.series.ds) // 2
+    earlier, later = (
+        replace(span.series, unique_id=part, ds=span.series.ds[at], values=span.series.values[at])
+        for part, at in (("earlier", slice(0, half)), ("later", slice(half, None)))
+    )
+    known = known_before([earlier, later], {"earlier": "one", "later": "one"})
+    spans = [Span(each, 0, len(each.ds), known[each.unique_id]) for each in (earlier, later)]
+    positions = [np.arange(len(each.ds)) for each in (earlier, later)]
+    found = one_pass(model, spans, positions)[1].values
+    x = torch.from_numpy(earlier.values[None].astype(np.float32))
+    _, state = model.scan(x, torch.ones_like(x), model.initial_state(1))
+    begun = model.initial_state(1) | {key: value for key, value in state.items() if key.startswith("norm.")}
+    mean = begun["norm.last"] - begun["norm.offset"]
+    begun |= {"norm.last": mean, "norm.offset": torch.zeros_like(mean)}
+    x = torch.from_numpy(later.values[None].astype(np.float32))
+    expected, _ = model.scan(x, torch.ones_like(x), begun)
+    np.testing.assert_allclose(found, expected[0].detach(), rtol=1e-4, atol=1e-6)
+    stranger, _ = model.scan(x, torch.ones_like(x), model.initial_state(1))
+    assert not np.allclose(found, stranger[0].detach(), rtol=1e-3)

@@ -13,7 +13,17 @@ from data.frame import Channel, Dataset, Splits
 from data.panel import Series, to_panel
 from forecasting.task import Task, TaskError
 from forecasting.training import fit_model
-from forecasting.windows import LengthBatches, Parts, Span, Window, WindowDataset, plan_windows, split, window_loader
+from forecasting.windows import (
+    LengthBatches,
+    Parts,
+    Span,
+    Window,
+    WindowDataset,
+    known_before,
+    plan_windows,
+    split,
+    window_loader,
+)
 from models.catalog import build
 
 VALUE = Channel("y", "1")
@@ -427,3 +437,28 @@ def test_a_window_knows_the_statistics_of_what_came_before_it_and_of_nothing_aft
         expected = [len(known), known.mean(), known.std()] if begin else [0, 0, 0]
         assert batch.before is not None
         np.testing.assert_allclose(batch.before[0].numpy(), expected, rtol=1e-5)
+
+
+def test_what_is_known_of_a_person_is_all_that_they_showed_in_earlier_series_and_nothing_later():
+    rng = np.random.default_rng(0)
+    panel = [
+        Series(name, np.arange(6), 1e3 + rng.normal(size=(6, 2)), np.zeros(6, int)) for name in ("a1", "b1", "a2", "a3")
+    ]
+    panel[0].values[2:, 1] = np.nan
+    known = known_before(panel, {"a1": "a", "a2": "a", "a3": "a", "b1": "b"})
+    shown = np.concatenate([panel[0].values, panel[2].values])
+    assert not known["a1"].any()
+    assert not known["b1"].any()
+    np.testing.assert_allclose(known["a2"][1], np.nanmean(panel[0].values, 0))
+    np.testing.assert_allclose(known["a3"], [[12, 8], np.nanmean(shown, 0), np.nanvar(shown, 0)])
+
+
+def test_windows_carry_what_is_known_of_their_person():
+    known = np.arange(3.0)[:, None]
+    spans = [replace(span_of(20), known=known), span_of(20)]
+    for batch in window_loader(spans, forecast_task(), length=8, stride=8, context=0, batch_size=8):
+        assert batch.known is not None
+        told = {tuple(row.flatten().tolist()) for row in batch.known}
+        assert told == {(0.0, 1.0, 2.0), (0.0, 0.0, 0.0)}
+    (batch,) = window_loader([span_of(8)], forecast_task(), length=8, stride=8, context=0, batch_size=8)
+    assert batch.known is None

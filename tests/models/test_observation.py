@@ -233,3 +233,20 @@ def test_the_buffer_is_the_last_values_of_the_filled_series(seed, steps, lags, c
             elif filled:
                 filled = [*filled, filled[-1]]
             assert windows[b, t, :, 0].tolist() == (filled[-lags:] if filled else [0.0] * lags)
+
+
+@pytest.mark.parametrize("prior", [1, 5])
+def test_what_is_known_of_other_series_is_as_if_they_had_been_seen(prior):
+    part = RunningNormaliser(2, window=100, prior=prior).double()
+    part.calibrate(torch.tensor([1.0, -2.0]), torch.tensor([4.0, 0.5]), torch.full((2,), 1e-6))
+    generator = torch.Generator().manual_seed(0)
+    x = 3 + 2 * torch.randn(1, 12, 2, generator=generator, dtype=torch.float64)
+    _, went_on = part.scan(x[:, :8], torch.ones(1, 8, 2), part.initial_state(1))
+    before = x[:, :8]
+    known = torch.stack([torch.full((1, 2), 8.0), before.mean(1), before.var(1, correction=0)], 1)
+    expected, _ = part.scan(x[:, 8:], torch.ones(1, 4, 2), went_on)
+    found, _ = part.scan(x[:, 8:], torch.ones(1, 4, 2), part.after(known))
+    torch.testing.assert_close(found.level, expected.level)
+    torch.testing.assert_close(found.scale, expected.scale)
+    nothing = part.after(torch.zeros(1, 3, 2, dtype=torch.float64))
+    torch.testing.assert_close(nothing, part.initial_state(1))

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from models.catalog import build
 from models.contract import Batch, ModelError, Signature
-from models.rocket import Rocket, running_means
+from models.rocket import Rocket, mean_weights, running_means
 
 SIGNATURE = Signature("classify", channels=2, classes=3)
 SMALL = {"dilations": 3, "thresholds": 2, "levels": 4, "hidden": 16, "short": 8, "long": 64, "positions": 4}
@@ -51,6 +51,29 @@ def test_frequency_and_power_are_told_apart_on_new_series_and_better_the_longer_
     assert right[-1] > right[0]
 
 
+def test_that_a_channel_is_missing_tells_classes_apart_and_one_that_never_was_may_fail_later():
+    torch.manual_seed(0)
+    model = build("rocket", SIGNATURE, **SMALL)
+    x, label = torch.randn(24, 20, 2), torch.arange(24) % 2
+    mask = torch.ones_like(x)
+    mask[label == 1, ::2, 0] = 0
+    training = Batch(x, mask, label[:, None].expand(24, 20), torch.ones(24))
+    model.prepare([training])
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(30):
+        optimiser.zero_grad()
+        model.loss(training).backward()
+        optimiser.step()
+    model.eval()
+    with torch.no_grad():
+        said, _ = model.scan(x, mask, model.initial_state(24))
+        usual, whole = model.normaliser.prior_mean.expand(1, 20, 2), torch.ones(1, 20, 2)
+        expected, _ = model.scan(usual, whole, model.initial_state(1))
+        failed, _ = model.scan(usual, whole * torch.tensor([1.0, 0.0]), model.initial_state(1))
+    assert (said[:, -1].argmax(-1) == label).float().mean() > 0.95
+    torch.testing.assert_close(failed, expected, atol=1e-4, rtol=0)
+
+
 def test_the_units_of_the_channels_do_not_matter():
     """Statistics and thresholds come from the training data."""
     said = []
@@ -72,6 +95,18 @@ def test_a_running_mean_is_plain_until_its_window_and_exponential_after():
     found, last = running_means(values, rates, torch.zeros(1, 1))
     assert found.flatten().tolist() == [1.0, 2.0, 5.0]
     assert last.flatten().tolist() == [5.0]
+
+
+def test_weights_of_the_means_give_the_running_means_where_they_are_asked_for():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(2, 9, 3, generator=generator)
+    there = (torch.rand(2, 9, 1, generator=generator) > 0.3).float()  # gaps weigh nothing
+    rates = [there / there.cumsum(1).clamp(1, window) for window in (2.0, 5.0)]
+    found, _ = running_means(values, rates, torch.zeros(2, 6))
+    positions = torch.tensor([0, 4, 4, 7])
+    weights = mean_weights(rates, positions)
+    assert weights.shape == (2, 4, 2, 9)
+    torch.testing.assert_close((weights @ values[:, None]).flatten(2), found[:, positions])
 
 
 @pytest.mark.parametrize("setting", [{"dilations": 0}, {"dropout": 1.0}, {"levels": 0}])
