@@ -123,7 +123,7 @@ def test_the_fewer_frames_training_weighs_the_nearer_the_person_comes_to_their_o
 
     assert distance(1) == pytest.approx(100 / 61, rel=1e-2)  # as one frame of what training is like, of level 0
     assert distance(20) == pytest.approx(100 * 20 / 80, rel=1e-2)
-    assert distance(None) == pytest.approx(100 * 0.99**60, rel=1e-2)  # the model's own window of 100 frames
+    assert distance(None) == pytest.approx(100 * 100 / 160, rel=1e-2)  # the model's own prior of 100 frames
 
 
 def test_a_person_of_another_bundle_a_broken_file_and_a_model_without_statistics_are_refused(bundle, tmp_path):
