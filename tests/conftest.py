@@ -13,6 +13,7 @@ settings.register_profile("mnemosyne", deadline=None, max_examples=20, derandomi
 settings.load_profile("mnemosyne")
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in this very hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests share what its fixtures made, so they stay together; the contract suite shares it by model."""
     for item in items:
