@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from data.panel import Series
-from forecasting.backtest import trained_pass
 from forecasting.bundle import RECORDINGS, REFIT, Bundle, BundleError, read_npz, seal, write_bundle, write_npz
 from forecasting.conformal import Calibration
 from forecasting.export import limits_of, use_of
 from forecasting.frames import tabulate
 from forecasting.graphs import CPU, check_providers
+from forecasting.passes import trained_pass
 from forecasting.predictions import Rows, substituted
 from forecasting.refit import PREFIX, SUBSTITUTE, RefitModel
 from forecasting.runtime import LoadedBundle

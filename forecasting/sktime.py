@@ -29,6 +29,7 @@ from data.readers import default_season
 from forecasting.backtest import calibration_of, validated
 from forecasting.conformal import Calibration
 from forecasting.metrics import mean_of_quantiles
+from forecasting.passes import VALUES_AT_ONCE
 from forecasting.predictions import Substitute
 from forecasting.task import Task, TaskError
 from forecasting.training import Trained, fit_model, parse_settings
@@ -39,7 +40,6 @@ from models.contract import Local, ModelError, State, StepModel, concat, take
 # Beside the deciles the edges of the intervals that are asked for most: 80, 90, 95 and 98 %.
 LEVELS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99)
 ROWS_A_LAG = 3  # training rows for each weight of a closed form; with fewer it learns its few rows by heart
-VALUES_AT_ONCE = 8_000_000  # predictions held in memory by one scan
 TARGET, LABEL = "y", "label"
 OURS = {"authors": "The Mnemosyne authors", "maintainers": "The Mnemosyne authors"}  # tags of sktime's
 TINY = {"hidden": 4, "max_epochs": 1, "batch_size": 256}  # the smallest network that learns
