@@ -18,7 +18,7 @@ from data.panel import Series, future_ds, to_panel
 from forecasting.bundle import BundleError
 from forecasting.graphs import Array, as_float32
 from forecasting.listing import shorten
-from forecasting.metrics import mean_of_quantiles
+from forecasting.metrics import mean_of_quantiles, quantile_column
 
 if TYPE_CHECKING:
     from forecasting.runtime import LoadedBundle
@@ -134,7 +134,7 @@ def tabulate(
     flat = predictions.reshape(-1, len(bundle.quantiles)).astype(float)  # (B * H, Q)
     own = raw.reshape(-1, len(bundle.quantiles)).astype(float)
     numbers = {"mean": mean_of_quantiles(own, np.array(bundle.quantiles)) if points is None else points.ravel()}
-    numbers |= {f"q{level:g}": flat[:, k] for k, level in enumerate(bundle.quantiles)}
+    numbers |= {quantile_column(level): flat[:, k] for k, level in enumerate(bundle.quantiles)}
     table = {"unique_id": np.repeat(np.array(ids, dtype=object), steps)}
     if bundle.kind == "forecast":
         ahead = {time: future_ds(time, bundle.task["freq"], steps) for time in dict.fromkeys(times)}

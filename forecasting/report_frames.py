@@ -11,16 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from forecasting.metrics import quantile_column
 from forecasting.predictions import Rows, substituted
 from forecasting.scores import actual_of
 from forecasting.task import Task
 from forecasting.windows import Parts
 
 SUBSTITUTES = ("model", "unique_id", "cutoff", "substitute", "reason")
-
-
-def quantile_column(level: float) -> str:
-    return f"q{level:g}"
 
 
 def forecast_frame(task: Task, rows: Mapping[str, list[Rows]]) -> pd.DataFrame:
