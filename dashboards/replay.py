@@ -19,7 +19,7 @@ RECENT = 200  # steps over which latency is reported
 
 
 class Stepper(Protocol):
-    """What is played through: `forecasting.runtime.Stream` of one series."""
+    """What is played through: `forecasting.stream.Stream` of one series."""
 
     def step(self, values: Any, at: Any = None) -> Any: ...
     def look(self, values: Any, at: Any = None) -> tuple[Any, Any]: ...

@@ -286,27 +286,24 @@ class _Check:
         if len(twice):
             raise FrameError(f"{self.source}: column {twice[0]} occurs more than once. Rename one of them.")
 
-    def ids(self, column: pd.Series) -> np.ndarray:
+    def given(self, column: pd.Series, name: str, need: str) -> None:
+        """Raise FrameError where a row has no value in a column that it cannot do without."""
         missing = (column.isna() | (column.astype(object) == "")).to_numpy()
         if missing.any():
-            row = int(missing.argmax())
             raise FrameError(
-                f"{self.source}: {self.name(ID)} is missing in {missing.sum()} of {len(column)} rows, "
-                f"first in {self.where(row)}. Every row must name its series."
+                f"{self.source}: {self.name(name)} is missing in {missing.sum()} of {len(column)} rows, "
+                f"first in {self.where(int(missing.argmax()))}. {need}"
             )
+
+    def ids(self, column: pd.Series) -> np.ndarray:
+        self.given(column, ID, "Every row must name its series.")
         # Converting the few distinct names is much faster than converting every row.
         codes, uniques = pd.factorize(column)
         return np.array([str(value) for value in uniques], dtype=object)[codes]
 
     def times(self, column: pd.Series) -> tuple[np.ndarray, str | None]:
         """The times as datetime64[ns], int64 or float64, and what was converted."""
-        missing = (column.isna() | (column.astype(object) == "")).to_numpy()
-        if missing.any():
-            row = int(missing.argmax())
-            raise FrameError(
-                f"{self.source}: {self.name(TIME)} is missing in {missing.sum()} of {len(column)} rows, "
-                f"first in {self.where(row)}. Every observation needs its time."
-            )
+        self.given(column, TIME, "Every observation needs its time.")
         kind = column.dtype
         if isinstance(kind, pd.PeriodDtype):
             column = column.dt.to_timestamp()

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from forecasting.bundle import BundleError
-    from forecasting.runtime import LoadedBundle, Stream, load_bundle
+    from forecasting.runtime import LoadedBundle, load_bundle
+    from forecasting.stream import Stream
 
 __all__ = ["BundleError", "LoadedBundle", "Stream", "load_bundle"]
+
+HOMES = {"BundleError": "bundle", "Stream": "stream"}  # of the others it is the runtime
 
 
 def __getattr__(name: str) -> Any:
@@ -20,4 +23,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'forecasting' has no attribute '{name}'")
     from importlib import import_module
 
-    return getattr(import_module("forecasting.bundle" if name == "BundleError" else "forecasting.runtime"), name)
+    return getattr(import_module(f"forecasting.{HOMES.get(name, 'runtime')}"), name)

@@ -3,8 +3,8 @@
 Quantiles are calibrated before they are judged: on the forecasts that a model, fitted to the training part, makes of
 the validation part. Nothing of the test is used.
 
-A model scans each series once, from its beginning through the test: its state at a cut-off has seen everything up to
-there and nothing after, so no refit, no new window and no look ahead is needed for the next cut-off.
+How each series is scanned once is `forecasting.passes`, how predictions are judged `forecasting.scores`, and the frames
+of a report are `forecasting.report_frames`; here is what is fitted, calibrated and predicted when.
 
 Shapes: N cut-offs or rows of one series, T time, C channels, H horizon, Q quantiles, K classes.
 """
@@ -12,48 +12,39 @@ Shapes: N cut-offs or rows of one series, T time, C channels, H horizon, Q quant
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial, reduce
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from data.frame import Dataset, show_time
-from data.panel import Series, to_panel
-from forecasting import metrics
+from data.panel import to_panel
 from forecasting.conformal import Calibration, calibrate, scores_needed
 from forecasting.ensemble import check_ensembles, combined, ensemble_name
-from forecasting.metrics import mean_of_quantiles
-from forecasting.predictions import Rows, substituted
+from forecasting.passes import cutoff_positions, trained_pass
+from forecasting.predictions import Rows
 from forecasting.refit import Answer, RefitModel, is_refit, known_fields
+from forecasting.report_frames import (
+    SUBSTITUTES,
+    class_frame,
+    forecast_frame,
+    history_frame,
+    number_frame,
+    substitutes_frame,
+)
+from forecasting.scores import actual_of, interval_scores, leaderboard_of, score_classes, score_forecasts, score_numbers
 from forecasting.task import Task, TaskError
 from forecasting.training import Trained, TrainingConfig, fit_local, fit_model, parse_settings
-from forecasting.windows import Parts, Span, split, stacked_known
+from forecasting.windows import Parts, Span, split
 from models.catalog import build, entry, field_defaults
-from models.contract import Local, ModelError, Signature, StepModel
+from models.contract import ModelError
 
 ALWAYS = ("naive", "ridge")
-JUDGED_BY = {"forecast": "mase", "classify": "accuracy", "regress": "mae"}  # what the leaderboard is sorted by
-CONFIDENCE, DWELL = 0.8, 3  # an early decision: this probability for so many frames in a row
-VALUES_AT_ONCE = 8_000_000  # predictions held in memory by one scan
 CALIBRATION_SCORES = 200_000  # outcomes of the validation part that a calibration rests on at most
-LEADERBOARD = (
-    "model", "task", "n_series", "n_cutoffs", "mase", "smape", "mae", "rmse", "mse", "pinball", "coverage_80",
-    "skill_vs_naive", "dm_p_value", "fit_seconds", "predict_seconds", "peak_mb",
-    "mape", "accuracy", "macro_f1", "earliness",
-    "calibrated", "pinball_raw", "coverage_80_raw", "calibrate_seconds",
-    "n_substituted",
-)  # fmt: skip
-SUBSTITUTES = ("model", "unique_id", "cutoff", "substitute", "reason")
-
-
-Scores = dict[str, tuple[dict[str, float], np.ndarray]]
-"""Per model its measures, and its losses as the Diebold-Mariano test wants them: the same units for every model."""
 
 
 @dataclass(frozen=True)
@@ -72,150 +63,6 @@ class Report:
 
     def with_notes(self, notes: Sequence[str]) -> Report:
         return replace(self, notes=(*notes, *self.notes))
-
-
-def cutoff_positions(span: Span, horizon: int, stride: int = 1) -> np.ndarray:
-    """Positions t of the cut-offs whose next `horizon` steps all lie inside the span.
-
-    A series that is new with the test shows one horizon of its past before it is judged.
-    """
-    return np.arange(span.begin - 1 if span.begin else horizon - 1, span.end - horizon, stride)
-
-
-@torch.no_grad()
-def one_pass(model: StepModel, spans: Sequence[Span], positions: Sequence[np.ndarray]) -> list[Rows]:
-    """Predictions at the chosen positions of every series, each series scanned once.
-
-    Series that end at the same position share a batch; long series run in pieces with the state carried, so memory
-    does not grow with their length.
-    """
-    rows: list[Rows | None] = [None] * len(spans)
-    together: dict[int, list[int]] = defaultdict(list)
-    for index, chosen in enumerate(positions):
-        length = int(chosen[-1]) + 1 if len(chosen) and model.streams else len(spans[index].series.ds)
-        together[length].append(index)
-    size = int(np.prod(model.signature.prediction_shape))
-    for length, everyone in together.items():
-        for first in range(0, len(everyone), 64):
-            members = everyone[first : first + 64]
-            x = torch.stack([_tensor(spans[index].series)[:length] for index in members]).to(model.device)
-            future: list[torch.Tensor] = []  # (B, length, H, F) where the model takes it
-            if model.signature.future:
-                future = [_ahead([(spans[i].series, 0) for i in members], length, model.signature).to(model.device)]
-            kept: list[list[np.ndarray]] = [[] for _ in members]
-            owners = stacked_known([spans[index] for index in members])
-            state = model.initial_state(len(members)) if owners is None else model.state_of_known(owners.to(x))
-            piece = max(1, VALUES_AT_ONCE // (size * len(members))) if model.streams else length
-            for begin in range(0, length, piece):
-                part = x[:, begin : begin + piece]
-                inside = [at[(at >= begin) & (at < begin + piece)] for at in (positions[index] for index in members)]
-                known, ahead = part.isfinite().to(part.dtype), [told[:, begin : begin + piece] for told in future]
-                at_end = [told[:, -1] for told in ahead]
-                if begin + piece < length and not any(map(len, inside)):  # the past: only the state is wanted
-                    _, state = model.last(part, known, state, *at_end)
-                    continue
-                if all(at.tolist() == [begin + part.shape[1] - 1] for at in inside):  # only what is said at the end
-                    values, state = model.last(part, known, state, *at_end)
-                    for row, value in enumerate(values.cpu().numpy()):
-                        kept[row].append(value[None])
-                    continue
-                values, state = model.scan(part, known, state, *ahead)
-                for row, at in enumerate(inside):
-                    kept[row].append(values[row, torch.from_numpy(at - begin)].cpu().numpy())
-            for row, index in enumerate(members):
-                rows[index] = Rows(spans[index], positions[index], np.concatenate(kept[row]))
-    return [row for row in rows if row is not None]
-
-
-def trained_pass(trained: Trained, spans: Sequence[Span], positions: Sequence[np.ndarray]) -> list[Rows]:
-    """`one_pass`, or `local_pass` of a local model; a series of which the model could learn nothing says so."""
-    if trained.states is None:
-        rows = one_pass(trained.model, spans, positions)
-    else:
-        rows = local_pass(trained, spans, positions)
-    instead = trained.substitutes
-    return [
-        replace(row, instead=dict.fromkeys(row.positions.tolist(), instead[row.span.series.unique_id]))
-        if row.span.series.unique_id in instead
-        else row
-        for row in rows
-    ]
-
-
-@torch.no_grad()
-def local_pass(trained: Trained, spans: Sequence[Span], positions: Sequence[np.ndarray]) -> list[Rows]:
-    """`one_pass` of a local model: every series goes on from the state that it was fitted to.
-
-    Raises:
-        TaskError: a series that has no past to be fitted to, or a position before the end of that.
-    """
-    model, states = trained.model, trained.states
-    assert states is not None
-    local = cast(Local, model)
-    rows: list[Rows | None] = [None] * len(spans)
-    together: dict[int, list[int]] = defaultdict(list)
-    for index, (span, chosen) in enumerate(zip(spans, positions, strict=True)):
-        end = states.ends.get(span.series.unique_id)
-        if end is None or (len(chosen) and chosen[0] < end - 1):
-            raise TaskError(
-                f"{trained.name} is fitted per series: series {span.series.unique_id} has no past of its own before "
-                "the test. Split by time, or take a model that is shared over the series, such as ridge."
-            )
-        together[max(0, int(chosen[-1]) + 1 - end) if len(chosen) else 0].append(index)
-    for length, everyone in together.items():
-        for first in range(0, len(everyone), 64):
-            members = everyone[first : first + 64]
-            names = [spans[index].series.unique_id for index in members]
-            ends = [states.ends[name] for name in names]
-            state = states.fits.state_of(names)
-            ahead: list[torch.Tensor] = []  # (B, 1 + length, H, F) where the model takes it
-            if model.signature.future:
-                begins = [(spans[i].series, end - 1) for i, end in zip(members, ends, strict=True)]
-                ahead = [_ahead(begins, length + 1, model.signature)]
-            values = local.predict(state, *(known[:, 0] for known in ahead))[:, None]
-            if length:
-                parts = [_tensor(spans[i].series)[end : end + length] for i, end in zip(members, ends, strict=True)]
-                x = torch.stack(parts).to(model.device)
-                known = [known[:, 1:] for known in ahead]
-                values = torch.cat([values, model.scan(x, x.isfinite().to(x.dtype), state, *known)[0]], 1)
-            for row, (index, end) in enumerate(zip(members, ends, strict=True)):
-                at = positions[index]
-                rows[index] = Rows(spans[index], at, values[row, torch.from_numpy(at - (end - 1))].cpu().numpy())
-    return [row for row in rows if row is not None]
-
-
-@torch.no_grad()
-def rewindowed(
-    model: StepModel, span: Span, positions: np.ndarray, lookback: int | None = None, batch: int = 256
-) -> Rows:
-    """The same predictions the long way: at every cut-off a new window, scanned from the initial state.
-
-    With `lookback` None the window is the whole past, and the numbers are `one_pass`'s; with a number it is the last so
-    many steps, the usual protocol of the long-horizon benchmarks.
-    """
-    x = _tensor(span.series).to(model.device)
-    values = []
-    if lookback is None:
-        for position in positions:
-            window = x[None, : position + 1]
-            prediction, _ = model.last(window, window.isfinite().to(x.dtype), model.initial_state(1))
-            values.append(prediction.cpu().numpy())
-    else:
-        windows = x.unfold(0, lookback, 1).transpose(1, 2)  # (n, lookback, C), the n-th ends at n + lookback - 1
-        for first in range(0, len(positions), batch):
-            window = windows[torch.from_numpy(positions[first : first + batch] - lookback + 1)]
-            prediction, _ = model.last(window, window.isfinite().to(x.dtype), model.initial_state(len(window)))
-            values.append(prediction.cpu().numpy())
-    return Rows(span, positions, np.concatenate(values))
-
-
-def _ahead(begins: Sequence[tuple[Series, int]], steps: int, signature: Signature) -> torch.Tensor:
-    """(B, steps, H, F) what is known ahead of so many positions of each series, a view; NaN beyond it."""
-    length, parts = steps + signature.horizon - 1, []
-    for series, begin in begins:
-        values = series.values[begin + 1 : begin + 1 + length, -signature.future :].astype(np.float32)
-        parts.append(np.pad(values, [(0, length - len(values)), (0, 0)], constant_values=np.nan))
-    return torch.from_numpy(np.stack(parts)).unfold(1, signature.horizon, 1).transpose(2, 3)
 
 
 def _refuse_missing_ahead(task: Task, spans: Sequence[Span], positions: Sequence[np.ndarray]) -> None:
@@ -237,10 +84,6 @@ def _refuse_missing_ahead(task: Task, spans: Sequence[Span], positions: Sequence
                 f"{series.unique_id}: lacks {'; '.join(said)}, which should be known ahead. Fill them in, or take them "
                 "as covariates that are not (--covariates)."
             )
-
-
-def _tensor(series: Series) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(series.values, np.float32))
 
 
 def backtest(
@@ -377,20 +220,20 @@ def compare(
     if not parts.judges_validation:
         judged = calibrations
         rows = {name: _calibrated(task, rows[name], judged.get(name)) for name in rows}
-    score = {"forecast": _score_forecasts, "classify": _score_classes, "regress": _score_numbers}[task.kind]
+    score = {"forecast": score_forecasts, "classify": score_classes, "regress": score_numbers}[task.kind]
     scores = score(task, rows)
     if task.kind == "forecast":
         for name, (measures, _) in scores.items():
-            own = _interval_scores(task, raw[name])
+            own = interval_scores(task, raw[name])
             measures |= {"calibrated": name in judged, **{f"{measure}_raw": value for measure, value in own.items()}}
-    leaderboard = _leaderboard(task, rows, costs, scores, stride)
-    frame = {"forecast": _forecast_frame, "classify": _class_frame, "regress": _number_frame}[task.kind](task, rows)
+    leaderboard = leaderboard_of(task, rows, costs, scores, stride)
+    frame = {"forecast": forecast_frame, "classify": class_frame, "regress": number_frame}[task.kind](task, rows)
     for one in trained.values():
         if isinstance(one, Trained):
             notes += one.notes()
-    instead = _substitutes(rows)
+    instead = substitutes_frame(rows)
     notes += _substitute_notes(instead, rows)
-    return Report(task, leaderboard, frame, _history(task, parts), trained, tuple(notes), instead, calibrations)
+    return Report(task, leaderboard, frame, history_frame(task, parts), trained, tuple(notes), instead, calibrations)
 
 
 def _check_positions(parts: Parts, task: Task) -> list[np.ndarray]:
@@ -460,7 +303,7 @@ def calibration_of(task: Task, everyone: Sequence[Rows]) -> Calibration:
         TaskError: there are too few outcomes for the outermost quantiles.
     """
     known, needed = [row for row in everyone if len(row.positions)], scores_needed(task.quantiles)
-    actual = np.concatenate([np.empty((0, task.horizon)), *(_actual(row, task.horizon) for row in known)])
+    actual = np.concatenate([np.empty((0, task.horizon)), *(actual_of(row, task.horizon) for row in known)])
     scores = int(np.isfinite(actual).sum())
     if scores < needed:
         raise TaskError(
@@ -489,15 +332,6 @@ def _calibrated(task: Task, everyone: Sequence[Rows], calibration: Calibration |
         return list(everyone)
     levels = np.array(task.quantiles)
     return [replace(row, values=calibration.apply(row.values), points=row.mean(levels)) for row in everyone]
-
-
-def _substitutes(rows: Mapping[str, list[Rows]]) -> pd.DataFrame:
-    """A row a prediction that is not the model's own, columns SUBSTITUTES."""
-    table: list[tuple[Any, ...]] = []
-    for name, everyone in rows.items():
-        times = {row.span.series.unique_id: row.span.series.ds for row in everyone}
-        table += [(name, uid, times[uid][at], one.name, one.reason) for uid, at, one in substituted(everyone)]
-    return pd.DataFrame(table, columns=list(SUBSTITUTES))
 
 
 def _substitute_notes(substitutes: pd.DataFrame, rows: Mapping[str, list[Rows]]) -> Iterator[str]:
@@ -544,22 +378,6 @@ def _predicted(parts: Parts, task: Task, stride: int) -> list[np.ndarray]:
         return [cutoff_positions(span, task.horizon, stride) for span in parts.test]
     # Counted from the end, for the last row is the one that a recording is judged by.
     return [np.arange(span.end - 1, span.begin - 1, -stride)[::-1] for span in parts.test]
-
-
-def _judged(everyone: Sequence[Rows]) -> list[np.ndarray]:
-    """Per series the indices of the rows whose class or number counts.
-
-    Where each series has one answer, the last row with a known answer; where it changes along a series, every such row.
-    """
-    known = [np.flatnonzero(_is_known(np.asarray(row.span.series.target)[row.positions])) for row in everyone]
-    answers = [np.asarray(row.span.series.target)[row.positions[at]] for row, at in zip(everyone, known, strict=True)]
-    if all(len(np.unique(answer)) <= 1 for answer in answers):
-        return [at[-1:] for at in known]
-    return known
-
-
-def _is_known(target: np.ndarray) -> np.ndarray:
-    return target >= 0 if target.dtype.kind in "iu" else np.isfinite(target)
 
 
 def _run(
@@ -627,219 +445,3 @@ class _PeakMemory:
         if self._status is not None:
             lines = dict(line.split(":", 1) for line in self._status.read_text().splitlines() if ":" in line)
             self.mb = int(lines["VmHWM"].split()[0]) / 1024
-
-
-def _actual(rows: Rows, horizon: int) -> np.ndarray:
-    """(N, H) the values that came, NaN where none was observed."""
-    steps = np.arange(1, horizon + 1)
-    return rows.span.series.values[rows.positions[:, None] + steps, 0]
-
-
-def _score_forecasts(task: Task, rows: Mapping[str, list[Rows]]) -> Scores:
-    """Per model its measures, and its scaled absolute error per cut-off (or per series, where those are more)."""
-    levels = np.array(task.quantiles)
-    scores = {}
-    for name, everyone in rows.items():
-        actual = np.concatenate([_actual(row, task.horizon) for row in everyone])
-        mean = np.concatenate([row.mean(levels) for row in everyone])
-        scale = np.concatenate([np.full(len(row.positions), _in_sample_scale(row.span, task)) for row in everyone])
-        measures = {
-            "mase": metrics.mase(actual, mean, scale).value,
-            "smape": metrics.smape(actual, mean),
-            "mae": metrics.mae(actual, mean),
-            "rmse": metrics.rmse(actual, mean),
-            "mse": metrics.mse(actual, mean),
-        }
-        measures |= _interval_scores(task, everyone)
-        error = np.abs(actual - mean) / np.where(scale > 0, scale, np.nan)[:, None]
-        known = np.isfinite(error)
-        per_row = np.where(known, error, 0).sum(1) / np.where(known.any(1), known.sum(1), np.nan)
-        scores[name] = measures, _by_time_or_series(per_row, [len(row.positions) for row in everyone])
-    return scores
-
-
-def _interval_scores(task: Task, everyone: Sequence[Rows]) -> dict[str, float]:
-    """The pinball loss and the coverage of the 80 % interval, of forecasts that have quantiles, and these levels."""
-    if not all(row.has_quantiles for row in everyone):
-        return {}
-    levels = np.array(task.quantiles)
-    actual = np.concatenate([_actual(row, task.horizon) for row in everyone])
-    quantiles = np.concatenate([row.values for row in everyone])
-    measures = {"pinball": metrics.pinball(actual, quantiles, levels)}
-    outer = [index for index, level in enumerate(levels) if np.isclose(level, 0.1) or np.isclose(level, 0.9)]
-    if len(outer) == 2:
-        measures["coverage_80"] = metrics.coverage(actual, quantiles[..., outer[0]], quantiles[..., outer[1]])
-    return measures
-
-
-def _in_sample_scale(span: Span, task: Task) -> float:
-    """The seasonal naive error before the test; of a series that is new with the test, over all of it."""
-    return metrics.seasonal_scale(span.series.values[: span.begin or span.end, 0], task.season)
-
-
-def _by_time_or_series(loss: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
-    """Losses (N,) of series after series -> one per cut-off (mean over the series), or per series if those are more."""
-    series = np.split(loss, np.cumsum(lengths)[:-1])
-    if len(series) > max(lengths):
-        return np.array([np.nanmean(losses) if np.isfinite(losses).any() else np.nan for losses in series])
-    padded = np.full((len(series), max(lengths)), np.nan)
-    for row, losses in enumerate(series):
-        padded[row, : len(losses)] = losses
-    known = np.isfinite(padded)
-    return np.where(known, padded, 0).sum(0) / np.where(known.any(0), known.sum(0), np.nan)
-
-
-def _judge(everyone: Sequence[Rows]) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """The true answers and the predictions of the rows that count, and how many of them each series has."""
-    judged = _judged(everyone)
-    truth = [np.asarray(row.span.series.target)[row.positions[at]] for row, at in zip(everyone, judged, strict=True)]
-    values = [row.values[at] for row, at in zip(everyone, judged, strict=True)]
-    return np.concatenate(truth), np.concatenate(values), [len(at) for at in judged]
-
-
-def _per_series(loss: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
-    """One mean loss a series: rows of one series are not independent."""
-    return np.array([part.mean() if len(part) else np.nan for part in np.split(loss, np.cumsum(lengths)[:-1])])
-
-
-def _score_classes(task: Task, rows: Mapping[str, list[Rows]]) -> Scores:
-    scores = {}
-    for name, everyone in rows.items():
-        truth, probabilities, lengths = _judge(everyone)
-        predicted = probabilities.argmax(-1)
-        measures = {
-            "accuracy": metrics.accuracy(truth, predicted),
-            "macro_f1": metrics.macro_f1(truth, predicted, len(task.labels)),
-        }
-        if len(truth) == len(everyone) and not is_refit(name) and entry(name).streams:
-            decided = [metrics.earliness(row.values, CONFIDENCE, DWELL) for row in everyone]
-            measures["earliness"] = float(np.mean(decided))
-        scores[name] = measures, _per_series((truth != predicted).astype(float), lengths)
-    return scores
-
-
-def _score_numbers(task: Task, rows: Mapping[str, list[Rows]]) -> Scores:
-    levels = np.array(task.quantiles)
-    scores = {}
-    for name, everyone in rows.items():
-        truth, quantiles, lengths = _judge(everyone)
-        mean = mean_of_quantiles(quantiles, levels)
-        measures = {
-            "mae": metrics.mae(truth, mean),
-            "rmse": metrics.rmse(truth, mean),
-            "mse": metrics.mse(truth, mean),
-            "mape": metrics.mape(truth, mean),
-            "pinball": metrics.pinball(truth, quantiles, levels),
-        }
-        scores[name] = measures, _per_series(np.abs(truth - mean), lengths)
-    return scores
-
-
-def _leaderboard(
-    task: Task, rows: Mapping[str, list[Rows]], costs: Mapping[str, Mapping[str, float]], scores: Scores, stride: int
-) -> pd.DataFrame:
-    """Best first. Skill is the share of the naive forecast's loss that is saved; p is Diebold and Mariano's."""
-    lead = -(-task.horizon // stride) if task.kind == "forecast" else 1
-    reference = scores["naive"][1]
-    table = []
-    for name, (measures, loss) in scores.items():
-        everyone = rows[name]
-        over_series = task.kind != "forecast" or len(everyone) > max(len(row.positions) for row in everyone)
-        skill = metrics.skill(_error(task, measures), _error(task, scores["naive"][0]))
-        beside: dict[str, Any] = {"skill_vs_naive": skill, "dm_p_value": np.nan}
-        if name != "naive":
-            beside["dm_p_value"] = metrics.diebold_mariano(loss, reference, 1 if over_series else lead).p_value
-        judged = max(len(row.positions) for row in everyone) if task.kind == "forecast" else len(_judge(everyone)[0])
-        table.append({
-            "model": name, "task": task.kind, "n_series": len(everyone), "n_cutoffs": judged,
-            **measures, **beside, **costs[name], "n_substituted": len(substituted(everyone)),
-        })  # fmt: skip
-    frame = pd.DataFrame(table).reindex(columns=list(LEADERBOARD))
-    return frame.sort_values(JUDGED_BY[task.kind], ascending=task.kind != "classify", kind="stable", ignore_index=True)
-
-
-def _error(task: Task, measures: Mapping[str, float]) -> float:
-    """What skill compares: the error rate, the MAE, or the MASE (the MAE where no series has a scale)."""
-    if task.kind == "classify":
-        return 1 - measures["accuracy"]
-    mase = measures.get("mase", np.nan)
-    return mase if np.isfinite(mase) else measures["mae"]
-
-
-def quantile_column(level: float) -> str:
-    return f"q{level:g}"
-
-
-def _forecast_frame(task: Task, rows: Mapping[str, list[Rows]]) -> pd.DataFrame:
-    """unique_id, cutoff, ds, model, mean, q..., y, substitute: a row per series, cut-off, step and model."""
-    levels = np.array(task.quantiles)
-    frames = []
-    for name, everyone in rows.items():
-        for row in everyone:
-            if not len(row.positions):
-                continue
-            series, steps = row.span.series, np.arange(1, task.horizon + 1)
-            quantiles = row.values.reshape(-1, len(levels))
-            frame = pd.DataFrame({
-                "unique_id": series.unique_id,
-                "cutoff": np.repeat(series.ds[row.positions], task.horizon),
-                "ds": series.ds[row.positions[:, None] + steps].ravel(),
-                "model": name,
-                "mean": row.mean(levels).ravel(),
-            })  # fmt: skip
-            if row.has_quantiles:  # pandas fills in the column for those that have none
-                for index, level in enumerate(levels):
-                    frame[quantile_column(level)] = quantiles[:, index]
-            frame["y"] = _actual(row, task.horizon).ravel()
-            frame["substitute"] = np.repeat(np.array(row.names(), object), task.horizon)
-            frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
-
-
-def _class_frame(task: Task, rows: Mapping[str, list[Rows]]) -> pd.DataFrame:
-    """unique_id, ds, model, label, p_<label>..., y: a row per series, time and model; `label` is the likeliest."""
-    labels = np.array([*task.labels, None], object)  # the last stands for unknown, index -1
-    frames = []
-    for name, everyone in rows.items():
-        for row in everyone:
-            frame = pd.DataFrame({
-                "unique_id": row.span.series.unique_id,
-                "ds": row.span.series.ds[row.positions],
-                "model": name,
-                "label": labels[row.values.argmax(-1)],
-            })  # fmt: skip
-            for index, label in enumerate(task.labels):
-                frame[f"p_{label}"] = row.values[:, index]
-            frame["y"] = labels[np.asarray(row.span.series.target)[row.positions]]
-            frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
-
-
-def _number_frame(task: Task, rows: Mapping[str, list[Rows]]) -> pd.DataFrame:
-    """unique_id, ds, model, mean, q..., y: a row per series, time and model."""
-    levels = np.array(task.quantiles)
-    frames = []
-    for name, everyone in rows.items():
-        for row in everyone:
-            frame = pd.DataFrame({
-                "unique_id": row.span.series.unique_id,
-                "ds": row.span.series.ds[row.positions],
-                "model": name,
-                "mean": row.mean(levels),
-            })  # fmt: skip
-            for index, level in enumerate(levels):
-                frame[quantile_column(level)] = row.values[:, index]
-            frame["y"] = np.asarray(row.span.series.target)[row.positions]
-            frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
-
-
-def _history(task: Task, parts: Parts) -> pd.DataFrame:
-    """What entered the models: unique_id, ds and the channels, up to the end of the test; series of the test only."""
-    frames = []
-    for span in parts.test:
-        frame = pd.DataFrame(span.series.values[: span.end], columns=[channel.name for channel in task.channels])
-        frame.insert(0, "ds", span.series.ds[: span.end])
-        frame.insert(0, "unique_id", span.series.unique_id)
-        frames.append(frame)
-    return pd.concat(frames, ignore_index=True)

@@ -21,7 +21,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from forecasting.bundle import Bundle
-from forecasting.runtime import LoadedBundle, State, load_bundle
+from forecasting.graphs import State
+from forecasting.runtime import LoadedBundle, load_bundle
 
 Array = NDArray[Any]
 

@@ -16,6 +16,7 @@ from data.catalog import load
 from data.frame import Dataset
 from data.panel import to_panel
 from forecasting.backtest import compare
+from forecasting.metrics import quantile_column
 from forecasting.pictures import ForecastPanel, picture_forecast, picture_probabilities
 from forecasting.pipeline import export_winner, winner
 from forecasting.results import write_report, write_whole
@@ -96,7 +97,7 @@ def _forecast(
         for series in shown
     )
     past = bundle.forecast(before)
-    columns = [f"q{level:g}" for level in task.quantiles]
+    columns = [quantile_column(level) for level in task.quantiles]
     panels = []
     for series in shown:
         rows = past[past["unique_id"] == series.unique_id]

@@ -124,6 +124,11 @@ def skill(loss_model: float, loss_reference: float) -> float:
 # Quantile forecasts
 
 
+def quantile_column(level: float) -> str:
+    """How frames name the quantile of this level."""
+    return f"q{level:g}"
+
+
 def mean_of_quantiles(quantiles: ArrayLike, levels: ArrayLike) -> Floats:
     """The mean of a forecast known by its quantiles: (..., Q), (Q,) -> (...).
 

@@ -13,10 +13,11 @@ import pandas as pd
 
 from data.frame import Dataset
 from data.panel import to_panel
-from forecasting.backtest import ALWAYS, JUDGED_BY, Report, compare
+from forecasting.backtest import ALWAYS, Report, compare
 from forecasting.export import FittedSeries, export_bundle
 from forecasting.refit import RefitModel, is_refit
 from forecasting.refit_bundle import export_refit
+from forecasting.scores import JUDGED_BY
 from forecasting.task import Task, TaskError
 from forecasting.training import TrainingConfig
 from forecasting.windows import Parts, split

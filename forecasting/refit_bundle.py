@@ -25,13 +25,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from data.panel import Series
-from forecasting.backtest import trained_pass
 from forecasting.bundle import RECORDINGS, REFIT, Bundle, BundleError, read_npz, seal, write_bundle, write_npz
 from forecasting.conformal import Calibration
 from forecasting.export import limits_of, use_of
+from forecasting.frames import tabulate
+from forecasting.graphs import CPU, check_providers
+from forecasting.passes import trained_pass
 from forecasting.predictions import Rows, substituted
 from forecasting.refit import PREFIX, SUBSTITUTE, RefitModel
-from forecasting.runtime import CPU, LoadedBundle, check_providers
+from forecasting.runtime import LoadedBundle
 from forecasting.task import Task, TaskError
 from forecasting.training import fit_model
 from forecasting.windows import Parts, Span
@@ -168,20 +170,20 @@ class RefitBundle(LoadedBundle):
                 f"{self.path}: {self.name} is fitted anew on the whole history, so it has no state to start from, to "
                 "keep or to adapt."
             )
-        panel = self._panel(frame)
+        panel = self._read(frame)
         spans = [Span(series, 0, len(series.ds)) for series in panel]
         ids, times = [series.unique_id for series in panel], [series.ds[-1] for series in panel]
         if self.kind == "classify":
             answer = self._model.classify(self._training, spans)
             self._remember(answer.rows, answer.notes)
             probabilities = np.stack([row.values[-1] for row in answer.rows])
-            return self._tabulate(ids, times, probabilities, probabilities)
+            return tabulate(self, ids, times, probabilities, probabilities)
         ends = [np.array([span.end - 1]) for span in spans]
         answer = self._model.forecast(spans, ends, lambda: self._naive(spans, ends))
         self._remember(answer.rows, answer.notes)
         values = np.stack([row.values[0] for row in answer.rows])  # (N, H, Q)
         points = np.stack([row.mean(np.array(self.quantiles))[0] for row in answer.rows])  # (N, H)
-        return self._tabulate(ids, times, self.calibrated(values), values, points)
+        return tabulate(self, ids, times, self.calibrated(values), values, points)
 
     def _naive(self, spans: list[Span], ends: list[np.ndarray]) -> list[Rows]:
         """The seasonal naive forecasts, with the quantiles of what that was wrong by in the frame itself."""

@@ -10,9 +10,8 @@ Letters: N series, T time, C channels, F steps of a forecasting horizon, H horiz
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -20,7 +19,6 @@ import pandas as pd
 import torch
 from sktime.classification.base import BaseClassifier
 from sktime.forecasting.base import BaseForecaster, ForecastingHorizon
-from torch import Tensor
 
 from data.calendar import CalendarError, calendar_channels, calendar_values
 from data.frame import ID, TIME, Channel, Dataset, Freq, Splits, check_frame, infer_freq
@@ -29,190 +27,21 @@ from data.readers import default_season
 from forecasting.backtest import calibration_of, validated
 from forecasting.conformal import Calibration
 from forecasting.metrics import mean_of_quantiles
+from forecasting.panel_states import Streams, advance
 from forecasting.predictions import Substitute
+from forecasting.sktime_index import Clock, instances_of
 from forecasting.task import Task, TaskError
 from forecasting.training import Trained, fit_model, parse_settings
 from forecasting.windows import Parts, Span, split
 from models.catalog import build, entry, field_defaults
-from models.contract import Local, ModelError, State, StepModel, concat, take
+from models.contract import ModelError
 
 # Beside the deciles the edges of the intervals that are asked for most: 80, 90, 95 and 98 %.
 LEVELS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99)
 ROWS_A_LAG = 3  # training rows for each weight of a closed form; with fewer it learns its few rows by heart
-VALUES_AT_ONCE = 8_000_000  # predictions held in memory by one scan
 TARGET, LABEL = "y", "label"
 OURS = {"authors": "The Mnemosyne authors", "maintainers": "The Mnemosyne authors"}  # tags of sktime's
 TINY = {"hidden": 4, "max_epochs": 1, "batch_size": 256}  # the smallest network that learns
-
-
-@torch.no_grad()
-def advance(model: StepModel, state: State, values: Sequence[np.ndarray]) -> tuple[Tensor, State]:
-    """Step N series over their new values; those with the same number of them share a batch.
-
-    Args:
-        state: of the N series, in the order of `values`.
-        values: (T_i, C) each, T_i at least 1, NaN where missing.
-
-    Returns:
-        What the model says after each series' last value, (N, *prediction_shape), and the next state.
-    """
-    together: dict[int, list[int]] = defaultdict(list)
-    for row, new in enumerate(values):
-        together[len(new)].append(row)
-    size = int(np.prod(model.signature.prediction_shape))
-    order, predictions, states = [], [], []
-    for length, everyone in together.items():
-        for first in range(0, len(everyone), 64):
-            members = everyone[first : first + 64]
-            x = torch.from_numpy(np.stack([values[row] for row in members]).astype(np.float32))
-            known = x.isfinite().to(x.dtype)
-            part = take(state, torch.tensor(members))
-            if model.signature.future:  # a forecast waits for what is known ahead
-                part = cast(Local, model).passed(x, part)
-                order += members
-                states.append(part)
-                predictions.append(unknown(model, len(members)))
-                continue
-            piece = max(1, VALUES_AT_ONCE // (size * len(members))) if model.streams else length
-            for begin in range(0, length, piece):
-                steps = slice(begin, begin + piece)
-                prediction, part = model.last(x[:, steps], known[:, steps], part)
-            order += members
-            predictions.append(prediction)
-            states.append(part)
-    back = torch.argsort(torch.tensor(order))
-    return torch.cat(predictions)[back], take(concat(states), back)
-
-
-def unknown(model: StepModel, rows: int) -> Tensor:
-    """In the place of predictions of a model that has not been told what is known ahead."""
-    return torch.full((rows, *model.signature.prediction_shape), torch.nan)
-
-
-@dataclass(eq=False)
-class Streams:
-    """Series behind one trained model: the state of each, and what the model said after its last observation."""
-
-    model: StepModel
-    rows: dict[str, int]  # unique_id -> its place in all that follows
-    state: State
-    prediction: Tensor  # (N, *prediction_shape)
-    ends: np.ndarray  # (N,) time of the last step
-
-    @classmethod
-    def of(cls, trained: Trained, panel: Sequence[Series]) -> Streams:
-        """Behind the panel that the model was trained on: a local model has seen it, another one reads it now."""
-        if trained.states is None:
-            return cls.read(trained.model, panel)
-        names = [series.unique_id for series in panel]
-        state = trained.states.fits.state_of(names)
-        rows = {name: row for row, name in enumerate(names)}
-        ends = np.array([series.ds[-1] for series in panel])
-        if trained.model.signature.future:
-            return cls(trained.model, rows, state, unknown(trained.model, len(names)), ends)
-        with torch.no_grad():
-            return cls(trained.model, rows, state, cast(Local, trained.model).predict(state), ends)
-
-    @classmethod
-    def read(cls, model: StepModel, panel: Sequence[Series]) -> Streams:
-        if isinstance(model, Local):
-            names = ", ".join(series.unique_id for series in panel[:3])
-            raise TaskError(
-                f"{len(panel)} series were not in fit ({names}): this model is fitted to each series, and steps over "
-                "those alone. Fit again with them, or take a model that is shared by all series."
-            )
-        prediction, state = advance(model, model.initial_state(len(panel)), [series.values for series in panel])
-        rows = {series.unique_id: row for row, series in enumerate(panel)}
-        return cls(model, rows, state, prediction, np.array([series.ds[-1] for series in panel]))
-
-    @torch.no_grad()
-    def look_ahead(self, rows: np.ndarray, future: np.ndarray) -> Tensor:
-        """What some series say, (n, H, Q), where future (n, H, F) is known ahead of their last observation."""
-        state = take(self.state, torch.from_numpy(rows))
-        return cast(Local, self.model).predict(state, torch.from_numpy(future.astype(np.float32)))
-
-    def update(self, panel: Sequence[Series]) -> None:
-        """Step over what is new; each series of `panel` begins after its last step here, or is new altogether."""
-        known = [series for series in panel if series.unique_id in self.rows]
-        fresh = [series for series in panel if series.unique_id not in self.rows]
-        if fresh:
-            more = Streams.read(self.model, fresh)
-            self.rows |= {name: len(self.rows) + row for name, row in more.rows.items()}
-            self.state = concat([self.state, more.state])
-            self.prediction = torch.cat([self.prediction, more.prediction])
-            self.ends = np.concatenate([self.ends, more.ends])
-        if known:
-            rows = torch.tensor([self.rows[series.unique_id] for series in known])
-            prediction, after = advance(self.model, take(self.state, rows), [series.values for series in known])
-            self.state = {name: value.index_copy(0, rows, after[name]) for name, value in self.state.items()}
-            self.prediction = self.prediction.index_copy(0, rows, prediction)
-            self.ends[rows.numpy()] = [series.ds[-1] for series in known]
-
-
-@dataclass(frozen=True, eq=False)
-class Clock:
-    """The time index of sktime's data, and the same times as a frame has them: integers, seconds or stamps in UTC."""
-
-    kind: pd.Index  # empty, of the index's type, time zone and period
-    step: Freq | None  # what the index itself says; None where the times must be looked at
-
-    @classmethod
-    def of(cls, index: pd.Index) -> Clock:
-        """
-        Raises:
-            TaskError: an index of another type.
-        """
-        if isinstance(index, pd.PeriodIndex):
-            return cls(index[:0], index.freq.n)  # type: ignore[union-attr]
-        if isinstance(index, pd.DatetimeIndex):
-            return cls(index[:0], index.freqstr)
-        if pd.api.types.is_integer_dtype(index.dtype):
-            return cls(index[:0].astype("int64"), 1)  # sktime counts an integer index in ones
-        raise TaskError(f"the time index holds {index.dtype}; it can be integers, periods or time stamps.")
-
-    def times(self, index: pd.Index) -> np.ndarray:
-        """The times as a frame has them."""
-        if index.dtype != self.kind.dtype and (
-            index.dtype.kind != self.kind.dtype.kind or index.dtype.kind not in "iM"
-        ):
-            raise TaskError(f"the time index holds {index.dtype}, but {self.kind.dtype} in fit.")
-        if isinstance(index, pd.PeriodIndex):
-            return index.asi8.copy()
-        if isinstance(index, pd.DatetimeIndex):
-            return (index if index.tz is None else index.tz_convert(None)).as_unit("ns").to_numpy()
-        return index.to_numpy(dtype="int64")
-
-    def index(self, times: np.ndarray) -> pd.Index:
-        """The same times as sktime has them."""
-        if isinstance(self.kind, pd.PeriodIndex):
-            return pd.PeriodIndex.from_ordinals(times, freq=self.kind.freq, name=self.kind.name)  # type: ignore[attr-defined]
-        if isinstance(self.kind, pd.DatetimeIndex):
-            stamps = pd.DatetimeIndex(times, name=self.kind.name).as_unit(self.kind.unit)
-            return stamps if self.kind.tz is None else stamps.tz_localize("UTC").tz_convert(self.kind.tz)
-        return pd.Index(times, name=self.kind.name)
-
-    def stamps(self, times: np.ndarray) -> np.ndarray:
-        """The time stamps that these times stand for, of a period its beginning; integers stay what they are."""
-        if isinstance(self.kind, pd.PeriodIndex):
-            return cast(pd.PeriodIndex, self.index(times)).to_timestamp().to_numpy()
-        return times
-
-    @property
-    def named_step(self) -> Freq | None:
-        """`step`, where the index has one by name: of periods an alias."""
-        return self.kind.freqstr if isinstance(self.kind, pd.PeriodIndex) else self.step
-
-    @property
-    def season(self) -> int:
-        """What is usual for the step that the index itself names."""
-        return default_season(self.named_step)
-
-
-def instances_of(index: pd.Index) -> pd.Index | None:
-    """What names the series of a panel or hierarchy, each once, in order; None for a single series."""
-    if not isinstance(index, pd.MultiIndex):
-        return None
-    return index.unique(level=0) if index.nlevels == 2 else index.droplevel(-1).unique()
 
 
 def parts_to_learn_from(dataset: Dataset, panel: Sequence[Series], task: Task, model: str) -> Parts:

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from models.contract import Batch, Fitted, ModelError, Signature, State, StepModel, observed
 from models.network import channel_statistics
+from models.observation import NUMBERS_AT_ONCE, unit_where_still
 from models.path_features import KINDS, PathFeatures, Window
 from models.trees import ClassForestConfig, TreeEnsemble, fit_class_forest
-
-NUMBERS_AT_ONCE = 8_000_000  # that a scan holds in memory
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,7 @@ class ClassForest(StepModel, Fitted):
             ModelError: no label, or labels of one class alone.
         """
         mean, variance, _ = channel_statistics(batches, 0.0)
-        spread = variance.sqrt()
-        still = spread <= 1e-7 * mean.abs()  # below what float32 tells apart
-        self.features.calibrate(mean, torch.where(still, 1.0, spread))
+        self.features.calibrate(mean, unit_where_still(variance.sqrt(), mean))
         seed = torch.initial_seed() % 2**32
         total = sum(int(keep.sum()) for _, keep in self._positions(batches))
         if not total:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.contract import LARGEST, ModelError, Signature, State, observed
+from models.contract import LARGEST, ModelError, Signature, State
 from models.observation import LagBuffer
 
 GRID = 256  # features are multiples of 1 / GRID
@@ -110,12 +110,12 @@ class LagFeatures(nn.Module):
 
     def step(self, x: Tensor, mask: Tensor, state: State, future: Tensor | None = None) -> tuple[Past, State]:
         """x, mask: (B, C); future: (B, H, A)."""
-        window, after = self.buffer.step(x, mask, state)
+        lags, after = self.buffer.step(x, mask, state)
         position = torch.zeros_like(x[:, :1])
         if self.phase:
             position = torch.remainder(state["phase.position"] + 1, self.season)
             after = {"phase.position": position} | after
-        return self._past(window, after["lags.started"], position, future), after
+        return self._past(*lags, position, future), after
 
     def after(self, state: State, future: Tensor | None = None) -> Past:
         """What was known after the observation that gave the state; future: (B, H, A)."""
@@ -126,15 +126,13 @@ class LagFeatures(nn.Module):
     def scan(self, x: Tensor, mask: Tensor, state: State, future: Tensor | None = None) -> tuple[_Windows, State]:
         """x, mask: (B, T, C), future: (B, T, H, A); what was seen is read off with `_Windows.past`, for as many times
         as memory allows."""
-        windows, after = self.buffer.scan(x, mask, state)
-        seen = observed(x, mask).to(x.dtype)
-        started = torch.cat([state["lags.started"][:, None], seen], 1).cummax(1).values[:, 1:]
+        lags, after = self.buffer.scan(x, mask, state)
         position = torch.zeros_like(x[..., :1])
         if self.phase:
             steps = torch.arange(1, x.shape[1] + 1, device=x.device, dtype=x.dtype)[:, None]
             position = torch.remainder(state["phase.position"][:, None] + steps, self.season)
             after = {"phase.position": position[:, -1]} | after
-        return _Windows(self, windows, started, position, future), after
+        return _Windows(self, *lags, position, future), after
 
     def _past(self, window: Tensor, started: Tensor, position: Tensor, future: Tensor | None) -> Past:
         """window: (..., N, C), started: (..., C), position: (..., 1), future: (..., H, A)."""

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 
 from models.contract import Batch, Fitted, ModelError, Signature, State, StepModel, observed
 from models.lag_features import LIMIT, SMALLEST, LagFeatures, Past
+from models.observation import NUMBERS_AT_ONCE, unit_where_still
 from models.trees import ForestConfig, Rows, TreeEnsemble, XGBoostConfig, fit_forest, fit_xgboost
 
 LEAST_ROWS = 50  # to learn from
 HELD_OUT = 0.2  # of each training window, its end, where there is no validation part
 CHECKED_POSITIONS = 2000  # at which the held-out errors of every lead are measured
-FEATURES_AT_ONCE = 8_000_000  # numbers that a scan holds in memory
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class LagForecaster(StepModel, Fitted):
 
     def scan(self, x: Tensor, mask: Tensor, state: State, future: Tensor | None = None) -> tuple[Tensor, State]:
         windows, after = self.features.scan(x, mask, state, future)
-        at_once = max(1, FEATURES_AT_ONCE // (x.shape[0] * self.signature.horizon * self.features.features))
+        at_once = max(1, NUMBERS_AT_ONCE // (x.shape[0] * self.signature.horizon * self.features.features))
         pieces = range(0, x.shape[1], at_once)
         parts = [self._predict(windows.past((slice(None), slice(first, first + at_once)))) for first in pieces]
         return torch.cat(parts, 1), after
@@ -305,8 +305,7 @@ class LagForecaster(StepModel, Fitted):
             )
         mean = total / count
         spread = (square / count - mean.square()).clamp(min=0).sqrt()
-        still = spread <= 1e-7 * mean.abs()  # below what float32 tells apart
-        self.features.calibrate(mean.float(), torch.where(still, 1.0, spread).float())
+        self.features.calibrate(mean.float(), unit_where_still(spread, mean).float())
 
     def _positions(self, batches: Iterable[Batch], which: str) -> Iterator[tuple[Batch, Tensor]]:
         """Each batch and the positions (B, T) to use: all, or the head or the tail of each window.
@@ -358,7 +357,7 @@ class LagForecaster(StepModel, Fitted):
         chosen = torch.from_numpy(np.sort(rng.choice(pairs, min(count, pairs), replace=False, shuffle=False)))
         position, lead = chosen // width, chosen % width
         features = []
-        for rows in torch.arange(len(chosen)).split(max(1, FEATURES_AT_ONCE // (width * self.features.features))):
+        for rows in torch.arange(len(chosen)).split(max(1, NUMBERS_AT_ONCE // (width * self.features.features))):
             of_leads = self.features(drawn.past.at(position[rows]), leads)
             features.append(of_leads[torch.arange(len(rows)), lead[rows]].float())
         past = drawn.past.at(position)
@@ -368,7 +367,7 @@ class LagForecaster(StepModel, Fitted):
 
     def _measure(self, drawn: _Drawn) -> None:
         """Set the shift of each lead and level to that quantile of the held-out errors."""
-        at_once = max(1, FEATURES_AT_ONCE // (self.signature.horizon * self.features.features))
+        at_once = max(1, NUMBERS_AT_ONCE // (self.signature.horizon * self.features.features))
         errors = []
         for rows in torch.arange(len(drawn.target))[:CHECKED_POSITIONS].split(at_once):
             past = drawn.past.at(rows)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models.contract import Batch, Fitted, Form, ModelError, Signature, State, StepModel, observed
 from models.errors import ErrorMemory
-from models.observation import LagBuffer, RunningNormaliser, linear_recurrence
+from models.observation import Buffered, LagBuffer, RunningNormaliser, linear_recurrence
 
 ROWS_SORTED = 20_000
 
@@ -167,7 +167,7 @@ class RidgeForecaster(StepModel, Fitted):
         With `learn` False the memory of errors stays as it is and says nothing, for windows too short to teach it.
         """
         buffered, after = getattr(self.buffer, form)(x[..., :1], mask[..., :1], state)
-        window = buffered.squeeze(-1)
+        window = buffered.values.squeeze(-1)
         values = window[..., -self.config.lags :]
         if self.level is None:
             return Lags(values, torch.zeros_like(values[..., -1:]), None), after
@@ -299,20 +299,16 @@ class RidgeReader(StepModel, Fitted):
         return self.buffer.initial_state(batch)
 
     def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
-        window, after = self.buffer.step(x, mask, state)
-        return self._predict(self._features(window, after["lags.started"])), after
+        lags, after = self.buffer.step(x, mask, state)
+        return self._predict(self._features(lags)), after
 
     def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
-        window, after = self.buffer.scan(x, mask, state)
-        return self._predict(self._features(window, self._started(x, mask, state))), after
+        lags, after = self.buffer.scan(x, mask, state)
+        return self._predict(self._features(lags)), after
 
-    def _started(self, x: Tensor, mask: Tensor, state: State) -> Tensor:
-        seen = observed(x, mask).to(x.dtype)
-        return torch.cat([state["lags.started"][:, None], seen], 1).cummax(1).values[:, 1:]
-
-    def _features(self, window: Tensor, started: Tensor) -> Tensor:
-        """(..., L, C) in the data's units -> (..., L * C); a channel that never spoke is at its mean."""
-        return ((window - self.centre) / self.spread * started[..., None, :]).flatten(-2)
+    def _features(self, lags: Buffered) -> Tensor:
+        """(..., L * C); a channel that never spoke is at its mean."""
+        return ((lags.values - self.centre) / self.spread * lags.started[..., None, :]).flatten(-2)
 
     def _predict(self, features: Tensor) -> Tensor:
         score = features @ self.weight + self.bias
@@ -364,8 +360,7 @@ class RidgeReader(StepModel, Fitted):
         """Per batch: features (n, L * C) and targets (n, K) one-hot or (n, 1)."""
         for batch in batches:
             state = self.initial_state(batch.x.shape[0])
-            window, _ = self.buffer.scan(batch.x, batch.mask, state)
-            features = self._features(window, self._started(batch.x, batch.mask, state))
+            features = self._features(self.buffer.scan(batch.x, batch.mask, state)[0])
             if self.signature.task == "classify":
                 known = batch.target >= 0
                 hot = torch.nn.functional.one_hot(batch.target[known], self.signature.classes).to(features.dtype)

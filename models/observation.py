@@ -38,6 +38,15 @@ def fill_forward(x: Tensor, seen: Tensor, last: Tensor) -> Tensor:
     return torch.cat([last[:, None], x], 1).gather(1, newest)
 
 
+NUMBERS_AT_ONCE = 8_000_000  # that are made of a scan's lags in memory
+STILL = 1e-7  # of a mean: a smaller spread is below what float32 tells apart
+
+
+def unit_where_still(spread: Tensor, mean: Tensor) -> Tensor:
+    """The standard deviations (C,) to divide channels by: 1 in place of that of a channel that stands still."""
+    return torch.where(spread <= STILL * mean.abs(), 1.0, spread)
+
+
 REACH = 100_000  # observations over which the statistics of who moves reach, at least
 
 
@@ -146,6 +155,13 @@ class RunningNormaliser(nn.Module):
         return view, self._named(count[:, -1], value[:, -1], offset[:, -1], var[:, -1])
 
 
+class Buffered(NamedTuple):
+    """A stream through the eyes of `LagBuffer`; leading dimensions (B,) or (B, T)."""
+
+    values: Tensor  # (..., L, C) imputed, oldest first, in the data's units
+    started: Tensor  # (..., C) 1 where the channel has spoken
+
+
 class LagBuffer(nn.Module):
     """The last L imputed values of every channel, oldest first.
 
@@ -167,18 +183,18 @@ class LagBuffer(nn.Module):
             "lags.values": self._anchor.new_zeros(batch, self.lags, self.channels),
         }
 
-    def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
-        """x, mask: (B, C) give the buffer (B, L, C)."""
+    def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Buffered, State]:
+        """x, mask: (B, C)."""
         seen = observed(x, mask)
         started, values = state["lags.started"], state["lags.values"]
         value = torch.where(seen, x, values[:, -1])[:, None]  # (B, 1, C)
         shifted = torch.cat([values[:, 1:], value], 1)
         values = torch.where(started[:, None] > 0.5, shifted, value.expand_as(shifted))
         started = torch.maximum(started, seen.to(x.dtype))
-        return values, {"lags.started": started, "lags.values": values}
+        return Buffered(values, started), {"lags.started": started, "lags.values": values}
 
-    def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
-        """x, mask: (B, T, C) give the buffer at every t: (B, T, L, C), a view where memory allows."""
+    def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Buffered, State]:
+        """x, mask: (B, T, C); the values are a view where memory allows: read them `NUMBERS_AT_ONCE`."""
         seen = observed(x, mask)
         started, values = state["lags.started"], state["lags.values"]
         started_at = torch.cat([started[:, None], seen.to(x.dtype)], 1).cummax(1).values[:, 1:]  # (B, T, C)
@@ -189,4 +205,5 @@ class LagBuffer(nn.Module):
         windows = torch.cat([opening, filled], 1)[:, 1:].unfold(1, self.lags, 1).transpose(2, 3)  # (B, T, L, C)
         # Before a series starts its buffer is the initial one: nothing of its first value may show early.
         windows = torch.where(started_at[:, :, None] > 0.5, windows, values[:, None])
-        return windows, {"lags.started": started_at[:, -1], "lags.values": windows[:, -1].contiguous()}
+        after = {"lags.started": started_at[:, -1], "lags.values": windows[:, -1].contiguous()}
+        return Buffered(windows, started_at), after

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.contract import State, observed
+from models.contract import State
 from models.lag_features import GRID, LIMIT
 from models.observation import LagBuffer
 
@@ -71,19 +71,16 @@ class PathFeatures(nn.Module):
 
     def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Window, State]:
         """x, mask: (B, C)."""
-        values, after = self.buffer.step(x, mask, state)
-        started = after["lags.started"]
-        age = (state["path.age"] + started.amax(-1, keepdim=True)).clamp(max=self.length)
-        return Window(values, started, age), {"path.age": age} | after
+        lags, after = self.buffer.step(x, mask, state)
+        age = (state["path.age"] + lags.started.amax(-1, keepdim=True)).clamp(max=self.length)
+        return Window(*lags, age), {"path.age": age} | after
 
     def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Window, State]:
         """x, mask: (B, T, C); the windows are a view where memory allows: read them a few at a time."""
-        values, after = self.buffer.scan(x, mask, state)
-        seen = observed(x, mask).to(x.dtype)
-        started = torch.cat([state["lags.started"][:, None], seen], 1).cummax(1).values[:, 1:]
-        age = state["path.age"][:, None] + started.amax(-1, keepdim=True).cumsum(1)
+        lags, after = self.buffer.scan(x, mask, state)
+        age = state["path.age"][:, None] + lags.started.amax(-1, keepdim=True).cumsum(1)
         age = age.clamp(max=self.length)
-        return Window(values, started, age), {"path.age": age[:, -1]} | after
+        return Window(*lags, age), {"path.age": age[:, -1]} | after
 
     def forward(self, window: Window) -> Tensor:
         """(..., F), multiples of 1 / GRID of a channel's spread, as float64; a channel that never spoke is at 0."""

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from data.frame import Channel
 from forecasting.bundle import BundleError
-from forecasting.runtime import SCAN_STEPS, LoadedBundle
+from forecasting.runtime import LoadedBundle
+from forecasting.scans import SCAN_STEPS
 from sensors.calibrate import Calibrated, Judgement, Labelled
 from sensors.recording import read_recording
 from sensors.stream import SensorError

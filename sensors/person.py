@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forecasting.bundle import STEP, BundleError, read_npz, write_atomic, write_npz
-from forecasting.runtime import LoadedBundle, State
+from forecasting.graphs import State
+from forecasting.runtime import LoadedBundle
 from sensors.stream import SensorError
 
 PARTS = ("norm.count", "norm.last", "norm.offset", "norm.var")

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forecasting.bundle import BundleError
-from forecasting.runtime import ANONYMOUS, LoadedBundle, State, Stream
+from forecasting.graphs import State
+from forecasting.runtime import LoadedBundle
+from forecasting.stream import ANONYMOUS, Stream
 from sensors.person import Person
 from sensors.recognise import Decider, Recognition, Rules
 from sensors.stream import Frame, SensorError, StreamInfo

@@ -28,7 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forecasting.bundle import STEP, BundleError, read_npz, write_atomic, write_npz
-from forecasting.runtime import LoadedBundle, State
+from forecasting.graphs import State
+from forecasting.runtime import LoadedBundle
 from sensors.calibrate import runs_of
 from sensors.recognise import UNKNOWN
 from sensors.stream import SensorError

@@ -15,6 +15,7 @@ import ssl
 import time
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any
 
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -29,6 +30,14 @@ from sensors.stream import Clock, SensorError, StreamInfo
 
 OPEN_S, CLOSE_S, PING_S = 5.0, 1.0, 5.0
 MOST_BYTES = 65_536  # of a message
+CONNECTION: dict[str, Any] = {  # of either side
+    "compression": None,
+    "open_timeout": OPEN_S,
+    "ping_interval": PING_S,
+    "ping_timeout": PING_S,
+    "close_timeout": CLOSE_S,
+    "max_size": MOST_BYTES,
+}
 TEXTS = ("json", "hand")
 TRY_AGAIN_LATER = 1013
 
@@ -99,13 +108,8 @@ class WebsocketSource(ReconnectingSource):
                 config.uri,
                 ssl=context,
                 additional_headers={"Authorization": f"Bearer {token}"} if token else None,
-                compression=None,
-                open_timeout=OPEN_S,
-                ping_interval=PING_S,
-                ping_timeout=PING_S,
-                close_timeout=CLOSE_S,
-                max_size=MOST_BYTES,
                 proxy=None,
+                **CONNECTION,
             ) as connection:
                 self._opened()
                 async for message in connection:
@@ -159,12 +163,7 @@ class WebsocketServerSource(LiveSource):
                 ssl=_server_tls(config) if config.cert_file else None,
                 process_request=self._admit,
                 origins=[None, *([Origin(config.origin)] if config.origin else [])],
-                compression=None,
-                open_timeout=OPEN_S,
-                ping_interval=PING_S,
-                ping_timeout=PING_S,
-                close_timeout=CLOSE_S,
-                max_size=MOST_BYTES,
+                **CONNECTION,
             )
         except OSError as error:
             raise SensorError(f"{config.where}: cannot listen there ({error}). Choose another port.") from error

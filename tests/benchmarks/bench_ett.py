@@ -38,8 +38,8 @@ from figures import machine, table
 from data.catalog import load
 from data.frame import Dataset
 from data.panel import to_panel
-from forecasting.backtest import cutoff_positions, one_pass, rewindowed
 from forecasting.metrics import mean_of_quantiles
+from forecasting.passes import cutoff_positions, one_pass, rewindowed
 from forecasting.predictions import Rows
 from forecasting.task import Task
 from forecasting.training import fit_model

@@ -52,8 +52,8 @@ from data.catalog import load
 from data.frame import Dataset
 from data.panel import Series, to_panel
 from data.uc2017 import LEAST_FRAMES, principal_axis, resampled
-from forecasting.backtest import one_pass
 from forecasting.metrics import macro_f1
+from forecasting.passes import one_pass
 from forecasting.task import Task
 from forecasting.training import TrainingConfig, fit_model
 from forecasting.windows import Parts, Span, known_before

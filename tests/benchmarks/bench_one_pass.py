@@ -11,7 +11,7 @@ from figures import machine, median_s, table
 
 from data.catalog import load
 from data.panel import to_panel
-from forecasting.backtest import cutoff_positions, one_pass, rewindowed
+from forecasting.passes import cutoff_positions, one_pass, rewindowed
 from forecasting.task import Task
 from forecasting.training import fit_model
 from forecasting.windows import split

@@ -25,9 +25,10 @@ from sktime.utils.estimator_checks import check_estimator
 from data.catalog import load
 from data.frame import ID, TIME, Dataset, Splits, check_frame
 from data.panel import to_panel
-from forecasting.backtest import one_pass
 from forecasting.metrics import mean_of_quantiles
-from forecasting.sktime import LEVELS, MnemoClassifier, MnemoForecaster, advance, parts_to_learn_from
+from forecasting.panel_states import advance
+from forecasting.passes import one_pass
+from forecasting.sktime import LEVELS, MnemoClassifier, MnemoForecaster, parts_to_learn_from
 from forecasting.task import Task
 from forecasting.training import TrainingConfig, fit_model
 from forecasting.windows import Span

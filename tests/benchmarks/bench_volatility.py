@@ -27,7 +27,7 @@ from figures import machine, table
 from data.catalog import load
 from data.panel import to_panel
 from forecasting import metrics
-from forecasting.backtest import cutoff_positions, one_pass
+from forecasting.passes import cutoff_positions, one_pass
 from forecasting.predictions import Rows
 from forecasting.task import Task
 from forecasting.training import fit_model

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from data.frame import Channel, Dataset, Splits
 from data.panel import Series, to_panel
 from forecasting import backtest as engine
-from forecasting import metrics
-from forecasting.backtest import LEADERBOARD, backtest, compare, cutoff_positions, one_pass, rewindowed
+from forecasting import metrics, passes
+from forecasting.backtest import backtest, compare
 from forecasting.conformal import calibrate
+from forecasting.passes import cutoff_positions, one_pass, rewindowed
+from forecasting.scores import LEADERBOARD
 from forecasting.task import Task, TaskError
 from forecasting.training import fit_model
 from forecasting.windows import Parts, Span, known_before, split
@@ -81,7 +83,7 @@ def ragged(draw):
 def test_one_pass_gives_what_a_new_window_at_every_cutoff_gives(trained, name, case, piece):
     spans, positions = case
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "VALUES_AT_ONCE", piece)  # so that long series run in pieces
+        patch.setattr(passes, "VALUES_AT_ONCE", piece)  # so that long series run in pieces
         quick = one_pass(trained[name], spans, positions)
     for span, at, row in zip(spans, positions, quick, strict=True):
         assert row.span is span

@@ -12,18 +12,18 @@ from typer.testing import CliRunner
 
 from data.frame import Channel, Dataset, Splits
 from data.panel import to_panel
-from forecasting import backtest as engine
-from forecasting.backtest import backtest, compare, local_pass
+from forecasting.backtest import backtest, compare
 from forecasting.bundle import BundleError
 from forecasting.cli import app
 from forecasting.export import ExportError, FittedSeries, export_bundle
+from forecasting.passes import cutoff_positions, local_pass
 from forecasting.pipeline import select, train_bundle
 from forecasting.results import find_results, write_report
 from forecasting.runtime import load_bundle
 from forecasting.task import Task, TaskError
 from forecasting.training import fit_local, fit_model
 from forecasting.windows import Parts, split
-from models.catalog import build
+from models.catalog import build, entry
 
 LENGTH, TEST, HORIZON, SEASON = 60, 12, 4, 4
 FAST = {"max_p": 1, "max_q": 1, "max_seasonal_p": 0, "max_seasonal_q": 1}
@@ -68,7 +68,7 @@ def settings_of(name: str) -> dict[str, int]:
 @pytest.mark.parametrize("name", ["ets", "arima"])
 def test_every_cutoff_is_what_a_state_stepped_up_to_there_predicts(name, task, parts):
     trained = fit_model(name, task, parts, settings=settings_of(name))
-    positions = [engine.cutoff_positions(span, HORIZON) for span in parts.test]
+    positions = [cutoff_positions(span, HORIZON) for span in parts.test]
     rows = local_pass(trained, parts.test, positions)
     for row in rows:
         series = row.span.series
@@ -218,7 +218,7 @@ def test_series_without_a_past_are_refused(task):
 def test_auto_leaves_local_models_out_where_series_are_new(task, monkeypatch):
     table = dataset(bad=False)
     by_series = replace(table, splits=Splits(entity={"season": "train", "walk": "validation"}))
-    monkeypatch.setattr("forecasting.pipeline.MODELS", {n: engine.entry(n) for n in ("naive", "ridge", "ets")})
+    monkeypatch.setattr("forecasting.pipeline.MODELS", {n: entry(n) for n in ("naive", "ridge", "ets")})
     _, note = select(split(by_series, to_panel(by_series), task), task, seed=0, settings=None, progress=False)
     assert "ets" not in note
 

@@ -9,7 +9,8 @@ import torch
 from data.frame import Channel, Dataset, Splits
 from data.panel import to_panel
 from forecasting import pipeline
-from forecasting.backtest import compare, one_pass
+from forecasting.backtest import compare
+from forecasting.passes import one_pass
 from forecasting.pipeline import fingerprint, select, train_bundle, winner
 from forecasting.runtime import load_bundle
 from forecasting.task import Task, TaskError

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data.frame import Channel, Dataset, FrameError, Splits
-from forecasting import runtime
+from forecasting import scans
 from forecasting.bundle import BundleError
 from forecasting.export import export_bundle
 from forecasting.runtime import load_bundle
@@ -431,8 +431,8 @@ def test_a_frame_gives_the_forecast_of_each_series_from_its_end(daily):
 def test_long_series_are_scanned_in_pieces(daily, monkeypatch):
     frame = frame_of({"a": 50, "b": 33, "c": 50})
     whole = daily.forecast(frame)
-    monkeypatch.setattr(runtime, "SCAN_STEPS", 7)
-    monkeypatch.setattr(runtime, "SCAN_ROWS", 2)
+    monkeypatch.setattr(scans, "SCAN_STEPS", 7)
+    monkeypatch.setattr(scans, "SCAN_ROWS", 2)
     pd.testing.assert_frame_equal(daily.forecast(frame), whole, rtol=1e-5)
 
 

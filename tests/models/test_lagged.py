@@ -79,7 +79,7 @@ def test_a_noiseless_wave_goes_on_at_any_level():
 def test_the_forecast_of_a_known_process_is_recovered():
     train, test = batch_of(with_momentum(1, rows=20, steps=400)), batch_of(with_momentum(2, rows=5, steps=200))
     model = fitted([train])
-    window = model.buffer.scan(test.x, test.mask, model.initial_state(5))[0].squeeze(-1)
+    window = model.buffer.scan(test.x, test.mask, model.initial_state(5))[0].values.squeeze(-1)
     mean = (window[..., -1:] + model.deviation(Lags(window, torch.zeros(1), None)))[:, 10:]
     last, difference = test.x[:, 10:], test.x[:, 10:] - test.x[:, 9:-1]
     ahead = torch.tensor([sum(MOMENTUM**k for k in range(1, h + 1)) for h in range(1, HORIZON + 1)])

@@ -124,7 +124,7 @@ def test_at_the_start_a_network_repeats_its_ridge():
     median = predict(model, batch)[:, 10:, :, 4].detach()
     ridge = build("ridge", Signature("forecast", channels=1, horizon=HORIZON), lags=5)
     ridge.fit([batch])
-    window = ridge.buffer.scan(batch.x[..., :1], batch.mask[..., :1], ridge.initial_state(4))[0].squeeze(-1)
+    window = ridge.buffer.scan(batch.x[..., :1], batch.mask[..., :1], ridge.initial_state(4))[0].values.squeeze(-1)
     expected = (window[..., -1:] + ridge.deviation(Lags(window, torch.zeros(1), None)))[:, 10:]
     torch.testing.assert_close(median, expected, rtol=1e-5, atol=1e-5)
     assert (median - batch.target[:, 10:]).abs().max() < 0.1, "the wave should go on"

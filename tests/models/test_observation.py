@@ -198,19 +198,25 @@ def test_filling_takes_the_mask_at_its_word():
 # The lags.
 
 
+def test_a_buffer_tells_which_channels_have_spoken():
+    x = torch.tensor([[[1.0, NAN], [NAN, NAN], [3.0, 7.0]]], dtype=torch.float64)
+    seen = both(LagBuffer(2, 2).double(), x, x.isfinite().double())
+    assert seen.started.tolist() == [[[1, 0], [1, 0], [1, 1]]]
+
+
 def test_the_first_value_fills_the_buffer_and_gaps_repeat():
-    windows = both(LagBuffer(1, 3).double(), *series(NAN, 5, 6, NAN, 8))
+    windows = both(LagBuffer(1, 3).double(), *series(NAN, 5, 6, NAN, 8)).values
     assert windows.squeeze(-1).tolist() == [[[0, 0, 0], [5, 5, 5], [5, 5, 6], [5, 6, 6], [6, 6, 8]]]
 
 
 def test_a_buffer_longer_than_the_sequence_keeps_its_first_value():
-    windows = both(LagBuffer(1, 5).double(), *series(5, 6))
+    windows = both(LagBuffer(1, 5).double(), *series(5, 6)).values
     assert windows.squeeze(-1).tolist() == [[[5, 5, 5, 5, 5], [5, 5, 5, 5, 6]]]
 
 
 def test_channels_start_each_at_their_own_time():
     x = torch.tensor([[[1.0, NAN], [2.0, NAN], [3.0, 7.0]]], dtype=torch.float64)
-    windows = both(LagBuffer(2, 2).double(), x, x.isfinite().double())
+    windows = both(LagBuffer(2, 2).double(), x, x.isfinite().double()).values
     assert windows.tolist() == [[[[1, 0], [1, 0]], [[1, 0], [2, 0]], [[2, 7], [3, 7]]]]
 
 
@@ -218,13 +224,11 @@ def test_channels_start_each_at_their_own_time():
 def test_the_buffer_is_the_last_values_of_the_filled_series(seed, steps, lags, cut):
     x, mask = walks(seed, steps, missing=0.4)
     part = LagBuffer(1, lags).double()
-    windows = both(part, x, mask)
-    head, state = (
-        part.scan(x[:, :cut], mask[:, :cut], part.initial_state(2)) if cut else (x[:, :0], part.initial_state(2))
-    )
+    windows = both(part, x, mask).values
     if 0 < cut < steps:
+        head, state = part.scan(x[:, :cut], mask[:, :cut], part.initial_state(2))
         tail, _ = part.scan(x[:, cut:], mask[:, cut:], state)
-        assert torch.equal(torch.cat([head, tail], 1), windows)
+        assert torch.equal(torch.cat([head.values, tail.values], 1), windows)
     for b in range(2):
         filled: list[float] = []
         for t in range(steps):

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from models.contract import State
+from models.contract import State, take
+from models.memory.backbone import MemoryBackbone
 from models.memory.core import Rule, Tokens, initial_state
 
 BATCH, HEADS = 2, 2
@@ -70,3 +71,16 @@ def distance(actual: Tensor, expected: Tensor) -> float:
 def states_apart(actual: State, expected: State) -> float:
     assert list(actual) == list(expected)
     return max(distance(actual[name], expected[name]) for name in expected)
+
+
+def assert_no_series_sees_another(net: MemoryBackbone, e: Tensor, present: Tensor) -> None:
+    """A series alone gives what it gives in a batch, whatever another holds; e: (3, T, C), present: (3, T)."""
+    with torch.no_grad():
+        whole, after = net.scan(e, net.initial_state(3), present)
+        other = e.clone()
+        other[0] = torch.randn_like(e[0])
+        assert torch.equal(net.scan(other, net.initial_state(3), present)[0][1:], whole[1:])
+        for row in range(3):
+            alone, state = net.scan(e[row : row + 1], net.initial_state(1), present[row : row + 1])
+            assert distance(alone, whole[row : row + 1]) < 1e-10
+            assert states_apart(state, take(after, torch.tensor([row]))) < 1e-10

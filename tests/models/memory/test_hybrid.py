@@ -6,11 +6,11 @@ from functools import partial
 import pytest
 import torch
 from graphs import graph_apart
-from memory_cases import distance, states_apart
+from memory_cases import assert_no_series_sees_another, distance, states_apart
 from torch import Tensor
 from torch.nn.functional import normalize, silu
 
-from models.contract import ModelError, State, concat, take
+from models.contract import ModelError, State, concat
 from models.memory.atlas import ATLAS, OMEGA
 from models.memory.backbone import MemoryBackbone
 from models.memory.core import NORM_EPS
@@ -109,16 +109,7 @@ def test_no_output_knows_a_later_observation(name):
 @pytest.mark.parametrize("name", BACKBONES)
 def test_no_series_sees_another(name):
     net = build(name)
-    e, present = stream(13)
-    with torch.no_grad():
-        whole, after = net.scan(e, net.initial_state(3), present)
-        other = e.clone()
-        other[0] = torch.randn_like(e[0])
-        assert torch.equal(net.scan(other, net.initial_state(3), present)[0][1:], whole[1:])
-        for row in range(3):
-            alone, state = net.scan(e[row : row + 1], net.initial_state(1), present[row : row + 1])
-            assert distance(alone, whole[row : row + 1]) < 1e-10
-            assert states_apart(state, take(after, torch.tensor([row]))) < 1e-10
+    assert_no_series_sees_another(net, *stream(13))
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from memory_cases import distance, states_apart
+from memory_cases import assert_no_series_sees_another, distance, states_apart
 
 from models.blocks import part, prefixed
-from models.contract import ModelError, take
+from models.contract import ModelError
 from models.memory import MEMORIES
 from models.memory.backbone import MemoryBackbone, MemoryConfig
 
@@ -96,16 +96,7 @@ def test_the_gradients_of_a_scan_are_those_of_its_steps(name, chunk):
 @pytest.mark.parametrize("name", MEMORIES)
 def test_no_series_sees_another(name):
     net = build(name, 4)
-    e, present = stream(13)
-    with torch.no_grad():
-        whole, after = net.scan(e, net.initial_state(3), present)
-        other = e.clone()
-        other[0] = torch.randn_like(e[0])
-        assert torch.equal(net.scan(other, net.initial_state(3), present)[0][1:], whole[1:])
-        for row in range(3):
-            alone, state = net.scan(e[row : row + 1], net.initial_state(1), present[row : row + 1])
-            assert distance(alone, whole[row : row + 1]) < 1e-10
-            assert states_apart(state, take(after, torch.tensor([row]))) < 1e-10
+    assert_no_series_sees_another(net, *stream(13))
 
 
 @pytest.mark.parametrize("name", MEMORIES)
