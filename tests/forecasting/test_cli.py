@@ -20,10 +20,9 @@ import pandas as pd
 import pytest
 
 from forecasting import bundle as bundles
-from forecasting import cli
+from forecasting import cli, stream
 from forecasting.bundle import read_bundle, seal, write_bundle
 from forecasting.results import find_results
-from forecasting.runtime import LoadedBundle
 
 COMMANDS = ("datasets", "models", "doctor", "train", "backtest", "forecast", "certify", "demo", "dashboard", "bridge")
 SMALL = ("--set", "max_epochs=1", "--set", "hidden=8")
@@ -821,13 +820,13 @@ def test_a_saved_state_steps_only_what_is_new_and_gives_the_same(forecaster, pla
     frame[frame["ds"] == "2024-02-29"].to_csv("one.csv", index=False)
     frame[(frame["ds"] < "2024-02-29") & ~early].to_csv("between.csv", index=False)
     steps: list[int] = []
-    scan = LoadedBundle._scan_ragged
+    scan = stream.scan_ragged
 
-    def spy(self, sequences, state, *future):
+    def spy(bundle, sequences, state, *future):
         steps.extend(map(len, sequences))
-        return scan(self, sequences, state, *future)
+        return scan(bundle, sequences, state, *future)
 
-    monkeypatch.setattr(LoadedBundle, "_scan_ragged", spy)
+    monkeypatch.setattr(stream, "scan_ragged", spy)
     asked = ["forecast", "--bundle", forecaster.bundle]
     whole = done(*asked, "--data", forecaster.data, "--out", "-").out
     assert steps == [60, 60]
