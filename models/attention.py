@@ -130,9 +130,9 @@ class SlidingWindowAttention(nn.Module):
         extra = blocks * block * p - steps  # tokens after the last one, which no other sees
         query, keys, values, after = self._project(x, state)
 
-        def windows(rows: Tensor) -> Tensor:
-            """(..., N + T) -> (..., p, blocks, block + w - 1)."""
-            phases = pad(rows, (0, extra)).unflatten(-1, (-1, p)).transpose(-1, -2)
+        def windows(rows: Tensor, beyond: float = 0.0) -> Tensor:
+            """(..., N + T) -> (..., p, blocks, block + w - 1); `beyond` stands after the last token."""
+            phases = pad(rows, (0, extra), value=beyond).unflatten(-1, (-1, p)).transpose(-1, -2)
             return phases.unfold(-1, block + w - 1, block)
 
         def seen(rows: Tensor) -> Tensor:
@@ -145,7 +145,9 @@ class SlidingWindowAttention(nn.Module):
         bias = self.bias[:, :, ages.clamp(0, w - 1)].movedim(1, 2)  # (P, block, R, block + w - 1)
         if self.reach:
             place = torch.arange(self.reach + steps, device=x.device)
-            filled = windows((place >= self.reach - state["filled"]).to(x.dtype)) > 0.5  # (B, p, blocks, block + w - 1)
+            taken = (place >= self.reach - state["filled"]).to(x.dtype)
+            # What stands after the last token sees itself: a softmax over nothing is NaN, and its gradient too.
+            filled = windows(taken, beyond=1.0) > 0.5  # (B, p, blocks, block + w - 1)
             visible = visible[:, None] & filled[:, None, :, :, None, None]
         else:
             visible = visible[:, None]

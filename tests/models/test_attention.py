@@ -14,6 +14,7 @@ from models.contract import ModelError, concat
 WIDTH, D, HEADS = 3, 8, 2
 BACKBONES = {
     "attention": lambda: AttentionBackbone(WIDTH, AttentionConfig(D, HEADS, blocks=2, window=5, persistent=2)),
+    "nothing persistent": lambda: AttentionBackbone(WIDTH, AttentionConfig(D, HEADS, blocks=1, window=5)),
     "window of 1": lambda: AttentionBackbone(WIDTH, AttentionConfig(D, HEADS, blocks=1, window=1)),
     "longer than the stream": lambda: AttentionBackbone(WIDTH, AttentionConfig(D, HEADS, blocks=1, window=200)),
     "patches": lambda: PatchBackbone(WIDTH, PatchConfig(D, HEADS, blocks=2, patch=3, patches=4)),

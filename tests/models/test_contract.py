@@ -25,7 +25,7 @@ from torch import Tensor
 
 from data.frame import Channel
 from forecasting.export import export_bundle
-from forecasting.runtime import LoadedBundle, load_bundle
+from forecasting.runtime import LoadedBundle, Stream, load_bundle
 from forecasting.task import Task
 from models.catalog import MODELS, build, field_defaults
 from models.contract import Batch, Fitted, Local, ModelError, Signature, State, StepModel, Trainable, concat, take
@@ -73,13 +73,15 @@ class Case:
     name: str
     task: str
     variant: int
+    ahead: int = 0  # covariates that are known ahead
 
     def __str__(self) -> str:
-        return f"{self.name}-{self.task}-" + (f"chunk{self.chunk}" if self.chunk else str(self.variant))
+        known = f"-ahead{self.ahead}" if self.ahead else ""
+        return f"{self.name}-{self.task}-" + (f"chunk{self.chunk}" if self.chunk else str(self.variant)) + known
 
     @property
     def signature(self) -> Signature:
-        return SIGNATURES[self.task][self.variant % 2]
+        return replace(SIGNATURES[self.task][self.variant % 2], future=self.ahead)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -131,12 +133,19 @@ def exported_case(name: str, turn: int) -> Case:
     return Case(name, task, turn % len(variants(name)))
 
 
-CASES = [case for turn, name in enumerate(MODELS) for case in cases_of(name, turn)]
+# A regression on the past that knows a covariate ahead, direct and recursive, whose step carries it along.
+AHEAD = [
+    Case(name, "forecast", variant, ahead=1)
+    for name, variant in (("quantile-regression", 0), ("random-forest", 0), ("xgboost", 2))
+]
+CASES = [case for turn, name in enumerate(MODELS) for case in cases_of(name, turn)] + AHEAD
 STREAMING = [case for case in CASES if MODELS[case.name].streams]
 # An export takes seconds: one for every model, and the other tasks of a closed form and of a network. Every memory with
 # every length of a chunk: tests/benchmarks/bench_memory_export.py.
 EXPORTED = [exported_case(name, turn) for turn, name in enumerate(MODELS)]
-EXPORTED += [Case("ridge", "classify", 0), Case("gru", "regress", 1), Case("xgboost", "forecast", 2)]
+EXPORTED += [Case("ridge", "classify", 0), Case("gru", "regress", 1)]
+# Trees in a recursion that carries what is known ahead; the recursion without it is quantile-regression's.
+EXPORTED += [case for case in AHEAD if "strategy" in case.settings]
 
 
 def training_batches(signature: Signature, seed: int) -> list[Batch]:
@@ -156,7 +165,10 @@ def training_batches(signature: Signature, seed: int) -> list[Batch]:
             number = torch.from_numpy(slope[..., 0]).expand(rows, steps)
             target = number.float() if signature.task == "regress" else (number > 0).long()
         seen = x[:, :steps]
-        batches.append(Batch(seen, seen.isfinite().float(), target, torch.ones(rows), torch.zeros(rows, 3)))
+        after = x[:, steps:, signature.channels - signature.future :] if signature.future else None
+        batches.append(
+            Batch(seen, seen.isfinite().float(), target, torch.ones(rows), torch.zeros(rows, 3), after=after)
+        )
     return batches
 
 
@@ -243,10 +255,27 @@ class Example:
         x = np.where(mask, x, self.behind)
         return torch.from_numpy(x.astype(np.float32)), torch.from_numpy(mask.astype(np.float32))
 
+    def ahead(self, signature: Signature) -> list[Tensor]:
+        """`known_ahead` of its series."""
+        return known_ahead(signature, self.batch, self.steps, self.seed)
+
     @property
     def split(self) -> int:
         """From 1 to T - 1; 1 where T is 1."""
         return max(1, min(self.steps - 1, math.ceil(self.cut * self.steps)))
+
+
+def known_ahead(signature: Signature, batch: int, steps: int, seed: int = 0) -> list[Tensor]:
+    """What a scan takes as its last argument, (B, T, H, F) in float32; nothing where nothing is known ahead."""
+    if not signature.future:
+        return []
+    values = np.random.default_rng(seed).normal(size=(batch, steps + signature.horizon, signature.future))
+    return [torch.from_numpy(values.astype(np.float32)).unfold(1, signature.horizon, 1)[:, 1:].movedim(-1, 2)]
+
+
+def at(ahead: list[Tensor], which: Any) -> list[Tensor]:
+    """Some of the steps, or one, of what is known ahead."""
+    return [known[:, which] for known in ahead]
 
 
 examples = st.builds(
@@ -303,13 +332,13 @@ def assert_states(found: State, expected: State, usual: State, tolerance: float,
         assert bool((worst <= allowed).all()), f"{what}: {name} differs by {worst.tolist()}, allowed {allowed.tolist()}"
 
 
-def steps_of(model: StepModel, x: Tensor, mask: Tensor) -> tuple[Tensor, State, State]:
+def steps_of(model: StepModel, x: Tensor, mask: Tensor, ahead: list[Tensor]) -> tuple[Tensor, State, State]:
     """T calls of `step`: the predictions, the last state, and the largest absolute value that each state had."""
     state = model.initial_state(len(x))
     usual = {name: value.abs() for name, value in state.items()}
     predictions = []
     for t in range(x.shape[1]):
-        prediction, state = model.step(x[:, t], mask[:, t], state)
+        prediction, state = model.step(x[:, t], mask[:, t], state, *at(ahead, t))
         predictions.append(prediction)
         usual = {name: torch.maximum(usual[name], value.abs()) for name, value in state.items()}
     return torch.stack(predictions, 1), state, usual
@@ -319,21 +348,23 @@ def steps_of(model: StepModel, x: Tensor, mask: Tensor) -> tuple[Tensor, State, 
 def check_parity(model: StepModel, example: Example, tolerance: float) -> None:
     """One scan = a scan in two parts = T steps, predictions and states; in float64 as well."""
     x, mask = example.tensors(model.signature)
-    _check_parity(model, x, mask, example.split, tolerance)
-    _check_parity(double(model), x.double(), mask.double(), example.split, DOUBLE)
+    ahead = example.ahead(model.signature)
+    _check_parity(model, x, mask, ahead, example.split, tolerance)
+    in_double = [known.double() for known in ahead]
+    _check_parity(double(model), x.double(), mask.double(), in_double, example.split, DOUBLE)
 
 
-def _check_parity(model: StepModel, x: Tensor, mask: Tensor, cut: int, tolerance: float) -> None:
+def _check_parity(model: StepModel, x: Tensor, mask: Tensor, ahead: list[Tensor], cut: int, tolerance: float) -> None:
     initial = model.initial_state(len(x))
     given_state = {name: value.clone() for name, value in initial.items()}
-    by_step, after_steps, usual = steps_of(model, x, mask)
-    whole, after = model.scan(x, mask, initial)
+    by_step, after_steps, usual = steps_of(model, x, mask, ahead)
+    whole, after = model.scan(x, mask, initial, *ahead)
     assert_predictions(whole, by_step, model.signature, tolerance, "scan against steps")
     assert_states(after, after_steps, usual, tolerance, "state after the scan against steps")
-    head, between = model.scan(x[:, :cut], mask[:, :cut], initial)
+    head, between = model.scan(x[:, :cut], mask[:, :cut], initial, *at(ahead, slice(cut)))
     if cut < x.shape[1]:
         kept = {name: value.clone() for name, value in between.items()}
-        tail, end = model.scan(x[:, cut:], mask[:, cut:], between)
+        tail, end = model.scan(x[:, cut:], mask[:, cut:], between, *at(ahead, slice(cut, None)))
         parts = torch.cat([head, tail], 1)
         assert_predictions(parts, by_step, model.signature, tolerance, f"scan split at {cut} against steps")
         assert_states(end, after_steps, usual, tolerance, f"state after the scan split at {cut}")
@@ -349,8 +380,10 @@ def check_causality(model: StepModel, example: Example) -> None:
     other, shown = x.clone(), mask.clone()
     other[:, t:] = torch.where(mask[:, t:] > 0, 3 * x[:, t:] + 1, torch.full_like(x[:, t:], 5.0))
     shown[:, t:] = 1 - mask[:, t:] * (torch.arange(x.shape[1] - t) % 2)[:, None]
-    before, _ = model.scan(x, mask, model.initial_state(len(x)))
-    after, _ = model.scan(other, shown, model.initial_state(len(x)))
+    ahead = example.ahead(model.signature)
+    moved = [torch.cat([known[:, :t], 3 * known[:, t:] + 1], 1) for known in ahead]
+    before, _ = model.scan(x, mask, model.initial_state(len(x)), *ahead)
+    after, _ = model.scan(other, shown, model.initial_state(len(x)), *moved)
     assert torch.equal(before[:, :t], after[:, :t]), f"a prediction before step {t} saw what comes from there on"
 
 
@@ -358,13 +391,14 @@ def check_causality(model: StepModel, example: Example) -> None:
 def check_missing(model: StepModel, example: Example) -> None:
     """What stands behind the mask has no influence, and NaN and infinities are missing even where the mask is 1."""
     x, mask = example.tensors(model.signature)
-    expected, state = model.scan(x, mask, model.initial_state(len(x)))
+    ahead = example.ahead(model.signature)
+    expected, state = model.scan(x, mask, model.initial_state(len(x)), *ahead)
     for behind in (math.nan, math.inf, -math.inf, 1e30, -5.0, 7.0):
         for what, shown in (("behind the mask", mask), ("in front of it", torch.ones_like(mask))):
             if what == "in front of it" and math.isfinite(behind):
                 continue
             hidden = torch.where(mask > 0, x, torch.full_like(x, behind))
-            found, after = model.scan(hidden, shown, model.initial_state(len(x)))
+            found, after = model.scan(hidden, shown, model.initial_state(len(x)), *ahead)
             assert torch.equal(found, expected), f"{behind} {what} changes the prediction"
             assert all(torch.equal(after[name], value) for name, value in state.items()), f"{behind} {what}: the state"
 
@@ -373,15 +407,18 @@ def check_missing(model: StepModel, example: Example) -> None:
 def check_rows(model: StepModel, example: Example, tolerance: float) -> None:
     """Series do not see each other: in another order, alone, and joined on the way they are the same."""
     x, mask = example.tensors(model.signature)
-    expected, after = model.scan(x, mask, model.initial_state(len(x)))
-    usual = steps_of(model, x, mask)[2] if model.streams else {name: value.abs() for name, value in after.items()}
+    ahead = example.ahead(model.signature)
+    expected, after = model.scan(x, mask, model.initial_state(len(x)), *ahead)
+    usual = {name: value.abs() for name, value in after.items()}
+    if model.streams:
+        usual = steps_of(model, x, mask, ahead)[2]
     order = torch.from_numpy(np.random.default_rng(example.seed).permutation(len(x)))
-    found, state = model.scan(x[order], mask[order], model.initial_state(len(x)))
+    found, state = model.scan(x[order], mask[order], model.initial_state(len(x)), *(known[order] for known in ahead))
     assert_predictions(found, expected[order], model.signature, tolerance, "series in another order")
     assert_states(state, take(after, order), take(usual, order), tolerance, "series in another order")
     for row in range(len(x)):
         one = torch.tensor([row])
-        found, state = model.scan(x[one], mask[one], model.initial_state(1))
+        found, state = model.scan(x[one], mask[one], model.initial_state(1), *(known[one] for known in ahead))
         assert_predictions(found, expected[one], model.signature, tolerance, f"series {row} alone")
         assert_states(state, take(after, one), take(usual, one), tolerance, f"series {row} alone")
     if not model.streams or x.shape[1] < 2:
@@ -389,9 +426,13 @@ def check_rows(model: StepModel, example: Example, tolerance: float) -> None:
     cut = example.split
     halves = [order[: len(x) // 2], order[len(x) // 2 :]]
     heads = [
-        model.scan(x[rows, :cut], mask[rows, :cut], model.initial_state(len(rows)))[1] for rows in halves if len(rows)
+        model.scan(
+            x[rows, :cut], mask[rows, :cut], model.initial_state(len(rows)), *(known[rows, :cut] for known in ahead)
+        )[1]
+        for rows in halves
+        if len(rows)
     ]
-    found, _ = model.scan(x[order, cut:], mask[order, cut:], concat(heads))
+    found, _ = model.scan(x[order, cut:], mask[order, cut:], concat(heads), *(known[order, cut:] for known in ahead))
     both = torch.cat([expected[order, :cut], found], 1)
     assert_predictions(both, expected[order], model.signature, tolerance, "series that were joined on the way")
 
@@ -414,34 +455,36 @@ def check_values(prediction: Tensor, state: State, signature: Signature, what: s
 
 @torch.no_grad()
 def check_predictions(model: StepModel, x: Tensor, mask: Tensor, what: str = "") -> None:
-    check_values(*model.scan(x, mask, model.initial_state(len(x))), model.signature, f"scan {what}")
+    ahead = known_ahead(model.signature, *x.shape[:2])
+    check_values(*model.scan(x, mask, model.initial_state(len(x)), *ahead), model.signature, f"scan {what}")
     if model.streams:
-        predictions, state, _ = steps_of(model, x, mask)
+        predictions, state, _ = steps_of(model, x, mask, ahead)
         check_values(predictions, state, model.signature, f"steps {what}")
 
 
 def check_graph(model: StepModel, loaded: LoadedBundle, example: Example, tolerance: float) -> None:
     """The graphs compute what the model computes, whatever the number of series and steps."""
     x, mask = example.tensors(model.signature)
+    ahead = example.ahead(model.signature)
     with torch.no_grad():
-        expected, after = model.scan(x, mask, model.initial_state(len(x)))
+        expected, after = model.scan(x, mask, model.initial_state(len(x)), *ahead)
     initial = loaded.initial_state(len(x))
-    found, end = loaded.run_scan(x, mask, initial)
+    found, end = loaded.run_scan(x, mask, initial, *ahead)
     assert_predictions(torch.from_numpy(found), expected, model.signature, tolerance, "scan.onnx against the model")
     if not model.streams:
         return
     with torch.no_grad():
-        usual = steps_of(model, x, mask)[2]
+        usual = steps_of(model, x, mask, ahead)[2]
     assert_states(_tensors(end), after, usual, tolerance, "the state of scan.onnx against the model's")
     cut, parts, state = example.split, [], initial
     for part in (slice(0, cut), slice(cut, None)) if cut < x.shape[1] else (slice(None),):
-        found, state = loaded.run_scan(x[:, part], mask[:, part], state)
+        found, state = loaded.run_scan(x[:, part], mask[:, part], state, *at(ahead, part))
         parts.append(torch.from_numpy(found))
     assert_predictions(torch.cat(parts, 1), expected, model.signature, tolerance, f"scan.onnx split at {cut}")
     assert_states(_tensors(state), after, usual, tolerance, f"the state of scan.onnx split at {cut}")
     parts, state = [], initial
     for t in range(x.shape[1]):
-        found, state = loaded.run_step(x[:, t], mask[:, t], state)
+        found, state = loaded.run_step(x[:, t], mask[:, t], state, *at(ahead, t))
         parts.append(torch.from_numpy(found))
     assert_predictions(torch.stack(parts, 1), expected, model.signature, tolerance, "step.onnx against the model")
     assert_states(_tensors(state), after, usual, tolerance, "the state of step.onnx against the model's")
@@ -525,15 +568,17 @@ def exported(request, tmp_path_factory) -> tuple[Case, LoadedBundle]:
 
 
 def task_of(signature: Signature) -> Task:
+    channels = [f"channel {c}" for c in range(signature.channels)]
     return Task(
         kind=signature.task,
         target="y",
-        channels=tuple(Channel(f"channel {c}", "") for c in range(signature.channels)),
+        channels=tuple(Channel(name, "") for name in channels),
         freq=1,
         horizon=signature.horizon,
         season=signature.season,
         quantiles=signature.quantiles,
         labels=tuple("abc"[: signature.classes]),
+        future=tuple(channels[signature.channels - signature.future :]),
     )
 
 
@@ -546,12 +591,14 @@ def test_the_step_graph_is_the_model_over_a_thousand_steps(exported):
     case, loaded = exported
     if not loaded.streams:
         return
-    x, mask = replace(ORDINARY, batch=2, steps=1000, kind="season").tensors(case.signature)
+    example = replace(ORDINARY, batch=2, steps=1000, kind="season")
+    x, mask = example.tensors(case.signature)
+    ahead = example.ahead(case.signature)
     with torch.no_grad():
-        expected, _ = case.instance().scan(x, mask, case.instance().initial_state(len(x)))
+        expected, _ = case.instance().scan(x, mask, case.instance().initial_state(len(x)), *ahead)
     parts, state = [], loaded.initial_state(len(x))
     for t in range(x.shape[1]):
-        found, state = loaded.run_step(x[:, t], mask[:, t], state)
+        found, state = loaded.run_step(x[:, t], mask[:, t], state, *at(ahead, t))
         parts.append(torch.from_numpy(found))
     assert_predictions(torch.stack(parts, 1), expected, case.signature, TOLERANCE, "a thousand steps")
 
@@ -568,16 +615,21 @@ def test_a_stream_that_was_saved_goes_on_as_if_it_had_not_been(exported, tmp_pat
 def check_saved(case: Case, loaded: LoadedBundle, example: Example, path: Path) -> None:
     x, mask = example.tensors(case.signature)
     values = torch.where(mask > 0, x, torch.full_like(x, math.nan)).numpy()
+    ahead = example.ahead(case.signature)
     stream = loaded.stream([f"series {row}" for row in range(len(x))])
+
+    def step(stream: Stream, t: int) -> np.ndarray:
+        return stream.step(values[:, t], None, *(known.numpy() for known in at(ahead, t)))
+
     for t in range(example.split):
-        stream.step(values[:, t])
+        step(stream, t)
     stream.save(path)
     resumed = loaded.stream(state=path)
     assert resumed.series == stream.series
     for name, value in stream.state.items():
         np.testing.assert_array_equal(resumed.state[name], value, strict=True)
     for t in range(example.split, x.shape[1]):
-        np.testing.assert_array_equal(resumed.step(values[:, t]), stream.step(values[:, t]), strict=True)
+        np.testing.assert_array_equal(step(resumed, t), step(stream, t), strict=True)
 
 
 # The checks can fail: each mutant breaks one promise of the contract, and the check of that promise must see it.
@@ -692,6 +744,7 @@ def never(model: StepModel) -> tuple[Tensor, Tensor]:
 # Models that learn in chunks differ in what the checks do not look at: the first of them stands for all.
 CHUNKED = next(case.name for case in STREAMING if case.chunk)
 MUTATED = [case for case in STREAMING if case.task == "forecast" and (not case.chunk or case.name == CHUNKED)]
+MUTATED = [case for case in MUTATED if not case.ahead]  # nor does what is known ahead change what the checks look at
 
 
 @pytest.mark.parametrize("case", MUTATED, ids=str)
