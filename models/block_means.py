@@ -52,7 +52,8 @@ class BlockMeans(nn.Module):
 
     def step(self, z: Tensor, state: State) -> tuple[Tensor, State]:
         """z: (B, S) of `counted`, at one step."""
-        found, after = [z[..., :0].double()], {}
+        found: list[Tensor] = [z[..., :0].double()]
+        after: State = {}
         for index, block in enumerate(self.blocks):
             now, whole = state[f"means.now{index}"], state[f"means.whole{index}"]
             full = now[:, -1:] > block - 0.5
@@ -65,7 +66,8 @@ class BlockMeans(nn.Module):
 
     def scan(self, z: Tensor, state: State) -> tuple[Tensor, State]:
         """z: (B, T, S) of `counted`."""
-        found, after = [z[..., :0].double()], {}
+        found: list[Tensor] = [z[..., :0].double()]
+        after: State = {}
         steps = torch.arange(z.shape[1], device=z.device)
         for index, block in enumerate(self.blocks):
             now, whole = state[f"means.now{index}"], state[f"means.whole{index}"]

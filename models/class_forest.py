@@ -61,6 +61,7 @@ class ClassForest(StepModel, Fitted):
         super().__init__(signature)
         self.config, self.forest = config, forest
         self.features = PathFeatures(signature.channels, config.lags, config.features, config.windows)
+        self.context = max(self.features.length, *config.windows, 1)
         self.trees = TreeEnsemble(signature.classes)
 
     def initial_state(self, batch: int) -> State:
