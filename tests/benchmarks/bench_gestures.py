@@ -199,7 +199,7 @@ def peer(make: Callable[[int], Any], task: Task, fold: Fold, settings: dict[str,
         x, y = pieces([*fold.train, *fold.validation], fraction)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            said[fraction] = make(seed).fit(x, y).predict(pieces(fold.test, fraction)[0]).astype(int)
+            said[fraction] = make(seed).fit(x, y).predict(pieces(fold.test, fraction, x.shape[2])[0]).astype(int)
     return Judged(truths(fold.test), owners(fold.test), said)
 
 
@@ -256,10 +256,10 @@ def long_pasts(series: Series) -> dict[int, np.ndarray]:
     return found
 
 
-def pieces(group: list[Series], fraction: float) -> tuple[np.ndarray, np.ndarray]:
+def pieces(group: list[Series], fraction: float, length: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """(N, C, L): what a batch method sees at each judged position; of a recording the last half second alone.
 
-    Gestures of other lengths are resampled to the median one, with missing values filled.
+    Gestures of other lengths are resampled, to the median one or to `length` frames, with missing values filled.
     """
     found, labels = [], []
     for series in group:
@@ -268,8 +268,8 @@ def pieces(group: list[Series], fraction: float) -> tuple[np.ndarray, np.ndarray
             first = at + 1 - HALF_SECOND if len(values) > 10 * HALF_SECOND else 0
             found.append(values[first : at + 1])
             labels.append(int(np.asarray(series.target)[at]))
-    length = int(np.median([len(piece) for piece in found]))
-    if len({len(piece) for piece in found}) > 1:
+    length = length or int(np.median([len(piece) for piece in found]))
+    if {len(piece) for piece in found} != {length}:
         grid = np.linspace(0, 1, length)
         found = [np.stack([np.interp(grid, np.linspace(0, 1, len(p)), c) for c in p.T], 1) for p in found]
     return np.stack(found).transpose(0, 2, 1), np.array(labels)
