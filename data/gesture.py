@@ -64,16 +64,18 @@ def basic_motions() -> Dataset:
     return _classify("basic_motions", frame, channels, 0.1, Splits(entity=parts))
 
 
-def gestures_demo() -> Dataset:
-    """SIMULATED: eight gestures and the rests between, ten people with a data glove and a tracker, 20 min, 50 Hz.
+def gestures_demo(people: int = simulated_hand.PEOPLE, recordings: int = simulated_hand.RECORDINGS) -> Dataset:
+    """SIMULATED: eight gestures and the rests between, people with a data glove and a tracker, 50 Hz.
 
-    Continuous recordings with a label a row. Split by person: 1 to 6 train, 7 and 8 validate, 9 and 10 test.
-    Origin: `DEMO_ORIGIN`.
+    Continuous recordings of a minute with a label a row. Split by person: of ten, 1 to 6 train, 7 and 8 validate, 9
+    and 10 test; of twenty or more a tenth validates and a tenth tests. Origin: `DEMO_ORIGIN`.
     """
-    table = simulated_hand.simulated_hands()
+    table = simulated_hand.simulated_hands(people=people, recordings=recordings)
     group = {str(name): str(name).split("/")[0] for name in table[ID].unique()}
-    people = {f"person_{i}": "validation" if i <= 8 else "test" for i in range(7, 11)}
-    splits = Splits(entity={name: people.get(person, "train") for name, person in group.items()}, group=group)
+    kept = max(2, people // 10)
+    parts = ["train"] * (people - 2 * kept) + ["validation"] * kept + ["test"] * kept
+    part = {f"person_{number}": part for number, part in enumerate(parts, 1)}
+    splits = Splits(entity={name: part[person] for name, person in group.items()}, group=group)
     return _classify("gestures_demo", table, simulated_hand.CHANNELS, 1 / simulated_hand.RATE_HZ, splits)
 
 

@@ -101,12 +101,15 @@ class Person:
         )
 
 
-def simulated_hands(seed: int = SEED) -> pd.DataFrame:
-    """All recordings in the long format: unique_id such as person_1/2, ds in seconds, label, the channels."""
+def simulated_hands(seed: int = SEED, people: int = PEOPLE, recordings: int = RECORDINGS) -> pd.DataFrame:
+    """All recordings in the long format: unique_id such as person_1/2, ds in seconds, label, the channels.
+
+    Of more people, or more recordings of each, those of fewer are a part.
+    """
     tables = []
-    for number in range(1, PEOPLE + 1):
+    for number in range(1, people + 1):
         person = Person.draw(np.random.default_rng([seed, number]))
-        for recording in range(1, RECORDINGS + 1):
+        for recording in range(1, recordings + 1):
             table = recorded(person, np.random.default_rng([seed, number, recording]))
             table.insert(0, ID, f"person_{number}/{recording}")
             tables.append(table)

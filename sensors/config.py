@@ -39,7 +39,8 @@ NEEDED = ("source", "recognition", "commands", "safety", "limits", "robot")
 EXAMPLE = """\
 # A simulated hand, replayed for ever, drives a simulated arm. First, once:
 #   mnemo train --data gestures_demo --model gru --set lookback=500 --set batch_size=8 --set max_epochs=16 \\
-#     --out bundles/gestures
+#     --set lags=10 --out bundles/gestures
+# (lags: of the ridge that stands beside it in the report; with all 500 it would take longer than the network)
 # then: mnemo bridge --config THIS_FILE; press a to arm it, and hold the space bar to let it move.
 
 [source]                          # or mqtt://, lsl:, serial:, ws://, ws-listen://

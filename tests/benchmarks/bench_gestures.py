@@ -10,14 +10,17 @@ activations per minute of rest.
 A streaming model is one for all fractions and is asked at every frame; random forest and MiniRocket are trained anew
 for each fraction, on series cut there, as a batch method would have to be. They stand beside in the same run: random
 forest with scikit-learn, on statistics and (resampled-pca) on UC2017's features, a gesture resampled to 20 frames and
-the principal axis of its frames; MiniRocket and MultiRocket-Hydra where aeon is installed (`pip install aeon` into an
+the principal axis of its frames; windowed-forest (of continuous recordings) is the first of them with the mean
+magnitude of longer pasts beside the half second, which ones chosen by leaving out each person, or session, of the
+training part in turn; MiniRocket and MultiRocket-Hydra where aeon is installed (`pip install aeon` into an
 environment that has this project); else the run says that they are left out.
 
 Sets and folds: `isl_myo`, the last repetitions of 20; `vmg30_glove`, the source's validation part; `uc2017_sg`, each
 user in turn (one frame a gesture, so only 100 %); `myo_wrist`, each person in turn, and each session of those who have
 two: continuous recordings, judged at the end of every half second by the label there, peers on that half second alone.
 
-Options: --sets isl_myo,... --models gru,rocket,... --peers random-forest,resampled-pca,minirocket,hydra --seeds 1
+Options: --sets isl_myo,... --models gru,rocket,... --seeds 1
+--peers random-forest,resampled-pca,windowed-forest,minirocket,hydra
 --folds 0 (all) --set field=value, --adapt N: the test's people weigh as much as training after N frames (see
 `sensors.person`), 0 for the model's own prior. --known: every gesture or recording, in training too, begins with the
 statistics of what its person has shown before it, as a stream that goes on would; the first begins with none, and no
@@ -64,6 +67,7 @@ from tests.benchmarks.figures import machine, table
 
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
 HALF_SECOND = 100  # frames of myo_wrist
+LONGER = ((), (1000,), (500, 1000), (500, 1000, 2000), (500, 1000, 12000))  # frames of longer pasts to choose from
 REST = "rest"  # the class that is no gesture, where a set has it
 LAG = {"myo_wrist": 200}  # frames by which the hand may be behind the prompt that the labels follow
 PRECISION = 0.95
@@ -90,6 +94,7 @@ class Fold(NamedTuple):
     train: list[Series]
     validation: list[Series]
     test: list[Series]
+    owners: dict[str, str] | None = None  # series -> who or which session is kept out in turn; None where nobody is
 
 
 @dataclass(frozen=True)
@@ -112,9 +117,11 @@ def folds(name: str, dataset: Dataset, panel: list[Series]) -> Iterator[Fold]:
     elif name == "myo_wrist":
         sessions = {series.unique_id: series.unique_id.split("/")[0] for series in panel}
         for person in everyone:
-            yield _fold(panel, f"person {person}", lambda s, p=person: people[s] == p)  # type: ignore[misc]
+            fold = _fold(panel, f"person {person}", lambda s, p=person: people[s] == p)  # type: ignore[misc]
+            yield fold._replace(owners=people)
         for session in sorted({session for session in sessions.values() if not session.endswith("-1")}):
-            yield _fold(panel, f"session {session}", lambda s, p=session: sessions[s] == p)  # type: ignore[misc]
+            fold = _fold(panel, f"session {session}", lambda s, p=session: sessions[s] == p)  # type: ignore[misc]
+            yield fold._replace(owners=sessions)
     else:
         judged = "test" if "test" in parts.values() else "validation"
         yield _fold(panel, judged, lambda s: parts[s] == judged)
@@ -192,14 +199,67 @@ def peer(make: Callable[[int], Any], task: Task, fold: Fold, settings: dict[str,
         x, y = pieces([*fold.train, *fold.validation], fraction)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            said[fraction] = make(seed).fit(x, y).predict(pieces(fold.test, fraction)[0]).astype(int)
+            said[fraction] = make(seed).fit(x, y).predict(pieces(fold.test, fraction, x.shape[2])[0]).astype(int)
     return Judged(truths(fold.test), owners(fold.test), said)
 
 
-def pieces(group: list[Series], fraction: float) -> tuple[np.ndarray, np.ndarray]:
+def windowed(task: Task, fold: Fold, settings: dict[str, Any], seed: int) -> Judged:
+    """The forest of the half second, with the mean magnitude of those longer pasts that the training part chooses."""
+    whose = fold.owners
+    assert whose is not None  # or `main` leaves it out
+    group = [*fold.train, *fold.validation]
+    rows = {
+        series.unique_id: (ForestOfStatistics.features(pieces([series], 1.0)[0]), long_pasts(series), truths([series]))
+        for series in (*group, *fold.test)
+    }
+
+    def said(learned: list[Series], judged: list[Series], pasts: tuple[int, ...], trees: int, every: int) -> np.ndarray:
+        def features(series: Series) -> np.ndarray:
+            half_second, longer, _ = rows[series.unique_id]
+            return np.concatenate([half_second, *[longer[past] for past in pasts]], 1)
+
+        x = np.concatenate([features(series) for series in learned])[::every]
+        forest = RandomForestClassifier(trees, n_jobs=-1, random_state=seed)
+        return forest.fit(x, truths(learned)[::every]).predict(np.concatenate([features(s) for s in judged]))
+
+    def worth(pasts: tuple[int, ...]) -> float:
+        """Accuracy and balanced accuracy together, for each who has not been seen."""
+        found = []
+        for left_out in seen_again({whose[s.unique_id] for s in group}):
+            judged = [s for s in group if whose[s.unique_id] == left_out]
+            learned = [s for s in group if whose[s.unique_id] != left_out]
+            truth, answer = truths(judged), said(learned, judged, pasts, trees=60, every=3)
+            recalls = [(answer == label)[truth == label].mean() for label in np.unique(truth)]
+            found.append((answer == truth).mean() + np.mean(recalls))
+        return float(np.mean(found))
+
+    chosen = max(LONGER, key=worth)
+    print(f"  {fold.name}: longer pasts of {', '.join(map(str, chosen)) or 'no'} frames")
+    return Judged(truths(fold.test), owners(fold.test), {1.0: said(group, fold.test, chosen, trees=300, every=1)})
+
+
+def seen_again(owners: set[str]) -> list[str]:
+    """Who is to be kept out in turn: every person; of sessions, such as ana-2, those whose person has another."""
+    people = [owner.partition("-")[0] for owner in owners]
+    return sorted(owner for owner in owners if "-" not in owner or people.count(owner.partition("-")[0]) > 1)
+
+
+def long_pasts(series: Series) -> dict[int, np.ndarray]:
+    """Frames -> mean magnitude (N, C) of the last so many, or of as many as there were, at each judged position."""
+    sums = np.abs(np.nan_to_num(np.asarray(series.values, float))).cumsum(0)
+    sums = np.concatenate([np.zeros_like(sums[:1]), sums])
+    end = judged_at(series)[1.0] + 1
+    found = {}
+    for past in sorted({past for pasts in LONGER for past in pasts}):
+        begin = np.maximum(end - past, 0)
+        found[past] = (sums[end] - sums[begin]) / (end - begin)[:, None]
+    return found
+
+
+def pieces(group: list[Series], fraction: float, length: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """(N, C, L): what a batch method sees at each judged position; of a recording the last half second alone.
 
-    Gestures of other lengths are resampled to the median one, with missing values filled.
+    Gestures of other lengths are resampled, to the median one or to `length` frames, with missing values filled.
     """
     found, labels = [], []
     for series in group:
@@ -208,8 +268,8 @@ def pieces(group: list[Series], fraction: float) -> tuple[np.ndarray, np.ndarray
             first = at + 1 - HALF_SECOND if len(values) > 10 * HALF_SECOND else 0
             found.append(values[first : at + 1])
             labels.append(int(np.asarray(series.target)[at]))
-    length = int(np.median([len(piece) for piece in found]))
-    if len({len(piece) for piece in found}) > 1:
+    length = length or int(np.median([len(piece) for piece in found]))
+    if {len(piece) for piece in found} != {length}:
         grid = np.linspace(0, 1, length)
         found = [np.stack([np.interp(grid, np.linspace(0, 1, len(p)), c) for c in p.T], 1) for p in found]
     return np.stack(found).transpose(0, 2, 1), np.array(labels)
@@ -222,14 +282,14 @@ class ForestOfStatistics:
         self.forest = RandomForestClassifier(300, n_jobs=-1, random_state=seed)
 
     def fit(self, x: np.ndarray, y: np.ndarray) -> ForestOfStatistics:
-        self.forest.fit(self._features(x), y)
+        self.forest.fit(self.features(x), y)
         return self
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        return self.forest.predict(self._features(x))
+        return self.forest.predict(self.features(x))
 
     @staticmethod
-    def _features(x: np.ndarray) -> np.ndarray:
+    def features(x: np.ndarray) -> np.ndarray:
         tenths = np.array_split(x, min(10, x.shape[2]), axis=2)
         local = [f(part) for part in tenths for f in (lambda p: p.mean(2), lambda p: np.abs(p).mean(2))]
         return np.concatenate([*local, x.mean(2), x.std(2), x.min(2), x.max(2)], 1)
@@ -291,6 +351,7 @@ PEERS: dict[str, Callable[[int], Any]] = {
     "hydra": hydra,
 }
 OF_AEON = ("minirocket", "hydra")
+WINDOWED = "windowed-forest"
 
 
 def interval(right: np.ndarray, series: np.ndarray, seed: int = 0) -> float:
@@ -334,7 +395,11 @@ def main() -> None:
                 (model, partial(ours, model, name, chosen.adapt, known))
                 for model in filter(None, chosen.models.split(","))
             ]
-            runs += [(model, partial(peer, PEERS[model])) for model in peers]
+            runs += [
+                (model, windowed if model == WINDOWED else partial(peer, PEERS[model]))
+                for model in peers
+                if model != WINDOWED or fold.owners is not None
+            ]
             if len(fold.test[0].values) == 1:
                 runs = [run for run in runs if run[0] not in OF_AEON]  # one frame is no series
             for model, run in runs:

@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from data.gesture import gestures_demo
 from data.simulated_hand import CHANNELS, GESTURES, RATE_HZ, REST, Person, gesture, minimum_jerk, recorded
 
 GLOVE = [channel.name for channel in CHANNELS[:10]]
@@ -37,6 +38,16 @@ def test_the_hand_moves_when_a_label_begins():
     fastest = [speed[i : i + RATE_HZ // 2].max() for i in begins]
     assert np.median(fastest) > 0.3
     assert speed[table["label"] == REST].median() < 0.1
+
+
+def test_nobody_is_in_two_parts_however_many_people_there_are():
+    data = gestures_demo(people=30, recordings=1)
+    assert sorted(data.splits.entity) == sorted(f"person_{number}/1" for number in range(1, 31))
+    parts = pd.Series(data.splits.entity)
+    assert parts.value_counts().to_dict() == {"train": 24, "validation": 3, "test": 3}
+    own = data.frame[data.frame["unique_id"] == "person_7/1"]
+    few = gestures_demo(people=8, recordings=1).frame
+    assert own.equals(few[few["unique_id"] == "person_7/1"].set_axis(own.index))
 
 
 @pytest.mark.parametrize("name", GESTURES)
