@@ -1,8 +1,7 @@
 """Every cut-off in one pass, with naive and ridge always beside.
 
 Quantiles are calibrated before they are judged: on the forecasts that a model, fitted to the training part, makes of
-the validation part, and one that is fitted per series by another fit of a horizon before it. Nothing of the test is
-used.
+the validation part. Nothing of the test is used.
 
 How each series is scanned once is `forecasting.passes`, how predictions are judged `forecasting.scores`, and the frames
 of a report are `forecasting.report_frames`; here is what is fitted, calibrated and predicted when.
@@ -24,7 +23,7 @@ import pandas as pd
 
 from data.frame import Dataset, show_time
 from data.panel import to_panel
-from forecasting.conformal import Calibration, calibrate, length_weights, scores_needed
+from forecasting.conformal import Calibration, calibrate, scores_needed
 from forecasting.ensemble import check_ensembles, combined, ensemble_name
 from forecasting.passes import cutoff_positions, trained_pass
 from forecasting.predictions import Rows
@@ -112,8 +111,7 @@ def backtest(
         refit: train anew after every so many cut-offs, on all that is known by then; None trains once.
         settings: fields of the models' configs; each is given to the models that have it.
         calibrated: whether forecast quantiles are calibrated on the validation part, once, before the test. A model
-            that is fitted per series is then fitted a second time, to the training part alone, and where the
-            validation part is shorter than two horizons a third time (`with_a_period_before`).
+            that is fitted per series is then fitted a second time, to the training part alone.
         ensembles: "mean", "median" or both: of the models named, as further rows such as mean(ets,arima).
 
     Raises:
@@ -201,10 +199,6 @@ def compare(
                 if parts.judges_validation:
                     chosen = _apart([row.positions for row in rows[name]], task, stride)
                     checks[name] = [row.at(at) for row, at in zip(rows[name], chosen, strict=True)]
-                    one = trained[name]
-                    if isinstance(one, Trained) and one.states is not None:
-                        again = _fit_of(one, task, shared[name])
-                        checks[name] = with_a_period_before(checks[name], again, task, parts)
                 else:
                     checks[name] = _check(trained[name], task, parts, at_checks, shared[name], checks.get("naive", []))
             except TaskError as error:
@@ -220,7 +214,7 @@ def compare(
         }
         if all(member in checks for member in members):
             checks[name] = combined(how, _shared([checks[member] for member in members]), levels)
-    calibrations, said = _calibrations(task, checks, rows) if calibrated else ({}, [])
+    calibrations, said = _calibrations(task, checks) if calibrated else ({}, [])
     notes += said
     raw, judged = rows, {}
     if not parts.judges_validation:
@@ -280,43 +274,9 @@ def _check(
         fallback = [row.at(at) for row, at in zip(naive, last, strict=True)]
         return trained.forecast(parts.validation, last, lambda: fallback).rows
     if trained.states is not None:
-        fit = _fit_of(trained, task, settings)
-        return with_a_period_before(validated(fit(replace(parts, validation=[])), task, parts), fit, task, parts)
+        model_settings, training = parse_settings(trained.name, settings)
+        trained = fit_local(trained.name, task, replace(parts, validation=[]), model_settings, training.threads)
     return validated(trained, task, parts)
-
-
-def _fit_of(trained: Trained, task: Task, settings: Mapping[str, Any]) -> Callable[[Parts], Trained]:
-    """How the local model was fitted."""
-    model_settings, training = parse_settings(trained.name, settings)
-    return partial(fit_local, trained.name, task, settings=model_settings, processes=training.threads)
-
-
-def with_a_period_before(rows: Sequence[Rows], fit: Callable[[Parts], Trained], task: Task, parts: Parts) -> list[Rows]:
-    """A local model's forecasts `rows` of the validation part, and those of a horizon before it by another fit.
-
-    The fit is of the series whose validation part is shorter than two horizons, for one period's shocks would decide
-    how wide the intervals of another's are. It ends a horizon before the training part, where that leaves more than a
-    horizon to be fitted to. Where it can be fitted to none, or what should be known ahead is not, the validation part
-    is all there is.
-    """
-    horizon = task.horizon
-    before = {
-        span.series.unique_id: Span(span.series, span.begin - horizon, span.begin)
-        for span in parts.validation
-        if span.end - span.begin < 2 * horizon and span.begin > 2 * horizon
-    }
-    train = [replace(span, end=span.end - horizon) for span in parts.train if span.series.unique_id in before]
-    if not train:
-        return list(rows)
-    try:
-        earlier = validated(fit(Parts(train, [], [])), task, Parts(train, list(before.values()), []))
-    except TaskError:
-        return list(rows)
-    more = {row.span.series.unique_id: row for row in earlier}
-    return [
-        replace(more[name].then([row]), span=row.span) if (name := row.span.series.unique_id) in more else row
-        for row in rows
-    ]
 
 
 def _shared(members: Sequence[Sequence[Rows]]) -> list[list[Rows]]:
@@ -337,12 +297,8 @@ def validated(trained: Trained, task: Task, parts: Parts) -> list[Rows]:
     return trained_pass(trained, parts.validation, positions)
 
 
-def calibration_of(task: Task, everyone: Sequence[Rows], coming: Sequence[int] = ()) -> Calibration:
+def calibration_of(task: Task, everyone: Sequence[Rows]) -> Calibration:
     """
-    Args:
-        coming: to how many values of each series the model is fitted that the calibration is for, where it is fitted
-            per series: forecasts of fits to as many count most (`length_weights`).
-
     Raises:
         TaskError: there are too few outcomes for the outermost quantiles.
     """
@@ -354,24 +310,17 @@ def calibration_of(task: Task, everyone: Sequence[Rows], coming: Sequence[int] =
             f"the validation part gives {scores} outcomes, and quantiles at {task.quantiles[0]:g} and "
             f"{task.quantiles[-1]:g} need {needed}."
         )
-    lengths = [row.fitted for row in known if row.fitted is not None]
-    weights = length_weights(np.concatenate(lengths), coming) if len(coming) and len(lengths) == len(known) else None
-    before = any(row.positions[0] < row.span.begin - 1 for row in known)
-    on = "validation and a horizon before it" if before else "validation"
-    return calibrate(actual, np.concatenate([row.values for row in known]), task.quantiles, on, weights)
+    return calibrate(actual, np.concatenate([row.values for row in known]), task.quantiles)
 
 
-def _calibrations(
-    task: Task, checks: Mapping[str, list[Rows]], judged: Mapping[str, list[Rows]]
-) -> tuple[dict[str, Calibration], list[str]]:
+def _calibrations(task: Task, checks: Mapping[str, list[Rows]]) -> tuple[dict[str, Calibration], list[str]]:
     """Per model its calibration, and who has none for what reason."""
     found, notes = {}, []
     for name, everyone in checks.items():
         if not all(row.has_quantiles for row in everyone if len(row.positions)):
             continue  # what forecasts points only says so in a note of its own
-        coming = [int(row.fitted[0]) for row in judged[name] if row.fitted is not None and len(row.fitted)]
         try:
-            found[name] = calibration_of(task, everyone, coming)
+            found[name] = calibration_of(task, everyone)
         except TaskError as error:
             notes.append(f"{name}: is not calibrated: {error}")
     return found, notes
@@ -446,8 +395,12 @@ def _run(
         pieces.append(trained_pass(trained, known.test, chosen))
         predict_seconds += time.perf_counter() - began
     assert first is not None
-    together = [replace(mine[0].then(mine[1:]), span=span) for span, *mine in zip(parts.test, *pieces, strict=True)]
-    return first, together, (fit_seconds, predict_seconds)
+    rows = []
+    for index, (span, at) in enumerate(zip(parts.test, positions, strict=True)):
+        mine = [piece[index] for piece in pieces]
+        instead = {position: one for row in mine for position, one in row.instead.items()}
+        rows.append(Rows(span, at, np.concatenate([row.values for row in mine]), instead=instead))
+    return first, rows, (fit_seconds, predict_seconds)
 
 
 def _refits(

@@ -5,9 +5,9 @@ A model's quantile at level q and step h is moved to m + f (quantile - m), m bei
 prediction (Vovk et al., Algorithmic Learning in a Random World, 2005; Lei et al., JASA 113, 1094-1111, 2018) on the
 errors in units of each forecast's own distance from its median to that quantile, as conformalised quantile regression
 does with the interval's width (Romano et al., NeurIPS 2019; Sesia and Candes, Stat 9, e261, 2020). A score has no unit,
-so those of all series count together; of models that are fitted per series by `length_weights`. `OnlineCalibration`
-goes on from there as outcomes arrive: adaptive conformal inference (Gibbs and Candes, NeurIPS 2021) in the form that
-tracks the quantile itself (Angelopoulos et al., Conformal PID Control, NeurIPS 2023).
+so those of all series count together. `OnlineCalibration` goes on from there as outcomes arrive: adaptive conformal
+inference (Gibbs and Candes, NeurIPS 2021) in the form that tracks the quantile itself (Angelopoulos et al., Conformal
+PID Control, NeurIPS 2023).
 
 The file needs numpy alone, for it runs where bundles run. Shapes: N forecasts, B series, H horizon, Q quantiles.
 """
@@ -26,9 +26,6 @@ Array = NDArray[Any]
 
 # A step's own factor counts as much as that of all steps together where it rests on so many scores.
 SHRINK_SCORES = 100
-LENGTH_BANDWIDTH = (
-    0.3  # of the logarithm of a past's length; of .2, .3 and .5 the best on M1 and on pasts of M3, tourism
-)
 LARGEST_LOG_FACTOR = 10.0  # online: a factor of 22,000; what is still not covered then is not a matter of width
 ONLINE = ("rate", "log_factor", "issued")  # the arrays of `OnlineCalibration.state`
 
@@ -88,29 +85,20 @@ class Calibration:
         return cls(levels, factors, scores, on)
 
 
-def calibrate(
-    actual: ArrayLike,
-    quantiles: ArrayLike,
-    levels: Sequence[float],
-    on: str = "validation",
-    weights: ArrayLike | None = None,
-) -> Calibration:
+def calibrate(actual: ArrayLike, quantiles: ArrayLike, levels: Sequence[float], on: str = "validation") -> Calibration:
     """Factors with which these forecasts would have covered as often as their levels say.
 
     Args:
         actual: (N, H) outcomes, NaN where unknown.
         quantiles: (N, H, Q) forecasts of them; of any number of series and cut-offs.
         levels: (Q,), rising.
-        weights: (N,) how much each of these forecasts counts where one to come counts 1; all the same by default.
 
     The quantiles at q and 1 - q share a factor, so that it is intervals that are calibrated and the model's own skew
     stays: outcomes near each other in time err to the same side, and a side learned from them would be of that time.
     The factor is the finite-sample conformal quantile of the scores (the ceil((n + 1) p)-th smallest, p = |1 - 2 q| the
     interval's coverage), so that for exchangeable errors the interval covers with probability p at least. Below
-    n = p / (1 - p) scores no finite factor does that; the largest score is taken. With weights it is the smallest score
-    up to which a share p lies of all weight, that of the forecast to come included (Tibshirani et al., NeurIPS 2019).
-    The scores of step h give its factor, drawn towards that of all steps together, which counts as `SHRINK_SCORES`
-    scores; so many weighted ones count as (sum of weights)^2 / (sum of their squares). An outcome on a side where the
+    n = p / (1 - p) scores no finite factor does that; the largest score is taken. The scores of step h give its factor,
+    drawn towards that of all steps together, which counts as `SHRINK_SCORES` scores. An outcome on a side where the
     quantile is the median has no score, for no width is there to be multiplied; a level without scores keeps its
     quantile, as does one without its opposite.
 
@@ -137,11 +125,8 @@ def calibrate(
         scores = np.where(error == 0, 0.0, error / distance)
     scores[~np.isfinite(scores) | ~paired] = np.nan
     inside = np.abs(1 - 2 * grid)
-    each = np.ones(len(y)) if weights is None else np.asarray(weights, np.float64)
-    if each.shape != y.shape[:1] or not (each >= 0).all():
-        raise CalibrationError(f"weights are {len(y)} numbers of 0 or more, got shape {each.shape}.")
-    pooled, _ = _conformal_quantiles(scores.reshape(-1, len(levels)), np.repeat(each, y.shape[1]), inside)
-    own, count = _conformal_quantiles(scores, each, inside)
+    pooled, _ = _conformal_quantiles(scores.reshape(-1, len(levels)), inside)
+    own, count = _conformal_quantiles(scores, inside)
     weight = count / (count + SHRINK_SCORES)
     factors = np.where(count > 0, weight * own + (1 - weight) * pooled, pooled)
     return Calibration(tuple(levels), factors, int(np.isfinite(y).sum()), on)
@@ -153,50 +138,16 @@ def scores_needed(levels: Sequence[float]) -> int:
     return max(1, int(np.ceil(np.round(inside / (1 - inside), 9))))
 
 
-def _conformal_quantiles(scores: Array, weights: Array, coverage: Array) -> tuple[Array, Array]:
-    """Of scores (n, ..., Q) and weights (n,) the factors (..., Q), at least 0 and 1 without scores, and how many equal
-    scores each rests on."""
-    if not len(scores):
-        return np.ones(scores.shape[1:]), np.zeros(scores.shape[1:])
-    weight = np.where(np.isfinite(scores), weights.reshape(-1, *[1] * (scores.ndim - 1)), 0.0)
-    order = np.argsort(scores, axis=0)  # NaN last
-    total = weight.sum(0)
-    below = np.take_along_axis(weight, order, 0).cumsum(0)
-    # The rounding guards against a share that is p but for its last bit.
-    reached = np.round(below - coverage * (total + 1), 9) >= 0
+def _conformal_quantiles(scores: Array, coverage: Array) -> tuple[Array, Array]:
+    """Of scores (n, ..., Q) the factors (..., Q), at least 0 and 1 without scores, and how many scores each has."""
+    ordered = np.sort(scores, axis=0)  # NaN last
     count = np.isfinite(scores).sum(0)
-    rank = np.minimum(np.where(reached.any(0), reached.argmax(0), len(scores)), np.maximum(count, 1) - 1)
-    found = np.take_along_axis(np.take_along_axis(scores, order, 0), rank[None], 0)[0]
-    effective = np.divide(total**2, (weight**2).sum(0), out=np.zeros_like(total), where=total > 0)
-    return np.where(total > 0, np.maximum(found, 0.0), 1.0), effective
-
-
-def length_weights(checked: ArrayLike, coming: ArrayLike) -> Array:
-    """What each checked forecast counts, for `calibrate`, where models are fitted to each series' own past.
-
-    Few values are fitted too well: the shorter the past, the more a model's intervals are too narrow, and the pasts of
-    the forecasts that one calibrates on are shorter than those to come by a horizon or more. So each counts by how much
-    likelier its length is among those to come than among those checked, the weights of conformal prediction under
-    covariate shift (Tibshirani et al., NeurIPS 2019). Both densities are of Gaussian kernels over the logarithm.
-
-    Args:
-        checked: (N,) lengths of the pasts of the forecasts whose outcomes are known.
-        coming: (M,) of those to come.
-
-    Returns:
-        (N,) weights whose mean is 1; all are 1 where all that were checked are of one length.
-    """
-    known, back = np.unique(np.asarray(checked, np.float64), return_inverse=True)
-
-    def log_density(of: ArrayLike) -> Array:
-        """(lengths known,), but for a constant."""
-        lengths, counts = np.unique(np.asarray(of, np.float64), return_counts=True)
-        apart = (np.log(known)[:, None] - np.log(lengths)) / LENGTH_BANDWIDTH
-        return np.asarray(np.logaddexp.reduce(np.log(counts) - 0.5 * apart**2, axis=1))
-
-    ratio = log_density(coming) - log_density(checked)
-    weights = np.exp(ratio - ratio.max())[back]
-    return np.asarray(weights / weights.mean())
+    # The rounding guards against (n + 1) p that is a whole number but for its last bit.
+    rank = np.clip(np.ceil(np.round((count + 1) * coverage, 9)).astype(int), 1, np.maximum(count, 1))
+    if not len(scores):
+        return np.ones(scores.shape[1:]), count
+    found = np.take_along_axis(ordered, rank[None] - 1, 0)[0]
+    return np.where(count > 0, np.maximum(found, 0.0), 1.0), count
 
 
 def median_of(quantiles: Array, levels: Sequence[float]) -> Array:

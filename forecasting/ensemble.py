@@ -54,16 +54,9 @@ def combined(how: str, members: Sequence[Sequence[Rows]], levels: np.ndarray) ->
             combine([row.values for row in rows], axis=0),
             combine([row.mean(levels) for row in rows], axis=0),
             _instead(rows),
-            _fitted(rows),
         )
         for rows in zip(*members, strict=True)
     ]
-
-
-def _fitted(rows: Sequence[Rows]) -> np.ndarray | None:
-    """Where all members are fitted per series, to how many values the one that saw least of it was."""
-    lengths = [row.fitted for row in rows if row.fitted is not None]
-    return np.min(lengths, axis=0) if len(lengths) == len(rows) else None
 
 
 def _instead(rows: Sequence[Rows]) -> dict[int, Substitute]:

@@ -132,8 +132,7 @@ def local_pass(trained: Trained, spans: Sequence[Span], positions: Sequence[np.n
                 values = torch.cat([values, model.scan(x, x.isfinite().to(x.dtype), state, *known)[0]], 1)
             for row, (index, end) in enumerate(zip(members, ends, strict=True)):
                 at = positions[index]
-                said = values[row, torch.from_numpy(at - (end - 1))].cpu().numpy()
-                rows[index] = Rows(spans[index], at, said, fitted=np.full(len(at), end))
+                rows[index] = Rows(spans[index], at, values[row, torch.from_numpy(at - (end - 1))].cpu().numpy())
     return [row for row in rows if row is not None]
 
 

@@ -31,7 +31,6 @@ class Rows:
     values: np.ndarray  # all NaN where a model forecasts points only
     points: np.ndarray | None = None  # (N, H) a forecast's own mean; None takes the mean of its quantiles
     instead: Mapping[int, Substitute] = field(default_factory=dict)  # position -> whose forecast it is, if not its own
-    fitted: np.ndarray | None = None  # (N,) to how many values of the series, where the model is fitted per series
 
     @property
     def has_quantiles(self) -> bool:
@@ -42,20 +41,7 @@ class Rows:
         kept = np.isin(self.positions, positions)
         points = None if self.points is None else self.points[kept]
         instead = {at: one for at, one in self.instead.items() if at in positions}
-        fitted = None if self.fitted is None else self.fitted[kept]
-        return Rows(self.span, self.positions[kept], self.values[kept], points, instead, fitted)
-
-    def then(self, others: Sequence[Rows]) -> Rows:
-        """With the same model's further predictions for the series behind its own."""
-        pieces = [self, *others]
-        fitted = [piece.fitted for piece in pieces if piece.fitted is not None]
-        return Rows(
-            self.span,
-            np.concatenate([piece.positions for piece in pieces]),
-            np.concatenate([piece.values for piece in pieces]),
-            instead={position: one for piece in pieces for position, one in piece.instead.items()},
-            fitted=np.concatenate(fitted) if len(fitted) == len(pieces) else None,
-        )
+        return Rows(self.span, self.positions[kept], self.values[kept], points, instead)
 
     def mean(self, levels: np.ndarray) -> np.ndarray:
         """Of a forecast, (N, H); of a number, (N,)."""

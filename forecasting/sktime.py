@@ -12,7 +12,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -25,7 +24,7 @@ from data.calendar import CalendarError, calendar_channels, calendar_values
 from data.frame import ID, TIME, Channel, Dataset, Freq, Splits, check_frame, infer_freq
 from data.panel import Series, auto_calendar, future_ds, periods_between, to_panel
 from data.readers import default_season
-from forecasting.backtest import calibration_of, validated, with_a_period_before
+from forecasting.backtest import calibration_of, validated
 from forecasting.conformal import Calibration
 from forecasting.metrics import mean_of_quantiles
 from forecasting.panel_states import Streams, advance
@@ -113,9 +112,8 @@ class MnemoForecaster(BaseForecaster):
     calibrate : bool
         Whether quantiles are calibrated, as `mnemo backtest` and `mnemo train` do it: by their errors on the last part
         of each series, of a model that was fitted to what comes before. Without it the quantiles are the model's own,
-        which are often too narrow; with it a model that does not learn by gradient descent is fitted twice, and one
-        that is fitted per series three times where the last part is shorter than two horizons. Where that part is too
-        short to calibrate on, a warning says so. `predict` stays the mean of the model's own quantiles.
+        which are often too narrow; with it a model that does not learn by gradient descent is fitted twice. Where that
+        part is too short to calibrate on, a warning says so. `predict` stays the mean of the model's own quantiles.
     calendar : str or tuple of str, optional
         Features of the index that enter beside X, known ahead: "auto" for those that its step moves through, or names
         of pandas' such as ("hour", "dayofweek"). Of an index in a time zone they are those of UTC.
@@ -245,16 +243,11 @@ class MnemoForecaster(BaseForecaster):
         trained = self.trained_
         try:
             parts = split(dataset, panel, task, hold_out=False)
-            settings = settled(self.model, task, panel, self.settings or {}) if trained.name == self.model else {}
-            fit = partial(fit_model, trained.name, task, settings=settings, seed=self.random_state)
-            before = trained  # a network has chosen by that part, but not learned from it
-            if entry(trained.name).learns != "gradient":
-                before = fit(replace(parts, validation=[]))
-            rows = validated(before, task, parts)
-            if trained.states is None:
-                return calibration_of(task, rows)
-            rows = with_a_period_before(rows, fit, task, parts)
-            return calibration_of(task, rows, list(trained.states.ends.values()))
+            if entry(trained.name).learns != "gradient":  # a network has chosen by that part, but not learned from it
+                settings = settled(self.model, task, panel, self.settings or {}) if trained.name == self.model else {}
+                before = replace(parts, validation=[])
+                trained = fit_model(trained.name, task, before, settings=settings, seed=self.random_state)
+            return calibration_of(task, validated(trained, task, parts))
         except (ModelError, TaskError) as error:
             warnings.warn(f"{self._source}: is not calibrated: {error}", stacklevel=2)
             return None

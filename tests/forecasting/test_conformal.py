@@ -14,7 +14,6 @@ from forecasting.conformal import (
     calibrate,
     chosen,
     joined,
-    length_weights,
     median_of,
     scores_needed,
     stretched,
@@ -46,48 +45,6 @@ def test_intervals_cover_exchangeable_errors_as_often_as_they_say(spread, count)
     found = np.mean(known, 0)
     assert (found > nominal - 3 * error).all()
     assert (found < nominal + 1 / count + 3 * error).all()
-
-
-def test_a_weighted_factor_is_the_score_up_to_which_its_share_of_all_weight_lies():
-    """Scores 1 to 9: of equal weights 8 of 10 with the one to come; 10.4 of 13 are reached by the sixth of these."""
-    y, said, levels = np.arange(1.0, 10)[:, None], np.tile([-1.0, 0.0, 1.0], (9, 1, 1)), (0.1, 0.5, 0.9)
-    plain = calibrate(y, said, levels)
-    np.testing.assert_array_equal(plain.factors, [[8, 1, 8]])
-    np.testing.assert_array_equal(calibrate(y, said, levels, weights=np.ones(9)).factors, plain.factors)
-    weighted = calibrate(y, said, levels, weights=[2, 2, 2, 2, 2, 0.5, 0.5, 0.5, 0.5])
-    np.testing.assert_array_equal(weighted.factors, [[6, 1, 6]])
-    np.testing.assert_array_equal(calibrate(y, said, levels, weights=[0] * 8 + [9]).factors, [[9, 1, 9]])
-    for wrong in ([1.0] * 8, [-1.0] * 9, [np.nan] * 9):
-        with pytest.raises(CalibrationError, match="weights are 9 numbers of 0 or more"):
-            calibrate(y, said, levels, weights=wrong)
-
-
-def test_pasts_as_long_as_those_to_come_count_most():
-    np.testing.assert_array_equal(length_weights([8, 8, 8], [14, 30]), [1, 1, 1])
-    np.testing.assert_allclose(length_weights([8, 14, 30], [30, 8, 14]), [1, 1, 1])
-    weights = length_weights([8, 14, 20, 40], [14, 20])
-    assert weights.mean() == pytest.approx(1)
-    assert weights[[1, 2]].min() > 1 > weights[[0, 3]].max()
-    shorter = length_weights(np.repeat([10, 20], 50), np.repeat([10, 20], [90, 10]))
-    assert shorter[0] > 1 > shorter[-1]  # most of those to come are short
-    assert np.isfinite(length_weights([2, 3], [10**9])).all()
-
-
-def test_calibrated_on_shorter_pasts_intervals_cover_what_the_longer_ones_to_come_need():
-    """Errors in units of the model's own that fall with the length: those to come are as long as the longest half."""
-    random = np.random.default_rng(0)
-    lengths, coming = random.integers(8, 40, 4000), random.integers(24, 48, 2000)
-
-    def outcomes(of: np.ndarray) -> np.ndarray:
-        return ((1 + 12 / of) * random.normal(size=of.shape))[:, None]
-
-    y, ahead = outcomes(lengths), outcomes(coming)
-    covered = {}
-    for name, weights in (("plain", None), ("weighted", length_weights(lengths, coming))):
-        told = calibrate(y, forecasts(4000, horizon=1), DECILES, weights=weights).apply(forecasts(2000, horizon=1))
-        covered[name] = float(((told[..., 0] <= ahead) & (ahead <= told[..., -1])).mean())
-    assert covered["plain"] > 0.83
-    assert abs(covered["weighted"] - 0.8) < 0.025
 
 
 @st.composite

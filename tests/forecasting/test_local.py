@@ -15,7 +15,6 @@ from data.panel import to_panel
 from forecasting.backtest import backtest, compare
 from forecasting.bundle import BundleError
 from forecasting.cli import app
-from forecasting.conformal import calibrate, length_weights
 from forecasting.export import ExportError, FittedSeries, export_bundle
 from forecasting.passes import cutoff_positions, local_pass
 from forecasting.pipeline import select, train_bundle
@@ -101,25 +100,6 @@ def test_what_is_judged_on_validation_is_fitted_to_the_training_part_alone(task,
     trained = fit_model("ets", task, Parts(parts.train, parts.validation, parts.validation))
     begins = {span.series.unique_id: span.begin for span in parts.validation}
     assert {name: trained.states.ends[name] for name in begins} == begins
-
-
-def test_a_short_validation_part_is_calibrated_on_together_with_the_horizon_before_it(task):
-    """The validation part has 10 steps, fewer than two horizons, and begins at 38: fits end there and at 32."""
-    longer, data = replace(task, horizon=6), dataset(bad=False)
-    parts = split(data, to_panel(data), longer)
-    assert [(span.begin, span.end) for span in parts.validation] == [(38, 48)] * 2
-    actual, values = [], []
-    for end, cutoff in ((38, 41), (32, 31)):
-        spans = [replace(span, begin=0, end=end) for span in parts.train]
-        trained = fit_local("ets", longer, Parts(spans, [], []), {})
-        values += [row.values for row in local_pass(trained, spans, [np.array([cutoff])] * 2)]
-        actual += [span.series.values[cutoff + 1 : cutoff + 7, 0] for span in spans]
-    weights = length_weights([38, 38, 32, 32], [48, 48])
-    expected = calibrate(np.stack(actual), np.concatenate(values), longer.quantiles, weights=weights)
-    found = compare(parts, ["ets"], longer).calibrations
-    np.testing.assert_allclose(found["ets"].factors, expected.factors, rtol=1e-6)
-    assert (found["ets"].scores, found["naive"].scores) == (24, 12)
-    assert (found["ets"].on, found["naive"].on) == ("validation and a horizon before it", "validation")
 
 
 def test_a_report_says_what_a_fit_left_out():

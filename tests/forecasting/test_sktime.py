@@ -301,15 +301,6 @@ def test_calibrated_quantiles_are_stretched_by_errors_of_a_model_that_did_not_se
     assert (shaken.calibration_.factors >= forecaster.calibration_.factors).all()
 
 
-def test_a_model_fitted_per_series_is_calibrated_on_the_horizon_before_a_short_last_part_too():
-    """The last fifth has 18 steps, fewer than two horizons of 12, and too few outcomes unless its forecasts overlap."""
-    on = {}
-    for model in ("ridge", "theta"):
-        forecaster = MnemoForecaster(model, season=1, calibrate=True).fit(walk(90), fh=np.arange(1, 13))
-        on[model] = forecaster.calibration_.on, forecaster.calibration_.scores
-    assert on == {"ridge": ("validation", 7 * 12), "theta": ("validation and a horizon before it", 8 * 12)}
-
-
 def test_too_little_to_calibrate_on_is_said():
     with pytest.warns(UserWarning, match=r"is not calibrated: the validation part gives \d+ outcomes"):
         forecaster = MnemoForecaster("naive", calibrate=True).fit(walk(20), fh=[1, 2])

@@ -150,8 +150,7 @@ STREAMING = [case for case in CASES if MODELS[case.name].streams]
 # An export takes seconds: one for every model, and the other tasks of a closed form and of a network. Every memory with
 # every length of a chunk: tests/benchmarks/bench_memory_export.py.
 EXPORTED = [exported_case(name, turn) for turn, name in enumerate(MODELS)]
-EXPORTED += [Case("ridge", "classify", 0), Case("gru", "regress", 1)]
-# Trees in a recursion that carries what is known ahead; the recursion without it is quantile-regression's.
+EXPORTED += [Case("ridge", "classify", 0), Case("gru", "regress", 1), Case("xgboost", "forecast", 2)]
 EXPORTED += [case for case in AHEAD if "strategy" in case.settings]
 
 
