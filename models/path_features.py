@@ -9,8 +9,8 @@ The past is that since the stream's first value, its last N frames at most. As i
 ring buffer, in float64, and is rounded to 1 / GRID, so that a tree decides the same in a step, a scan and a graph.
 
 Beside them, where they are asked for, mean and mean magnitude of longer pasts (`models.block_means`): how strong a
-signal such as EMG has been in this person, which no short past tells. On myo_wrist they gained nothing (`windowed-forest`
-of tests/benchmarks/bench_gestures.py), so there are none by default.
+signal such as EMG has been in this person, which no short past tells. On myo_wrist they gained nothing
+(`windowed-forest` of tests/benchmarks/bench_gestures.py), so there are none by default.
 
 Shapes: B series, T time, C channels, N buffer, F features, W longer pasts.
 """
