@@ -8,8 +8,9 @@ here the past ends now, so that there is an answer at every frame.
 The past is that since the stream's first value, its last N frames at most. As in `models.lag_features` all comes from a
 ring buffer, in float64, and is rounded to 1 / GRID, so that a tree decides the same in a step, a scan and a graph.
 
-Beside them, of any number of longer pasts, mean and mean magnitude (`models.block_means`): what a signal such as EMG
-means depends on how strong it has been in this person, which no short past tells.
+Beside them, where they are asked for, mean and mean magnitude of longer pasts (`models.block_means`): how strong a
+signal such as EMG has been in this person, which no short past tells. On myo_wrist they gained nothing
+(`windowed-forest` of tests/benchmarks/bench_gestures.py), so there are none by default.
 
 Shapes: B series, T time, C channels, N buffer, F features, W longer pasts.
 """
