@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.block_means import LONGEST
 from models.contract import Batch, Fitted, ModelError, Signature, State, StepModel, observed
 from models.network import channel_statistics
 from models.observation import NUMBERS_AT_ONCE, unit_where_still
@@ -27,7 +26,6 @@ from models.trees import ClassForestConfig, TreeEnsemble, fit_class_forest
 class PathConfig:
     lags: int = 100  # the last frames that features are made of; four at least are kept
     features: str = "statistics"  # statistics or path
-    longer: str = ""  # lengths of longer pasts, such as 500,1000: mean and mean magnitude of each are features too
     rows: int = 20_000  # that a forest learns from at most
 
     def __post_init__(self) -> None:
@@ -36,18 +34,6 @@ class PathConfig:
                 f"class-forest needs at least 1 lag, at least 1 row and features that are {' or '.join(KINDS)}, "
                 f"got lags={self.lags}, rows={self.rows} and features='{self.features}'."
             )
-        _ = self.windows
-
-    @property
-    def windows(self) -> tuple[int, ...]:
-        """Frames of each longer past."""
-        numbers = [number for number in self.longer.replace(" ", "").split(",") if number]
-        if not all(number.isdecimal() and 1 <= int(number) <= LONGEST for number in numbers):
-            raise ModelError(
-                f"class-forest: longer is a list of whole numbers from 1 to {LONGEST}, such as 500,1000, "
-                f"not '{self.longer}'."
-            )
-        return tuple(map(int, numbers))
 
 
 class ClassForest(StepModel, Fitted):
@@ -59,8 +45,7 @@ class ClassForest(StepModel, Fitted):
     def __init__(self, signature: Signature, config: PathConfig, forest: ClassForestConfig) -> None:
         super().__init__(signature)
         self.config, self.forest = config, forest
-        self.features = PathFeatures(signature.channels, config.lags, config.features, config.windows)
-        self.context = max(self.features.length, *config.windows, 1)
+        self.features = PathFeatures(signature.channels, config.lags, config.features)
         self.trees = TreeEnsemble(signature.classes)
 
     def initial_state(self, batch: int) -> State:

@@ -8,22 +8,16 @@ here the past ends now, so that there is an answer at every frame.
 The past is that since the stream's first value, its last N frames at most. As in `models.lag_features` all comes from a
 ring buffer, in float64, and is rounded to 1 / GRID, so that a tree decides the same in a step, a scan and a graph.
 
-Beside them, where they are asked for, mean and mean magnitude of longer pasts (`models.block_means`): how strong a
-signal such as EMG has been in this person, which no short past tells. On myo_wrist they gained nothing
-(`windowed-forest` of tests/benchmarks/bench_gestures.py), so there are none by default.
-
-Shapes: B series, T time, C channels, N buffer, F features, W longer pasts.
+Shapes: B series, T time, C channels, N buffer, F features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from models.block_means import BlockMeans, counted
 from models.contract import State
 from models.lag_features import GRID, LIMIT
 from models.observation import LagBuffer
@@ -43,7 +37,6 @@ class Window(NamedTuple):
     values: Tensor  # (..., N, C) oldest first, in the data's units
     started: Tensor  # (..., C) whether the channel has spoken
     age: Tensor  # (..., 1) frames since the first value, at most N; 0 before it
-    means: Tensor  # (..., 2 C W) of the longer pasts, in spreads, float64
 
     def at(self, index: Any) -> Window:
         return Window._make(part[index] for part in self)
@@ -55,23 +48,17 @@ class PathFeatures(nn.Module):
     centre: Tensor
     spread: Tensor
 
-    def __init__(self, channels: int, lags: int, kind: str, windows: Sequence[int] = ()) -> None:
-        """
-        Args:
-            lags: N, four at least.
-            windows: frames of each longer past.
-        """
+    def __init__(self, channels: int, lags: int, kind: str) -> None:
         super().__init__()
         self.channels, self.length, self.kind = channels, max(lags, NEIGHBOURS), kind
         self.buffer = LagBuffer(channels, self.length)
-        self.means = BlockMeans(channels, windows)
         self.register_buffer("centre", torch.zeros(channels))
         self.register_buffer("spread", torch.ones(channels))
 
     @property
     def features(self) -> int:
         """F."""
-        return self.channels * (2 * PARTS + 4 if self.kind == "statistics" else FRAMES + 1) + self.means.features
+        return self.channels * (2 * PARTS + 4 if self.kind == "statistics" else FRAMES + 1)
 
     def calibrate(self, centre: Tensor, spread: Tensor) -> None:
         """Mean and standard deviation of the channels in the training data, each (C,)."""
@@ -80,22 +67,20 @@ class PathFeatures(nn.Module):
 
     def initial_state(self, batch: int) -> State:
         state = self.buffer.initial_state(batch)
-        return {"path.age": torch.zeros_like(state["lags.started"][:, :1])} | state | self.means.initial_state(batch)
+        return {"path.age": torch.zeros_like(state["lags.started"][:, :1])} | state
 
     def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Window, State]:
         """x, mask: (B, C)."""
         lags, after = self.buffer.step(x, mask, state)
         age = (state["path.age"] + lags.started.amax(-1, keepdim=True)).clamp(max=self.length)
-        means, sums = self.means.step(counted(lags.values[:, -1], lags.started, self.centre, self.spread), state)
-        return Window(*lags, age, means), {"path.age": age} | after | sums
+        return Window(*lags, age), {"path.age": age} | after
 
     def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Window, State]:
         """x, mask: (B, T, C); the windows are a view where memory allows: read them a few at a time."""
         lags, after = self.buffer.scan(x, mask, state)
         age = state["path.age"][:, None] + lags.started.amax(-1, keepdim=True).cumsum(1)
         age = age.clamp(max=self.length)
-        means, sums = self.means.scan(counted(lags.values[:, :, -1], lags.started, self.centre, self.spread), state)
-        return Window(*lags, age, means), {"path.age": age[:, -1]} | after | sums
+        return Window(*lags, age), {"path.age": age[:, -1]} | after
 
     def forward(self, window: Window) -> Tensor:
         """(..., F), multiples of 1 / GRID of a channel's spread, as float64; a channel that never spoke is at 0."""
@@ -103,7 +88,6 @@ class PathFeatures(nn.Module):
         values = values * window.started[..., None, :].double()
         age = window.age.double().clamp(min=1.0)
         found = self._statistics(values, age) if self.kind == "statistics" else self._path(values, age)
-        found = torch.cat([found, window.means], -1)
         return (found.clamp(-LIMIT, LIMIT) * GRID).round() / GRID
 
     def _statistics(self, values: Tensor, age: Tensor) -> Tensor:

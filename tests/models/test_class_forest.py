@@ -56,31 +56,6 @@ def test_nothing_to_tell_apart_is_said(kept, message):
         trained(shown._replace(target=torch.where(known, shown.target, -1)))
 
 
-def test_a_longer_past_tells_what_the_last_frames_do_not():
-    """A loud second or a quiet one: which it was counts after the frames of it have gone."""
-    torch.manual_seed(5)
-    label = torch.arange(40) % 2
-    x = torch.randn(40, 60, 1)
-    x[:, :20] *= 1 + 4 * label[:, None, None]
-    target = label[:, None].expand(40, 60)
-    shown = Batch(x, torch.ones_like(x), target, torch.ones(40), torch.zeros(40, 3))
-    signature = Signature("classify", channels=1, classes=2)
-
-    def right(**settings: object) -> float:
-        model = trained(Batch._make(part if part is None else part[:20] for part in shown), signature, **settings)
-        said, _ = model.scan(x[20:], torch.ones_like(x[20:]), model.initial_state(20))
-        return float((said[:, -1].argmax(-1) == label[20:]).float().mean())
-
-    assert right() < 0.8
-    assert right(longer="60") > 0.95
-
-
-@pytest.mark.parametrize("wrong", ["500,-1", "a", "0", "100000"])
-def test_a_longer_past_is_a_list_of_whole_numbers(wrong):
-    with pytest.raises(ModelError, match=f"longer is a list of whole numbers from 1 to 20480, .* not '{wrong}'"):
-        build("class-forest", SIGNATURE, longer=wrong)
-
-
 @pytest.mark.parametrize("wrong", [{"lags": 0}, {"rows": 0}, {"features": "wavelets"}])
 def test_settings_out_of_range_are_named(wrong):
     ((field, value),) = wrong.items()
