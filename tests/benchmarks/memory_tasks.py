@@ -7,16 +7,17 @@
 `recurring regimes`   a numeric series of patterns that return: error of the next value at each return.
 
 Every model is token embedding, backbone, linear classifier (for the series: linear, backbone, linear), trained by the
-same loop on the same trials. All have the number of parameters of one memory, as near as widths allow (10 %); in
-`recall-state` they have the same number of state floats instead, every tensor of the state counted (convolutions,
-momenta and anchors too), and `recall-sizes` varies the state. The weights are frozen at test; only the state learns.
+same loop on the same trials. All have the number of parameters of one memory, as near as widths allow (10 %); more than
+one of its --widths make every task a table against the size of the state as well, each size with its own number of
+parameters. In `recall-state` all have the same number of state floats instead, every tensor of the state counted
+(convolutions, momenta and anchors too). The weights are frozen at test; only the state learns.
 
 Associative recall is learned by curriculum: every length in turn until 99 % are right or the tokens are used up; a
 length below 90 % ends it, and longer ones are then read by the same weights. So a model that falls does so after that
 many tokens at that length, at the best of the learning rates that every model is given: --tokens and --rates say
 whether more of them help. The other tasks take the first of the rates.
 
-Options: --quick, --tasks recall,recall-state,recall-sizes,needle,copy,serial,regimes, --models gru,deltanet,...,
+Options: --quick, --tasks recall,recall-state,needle,copy,serial,regimes, --models gru,deltanet,..., --widths 12,24,48,
 --seeds 3, --tokens 2e6, --steps 600, --rates 5e-3,2e-3, --state 400.
 """
 
@@ -29,7 +30,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from figures import machine, table
@@ -49,28 +50,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from models.attention import AttentionBackbone, AttentionConfig
-from models.memory.atlas import ATLAS, OMEGA
+from models.memory import MEMORIES
 from models.memory.backbone import Inner, MemoryBackbone, MemoryConfig
-from models.memory.miras import MEMORA, MONETA, YAAD
-from models.memory.titans import DELTANET, GATED_DELTANET, LMM, TTT_LINEAR
+from models.memory.hybrid import ContextConfig, MacBackbone, MagBackbone, MalBackbone, WindowConfig
+from models.memory.titans import LMM
 from models.recurrent import Recurrent, RecurrentConfig
 
-MEMORIES = {
-    "deltanet": DELTANET,
-    "gated-deltanet": GATED_DELTANET,
-    "ttt-linear": TTT_LINEAR,
-    "titans-lmm": LMM,
-    "yaad": YAAD,
-    "moneta": MONETA,
-    "memora": MEMORA,
-    "omega": OMEGA,
-    "atlas": ATLAS,
-}
+INNER = MEMORIES | dict.fromkeys(("titans-mac", "titans-mag", "titans-mal"), LMM)
 Task = Callable[[int, int, torch.Generator], Trials]  # (length, trials, random)
 SLOW = "all but atlas unless named: an orthogonalised step per token takes it as long as all others together"
 BASELINES = ("gru", "lstm", "attention")
 PEER = "titans-lmm"  # whose number of parameters all others are given
-WIDTH = 24  # of the peer
+WIDTH = 24  # of the peer, unless --widths says otherwise
 DEEP = 2  # blocks where recall takes two steps
 KNOWN = 3  # steps after which a pattern can be told from the others
 ROUNDS = 8  # of all patterns in a series to train on
@@ -88,8 +79,8 @@ class Size:
 
     width: int  # D of a memory or of attention, hidden units of a recurrent network
     blocks: int = 1
-    chunk: int = 16  # of a memory
-    window: int = 32  # of attention
+    chunk: int = 16  # of a memory; of MAC the segment too
+    window: int = 32  # of attention, alone or beside a memory
 
 
 def heads_of(inner: Inner, width: int) -> int:
@@ -100,16 +91,21 @@ def heads_of(inner: Inner, width: int) -> int:
 
 
 def backbone(name: str, size: Size) -> nn.Module:
-    if name in MEMORIES:
-        inner = MEMORIES[name]
-        memory = MemoryConfig(
-            width=size.width,
-            heads=heads_of(inner, size.width),
-            blocks=size.blocks,
-            feed_forward=0,
-            chunk=size.chunk,
-        )
-        return MemoryBackbone(EMBED, memory, inner)
+    if name in INNER:
+        inner = INNER[name]
+        shape: dict[str, Any] = {
+            "width": size.width,
+            "heads": heads_of(inner, size.width),
+            "blocks": size.blocks,
+            "feed_forward": 0,
+            "chunk": size.chunk,
+        }
+        if name == "titans-mac":
+            return MacBackbone(EMBED, ContextConfig(**shape))
+        if name in MEMORIES:
+            return MemoryBackbone(EMBED, MemoryConfig(**shape), inner)
+        beside = MagBackbone if name == "titans-mag" else MalBackbone
+        return beside(EMBED, WindowConfig(**shape, window=size.window))
     if name == "attention":
         attention = AttentionConfig(
             width=size.width, heads=ATTENTION_HEADS, blocks=max(size.blocks, 2), feed_forward=0, window=size.window
@@ -145,9 +141,9 @@ def _sizes(name: str, measure: str, blocks: int, chunk: int) -> Iterator[Size]:
     for width in range(2, 4096):
         if name == "attention" and measure == "state_floats":
             yield Size(16, blocks, window=width)
-        elif name in MEMORIES and width % heads_of(MEMORIES[name], width) == 0:
+        elif name in INNER and width % heads_of(INNER[name], width) == 0:
             yield Size(width, blocks, chunk)
-        elif name not in MEMORIES and (name != "attention" or width % ATTENTION_HEADS == 0):
+        elif name not in INNER and (name != "attention" or width % ATTENTION_HEADS == 0):
             yield Size(width, blocks)
 
 
@@ -164,7 +160,7 @@ def sized(
     """The size whose `measure` comes nearest to the goal."""
     best, least = Size(0), math.inf
     for size in _sizes(name, measure, blocks, chunk):
-        with torch.device("meta"):
+        with torch.random.fork_rng():  # whatever is sized first, a seed's random numbers are its own
             found = getattr(Probe(name, size, numeric), measure)()
         if abs(found - goal) < least:
             best, least = size, abs(found - goal)
@@ -173,9 +169,10 @@ def sized(
     return best
 
 
-def equal_parameters(name: str, blocks: int = 1, numeric: bool = False) -> Size:
-    """As many parameters as the peer has; recurrent networks keep one layer."""
-    goal = Probe(PEER, Size(WIDTH, blocks), numeric).parameter_count()
+def equal_parameters(name: str, width: int, blocks: int = 1, numeric: bool = False) -> Size:
+    """As many parameters as the peer of that width has; recurrent networks keep one layer."""
+    with torch.random.fork_rng():
+        goal = Probe(PEER, Size(width, blocks), numeric).parameter_count()
     return sized(name, goal, "parameter_count", blocks=blocks, numeric=numeric)
 
 
@@ -187,11 +184,16 @@ class Effort:
     """How much is trained and measured."""
 
     models: tuple[str, ...]
+    widths: tuple[int, ...]  # of the peer, whose number of parameters all others are given
     seeds: int
     tokens: float  # of every length of associative recall
     steps: int  # of every other task
     rates: tuple[float, ...]  # of AdamW at its highest
     state: int  # floats of every state in recall_state
+
+    def sizes(self, blocks: int = 1, numeric: bool = False) -> list[tuple[str, Size]]:
+        """Every model at every size."""
+        return [(name, equal_parameters(name, width, blocks, numeric)) for width in self.widths for name in self.models]
 
     def each(self, run: Callable[[int], list[float]]) -> tuple[list[float], float]:
         """Medians over seeds of what `run(seed)` gives, and the median seconds of a run."""
@@ -323,13 +325,13 @@ def equal_state(name: str, floats: int) -> Size:
 
     A matrix memory takes token by token, which needs no anchor; an MLP would train too slowly so.
     """
-    matrix = name in MEMORIES and MEMORIES[name].depth <= 1
+    matrix = name in INNER and INNER[name].depth <= 1
     return sized(name, floats, "state_floats", chunk=1 if matrix else 16)
 
 
 def verdict(found: dict[str, dict[int, float]], lengths: Sequence[int]) -> str:
     """What the accuracies at equal state say of the target."""
-    memories = {name: held(at) for name, at in found.items() if name in MEMORIES}
+    memories = {name: held(at) for name, at in found.items() if name in INNER}
     if "gru" not in found or not memories:
         return "no verdict: it takes gru and a memory"
     best = max(memories, key=lambda name: memories[name])
@@ -353,15 +355,14 @@ def recall_table(title: str, sizes: Iterable[tuple[str, Size]], effort: Effort) 
     print(f"'holds' is the longest length that, as all shorter ones, has {HELD:.0%} or more")
     rows, found = [], {}
     for name, size in sizes:
-        if name in effort.models:
-            row, found[name] = recall_row(name, size, LENGTHS, effort)
-            rows.append(row)
+        row, found[name] = recall_row(name, size, LENGTHS, effort)
+        rows.append(row)
     table([*SHAPE, *map(str, LENGTHS), "holds", "rate", "seconds"], rows)
     return found
 
 
 def recall(effort: Effort) -> None:
-    recall_table("equal parameters", [(name, equal_parameters(name)) for name in effort.models], effort)
+    recall_table("equal parameters", effort.sizes(), effort)
 
 
 def recall_state(effort: Effort) -> None:
@@ -370,15 +371,8 @@ def recall_state(effort: Effort) -> None:
     print("verdict:", verdict(found, LENGTHS))
 
 
-def recall_sizes(effort: Effort) -> None:
-    sizes = [(name, Size(width)) for name in ("gru", "lstm") for width in (16, 64, 256)]
-    sizes += [("attention", Size(16, window=window)) for window in (8, 32, 128)]
-    sizes += [(name, Size(width)) for name in ("deltanet", "titans-lmm", "yaad") for width in (8, 16, 32)]
-    recall_table("against the size of the state", sizes, effort)
-
-
-def trained(name: str, task: Task, lengths: Sequence[int], effort: Effort, seed: int) -> Probe:
-    net = Probe(name, equal_parameters(name, DEEP))
+def trained(name: str, size: Size, task: Task, lengths: Sequence[int], effort: Effort, seed: int) -> Probe:
+    net = Probe(name, size)
 
     def draw(length: int, random: torch.Generator) -> Tensor:
         return score(net, task(length, BATCH, random))[0]
@@ -390,13 +384,14 @@ def trained(name: str, task: Task, lengths: Sequence[int], effort: Effort, seed:
 def against_length(task: Task, title: str, train: Sequence[int], test: Sequence[int], effort: Effort) -> None:
     print(f"\n{title}: % right against length, chance {CHANCE:.0%}; trained on lengths up to {train[-1]}")
     rows = []
-    for name in effort.models:
-        found, seconds = effort.each(
-            lambda seed, name=name: [
-                accuracy(net, task, length) for net in [trained(name, task, train, effort, seed)] for length in test
-            ]
-        )
-        rows.append(say([*shape(name, equal_parameters(name, DEEP)), *percent(found), f"{seconds:.0f}"]))
+    for name, size in effort.sizes(DEEP):
+
+        def run(seed: int, name: str = name, size: Size = size) -> list[float]:
+            net = trained(name, size, task, train, effort, seed)
+            return [accuracy(net, task, length) for length in test]
+
+        found, seconds = effort.each(run)
+        rows.append(say([*shape(name, size), *percent(found), f"{seconds:.0f}"]))
     table([*SHAPE, *map(str, test), "seconds"], rows)
 
 
@@ -415,25 +410,25 @@ def copy(effort: Effort) -> None:
 def serial(effort: Effort) -> None:
     lists, pauses, most = (2, 4, 8, 12, 16, 24), (4, 16, 64, 256), SerialRecall.most
     rows, curves = [], []
-    for name in effort.models:
+    for name, size in effort.sizes(DEEP):
 
-        def run(seed: int, name: str = name) -> list[float]:
-            net = trained(name, SerialRecall(), (2 * most + 1 + SerialRecall.pause,), effort, seed)
+        def run(seed: int, name: str = name, size: Size = size) -> list[float]:
+            net = trained(name, size, SerialRecall(), (2 * most + 1 + SerialRecall.pause,), effort, seed)
             by_load = [accuracy(net, SerialRecall(items=n), 2 * n + 5) for n in lists]
             by_pause = [accuracy(net, SerialRecall(items=8, pause=pause), 17 + pause) for pause in pauses]
             return by_load + by_pause + accuracies(net, SerialRecall(items=most), 2 * most + 5)
 
         found, seconds = effort.each(run)
         first = len(lists) + len(pauses)
-        rows.append(say([*shape(name, equal_parameters(name, DEEP)), *percent(found[:first]), f"{seconds:.0f}"]))
-        curves.append([name, *percent(found[first:])])
+        rows.append(say([*shape(name, size), *percent(found[:first]), f"{seconds:.0f}"]))
+        curves.append([*shape(name, size), *percent(found[first:])])
     print(
         f"\nSerial recall: % right against the list (pause 4) and the pause (8 items), chance {CHANCE:.0%}; trained on"
     )
     print(f"lists of 2 to {most} with a pause of {SerialRecall.pause}")
     table([*SHAPE, *[f"{n} items" for n in lists], *[f"pause {n}" for n in pauses], "seconds"], rows)
     print(f"\nPrimacy and recency: % right against the place in a list of {most}")
-    table(["model", *map(str, range(1, most + 1))], curves)
+    table([*SHAPE, *map(str, range(1, most + 1))], curves)
 
 
 def forecast_loss(net: nn.Module, series: Recurring) -> Tensor:
@@ -461,8 +456,8 @@ def regimes(effort: Effort) -> None:
         more = [returns_of(predict, Regimes(n), (0, 1)) for n in loads]
         return [*returns_of(predict, usual, returns), *more[0], *more[1]]
 
-    def run(seed: int, name: str) -> list[float]:
-        net = Probe(name, equal_parameters(name, numeric=True), numeric=True)
+    def run(seed: int, name: str, size: Size) -> list[float]:
+        net = Probe(name, size, numeric=True)
 
         def draw(patterns: int, random: torch.Generator) -> Tensor:
             return forecast_loss(net, Regimes(patterns)(length, BATCH, random))
@@ -477,9 +472,8 @@ def regimes(effort: Effort) -> None:
         say(["last value", "", "", "", *cells(row(lambda values: values)), ""]),
         say(["best without memory", "", "", "", *cells(row(lambda values: usual.persistence * values)), ""]),
     ]
-    for name in effort.models:
-        found, seconds = effort.each(lambda seed, name=name: run(seed, name))
-        size = equal_parameters(name, numeric=True)
+    for name, size in effort.sizes(numeric=True):
+        found, seconds = effort.each(lambda seed, name=name, size=size: run(seed, name, size))
         rows.append(say([*shape(name, size, numeric=True), *cells(found), f"{seconds:.0f}"]))
     print(f"\nRecurring regimes: mean squared error of the next value (variance 1, noise {usual.noise**2:.4f}), from")
     print(
@@ -492,7 +486,6 @@ def regimes(effort: Effort) -> None:
 TASKS: dict[str, Callable[[Effort], None]] = {
     "recall": recall,
     "recall-state": recall_state,
-    "recall-sizes": recall_sizes,
     "needle": needle,
     "copy": copy,
     "serial": serial,
@@ -515,14 +508,19 @@ def numbers(text: str) -> tuple[float, ...]:
     return tuple(float(number) for number in text.split(","))
 
 
+def widths(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
+
+
 def main() -> None:
-    models = (*BASELINES, *MEMORIES)
+    models = (*BASELINES, *INNER)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the training, on one seed: figures too low")
     parser.add_argument("--tasks", type=chosen_from(TASKS), default=tuple(TASKS))
     parser.add_argument(
         "--models", type=chosen_from(models), default=tuple(name for name in models if name != "atlas"), help=SLOW
     )
+    parser.add_argument("--widths", type=widths, default=(WIDTH,), help=f"of {PEER}, a size of all models each")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--tokens", type=float, default=2e6, help="of every length of associative recall")
     parser.add_argument("--rates", type=numbers, default=(5e-3,), help="of AdamW at its highest, the same for all")
@@ -532,6 +530,7 @@ def main() -> None:
     share = 0.1 if given.quick else 1.0
     effort = Effort(
         models=given.models,
+        widths=given.widths,
         seeds=1 if given.quick else given.seeds,
         tokens=share * given.tokens,
         steps=int(share * given.steps),
