@@ -7,10 +7,10 @@
 `recurring regimes`   a numeric series of patterns that return: error of the next value at each return.
 
 Every model is token embedding, backbone, linear classifier (for the series: linear, backbone, linear), trained by the
-same loop on the same trials. All have the number of parameters of one memory, as near as widths allow (10 %); more than
-one of its --widths make every task a table against the size of the state as well, each size with its own number of
-parameters. In `recall-state` all have the same number of state floats instead, every tensor of the state counted
-(convolutions, momenta and anchors too). The weights are frozen at test; only the state learns.
+same loop on the same trials. All have the number of parameters of one memory, as near as widths allow (10 %), and
+each of --widths is another such number, so that every task is a table against the size of the state too. In
+`recall-state` all have the same number of state floats instead, every tensor of the state counted (convolutions,
+momenta and anchors too). The weights are frozen at test; only the state learns.
 
 Associative recall is learned by curriculum: every length in turn until 99 % are right or the tokens are used up; a
 length below 90 % ends it, and longer ones are then read by the same weights. So a model that falls does so after that
@@ -61,7 +61,7 @@ Task = Callable[[int, int, torch.Generator], Trials]  # (length, trials, random)
 SLOW = "all but atlas unless named: an orthogonalised step per token takes it as long as all others together"
 BASELINES = ("gru", "lstm", "attention")
 PEER = "titans-lmm"  # whose number of parameters all others are given
-WIDTH = 24  # of the peer, unless --widths says otherwise
+WIDTHS = (12, 24, 48)  # of the peer
 DEEP = 2  # blocks where recall takes two steps
 KNOWN = 3  # steps after which a pattern can be told from the others
 ROUNDS = 8  # of all patterns in a series to train on
@@ -520,7 +520,7 @@ def main() -> None:
     parser.add_argument(
         "--models", type=chosen_from(models), default=tuple(name for name in models if name != "atlas"), help=SLOW
     )
-    parser.add_argument("--widths", type=widths, default=(WIDTH,), help=f"of {PEER}, a size of all models each")
+    parser.add_argument("--widths", type=widths, default=WIDTHS, help=f"of {PEER}, a size of all models each")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--tokens", type=float, default=2e6, help="of every length of associative recall")
     parser.add_argument("--rates", type=numbers, default=(5e-3,), help="of AdamW at its highest, the same for all")
