@@ -8,19 +8,16 @@ the gesture that started it: `safety` asks for one. Whether the robot may move i
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
 from data.frame import Channel
 from sensors.command_map import AXES, Command, CommandMap, Jog, Where
+from sensors.gate import Gate
 from sensors.intent import STILL, Intent
 from sensors.motions import GRIPPED, Motion, Pose, Thing, grip, home, pick, place, pour, tool
 from sensors.robot import RobotState
 from sensors.stream import Frame, SensorError
-
-GAP_S = 0.1  # between two frames, after which a gesture counts as shown anew
 
 
 class Mapper:
@@ -40,13 +37,9 @@ class Mapper:
         self.finished = 0  # motions that came to their end
         self._where = where
         self._channels = {channel.name: index for index, channel in enumerate(channels)}
-        self._commands = {command.gesture: command for command in command_map.commands.values()}
-        self._jogs = {jog.gesture: jog for jog in command_map.jogs.values()}
+        self._gate = Gate(command_map)
         self._started: tuple[str, float] = ("", 0.0)  # gesture and confidence behind the motion
         self._taken: Thing | None = None  # what the motion is about to hold
-        self._shown: str | None = None
-        self._since = self._last = -math.inf  # s, of the shown gesture; of the last frame
-        self._spent: dict[str, float] = {}  # gesture that was acted on -> s, when it was seen last
         self._origin: NDArray[np.float32] | None = None  # (C,) where jogging began
 
     def reset(self) -> None:
@@ -54,8 +47,7 @@ class Mapper:
         if self.motion is not None:
             self.note = f"{self.motion.name}: left"
             self._end()
-        if self._shown is not None:
-            self._spent[self._shown] = self._last
+        self._gate.spend()
         self._origin = None
 
     def step(self, gesture: str | None, confidence: float, frame: Frame, state: RobotState) -> Intent:
@@ -67,41 +59,20 @@ class Mapper:
             state: the robot's, as last measured.
         """
         now = frame.received
-        command = self._command(gesture, confidence, now)
-        if command is not None and command.do == "stop":
-            self.note = "stopped" if self.motion is None else f"{self.motion.name}: stopped"
-            self._end()
-        elif command is not None:
-            self._start(command, confidence, state)
+        asked = self._gate.step(gesture, confidence, now)
+        if isinstance(asked, Command):
+            if asked.do == "stop":
+                self.note = "stopped" if self.motion is None else f"{self.motion.name}: stopped"
+                self._end()
+            else:
+                self._start(asked, confidence, state)
         if self.motion is not None:
             return self._move(gesture, confidence, state, now)
         self._feel(state)
-        jog = self._jogs.get(gesture or "")
-        if jog is None or not confidence >= jog.confidence:
+        if not isinstance(asked, Jog):
             self._origin = None
             return Intent(now, gesture, confidence)
-        return Intent(now, gesture, confidence, self._drive(jog, frame, state))
-
-    def _command(self, gesture: str | None, confidence: float, now: float) -> Command | None:
-        """The command that this frame gives, if any."""
-        if gesture != self._shown or now - self._last > GAP_S:
-            self._shown, self._since = gesture, now
-        self._last = now
-        command = self._commands.get(gesture or "")
-        if command is None:
-            return None
-        if command.do != "stop":
-            if now - self._spent.get(command.gesture, -math.inf) <= command.release_s:
-                self._spent[command.gesture] = now
-                return None
-            self._spent.pop(command.gesture, None)
-        if not confidence >= command.confidence:  # NaN neither
-            self._since = now
-            return None
-        if now - self._since < command.dwell_s:
-            return None
-        self._spent[command.gesture] = now
-        return command
+        return Intent(now, gesture, confidence, self._drive(asked, frame, state))
 
     def _start(self, command: Command, confidence: float, state: RobotState) -> None:
         if self.motion is not None:

@@ -8,8 +8,9 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from sensors.command_map import parse_command_map
+from sensors.gate import GAP_S
 from sensors.intent import Intent
-from sensors.mapping import GAP_S, Mapper
+from sensors.mapping import Mapper
 from sensors.robot import RobotState
 from sensors.robots.panda import PANDA
 from sensors.stream import StreamInfo
