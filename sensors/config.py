@@ -210,12 +210,12 @@ def _read(path: Path, settings: Mapping[str, Any]) -> BridgeConfig:
     defaults = dict(zip(("frames", "robot"), default_cores(), strict=True))
     recogniser, source, align, person = _recognition(path, settings)
     where, seen = _eyes(robot)
-    check_command_map(command_map, recogniser.labels, recogniser.info.channels, robot.info.has_gripper, seen)
-    strange = [name for name in safety.hold if name not in recogniser.labels]
+    gestures = [label for label in recogniser.labels if label not in recogniser.none]
+    check_command_map(command_map, gestures, recogniser.info.channels, robot.info.has_gripper, seen)
+    strange = [name for name in safety.hold if name not in gestures]
     if strange:
         raise SensorError(
-            f"safety.hold: the model knows no gesture {', '.join(strange)}; expected some of "
-            f"{', '.join(recogniser.labels)}."
+            f"safety.hold: the model knows no gesture {', '.join(strange)}; expected some of {', '.join(gestures)}."
         )
     return BridgeConfig(
         path=path,

@@ -105,6 +105,16 @@ class Recogniser:
             raise RecogniserError(f"{self.bundle.path}: {self.bundle.name} failed on a frame ({error}).") from error
         return self.decider.step(probabilities)
 
+    @property
+    def none(self) -> tuple[str, ...]:
+        """The classes that mean no gesture."""
+        return tuple(self.labels[index] for index in sorted(self.decider.classes.none))
+
+    @property
+    def rules(self) -> Rules:
+        """When a gesture is decided."""
+        return self.decider.rules
+
     def restart(self, person: Person | None = None) -> None:
         """Forget the frames so far, and a gesture that goes on; the next frame is the first of this person."""
         state = None if person is None else person.state(self.bundle)

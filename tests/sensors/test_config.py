@@ -81,6 +81,8 @@ def test_a_map_may_be_a_file_of_its_own(folder):
         ("linear_jerk = 10.0\n", "", "lacks linear_jerk"),
         ("gripper_speed = 1.0", "gripper_speed = 0", "gripper_speed is 0"),
         ('gesture = "pick"', 'gesture = "fly"', "commands.shut.gesture: the model knows no gesture 'fly'"),
+        ('gesture = "pick"', 'gesture = "rest"', "the model knows no gesture 'rest'; expected one of pick, pour"),
+        ("confidence = 0.7", 'confidence = 0.7\nhold = ["rest"]', "safety.hold: the model knows no gesture rest"),
         ('none = ["rest"]', 'none = ["sleep"]', "the model has no sleep"),
         ('none = ["rest"]', 'none = "rest"', "none is 'rest'"),
         ('bundle = "bundle"', 'bundle = "nowhere"', "nowhere"),
