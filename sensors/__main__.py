@@ -62,9 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bridge.add_argument("--example", action="store_true", help="print a configuration that runs as it is")
 
     rules = commands.add_parser("calibrate", help="when a gesture is decided: as early as a wanted precision allows")
-    rules.add_argument("--bundle", type=Path, required=True, help="that classifies the stream")
+    judged = rules.add_mutually_exclusive_group(required=True)
+    judged.add_argument("--bundle", type=Path, help="that classifies the stream; decisions are judged as they are made")
+    judged.add_argument(
+        "--config", type=Path, metavar="FILE",
+        help="a bridge's TOML, with its bundle, memory, no-gesture classes and rules to begin with; decisions are "
+        "judged as they pass its map",
+    )  # fmt: skip
     rules.add_argument("--data", required=True, help="labelled recordings: a name of `mnemo datasets`, or files")
-    rules.add_argument("--none", nargs="*", default=[], metavar="CLASS", help="classes that mean no gesture")
+    rules.add_argument(
+        "--none", nargs="*", default=[], metavar="CLASS", help="classes that mean no gesture, of a --bundle"
+    )
     rules.add_argument(
         "--unknown", nargs="*", default=[], type=Path, metavar="FILE",
         help="recordings of other movements, for which any decision is wrong",
@@ -204,27 +212,42 @@ def _calibrate(given: argparse.Namespace) -> int:
     from data.catalog import load
     from forecasting.runtime import load_bundle
     from sensors.calibrate import calibrate, judge
-    from sensors.lessons import as_toml, channels_of, labelled, series_of, strangers, told
+    from sensors.config import read_config
+    from sensors.lessons import RULES_ALONE, as_toml, channels_of, labelled, series_of, strangers, told
     from sensors.stream import SensorError
 
     if not 0 < given.precision < 1:
         raise SensorError(f"--precision is {given.precision:g}, expected a share between 0 and 1.")
-    bundle = load_bundle(given.bundle)
+    rules = command_map = memory = None
+    none, how = given.none, RULES_ALONE
+    if given.config is None:
+        bundle = load_bundle(given.bundle)
+        labels = bundle.labels
+    else:
+        if none:
+            raise SensorError(f"--none: {given.config} says which classes mean no gesture; leave it out.")
+        config = read_config(given.config)
+        bundle, memory = config.recogniser.bundle, config.recogniser.memory
+        labels, none, rules = config.recogniser.labels, config.recogniser.none, config.recogniser.rules
+        command_map, how = config.command_map, f"as decisions pass the map of {given.config}; other gestures do nothing"
     dataset = load(given.data, task="classify", channels=channels_of(bundle))
     freq = bundle.task["freq"]
     if not isinstance(freq, float):
-        raise SensorError(f"{given.bundle}: was trained on rows without a rate, so nothing is early or late.")
-    chosen = list(labelled(bundle, series_of(bundle, dataset, given.part)))
-    strange = list(strangers(bundle, given.unknown))
+        raise SensorError(f"{bundle.path}: was trained on rows without a rate, so nothing is early or late.")
+    chosen = list(labelled(bundle, series_of(bundle, dataset, given.part, labels), memory))
+    strange = list(strangers(bundle, given.unknown, memory))
     lag = round(given.lag / freq)
-    found = calibrate([*chosen, *strange], bundle.labels, given.none, 1 / freq, target=given.precision, lag=lag)
-    _say(as_toml(found, given.precision))
+    found = calibrate(
+        [*chosen, *strange], labels, none, 1 / freq, target=given.precision, rules=rules, lag=lag,
+        command_map=command_map,
+    )  # fmt: skip
+    _say(as_toml(found, given.precision, how))
     if dataset.splits.entity is not None and given.judge != given.part:
-        judged = labelled(bundle, series_of(bundle, dataset, given.judge))
-        figures = judge(list(judged), bundle.labels, given.none, found.rules, 1 / freq, lag)
+        judged = list(labelled(bundle, series_of(bundle, dataset, given.judge, labels), memory))
+        figures = judge(judged, labels, none, found.rules, 1 / freq, lag, command_map)
         _say(f"# on {given.judge}: {told(figures)}")
     if strange:
-        wrong = judge(strange, bundle.labels, given.none, found.rules, 1 / freq, lag).decisions
+        wrong = judge(strange, labels, none, found.rules, 1 / freq, lag, command_map).decisions
         _say(f"# {wrong} decisions on {len(strange)} recordings of other movements")
     return 0 if found.reached else 1
 

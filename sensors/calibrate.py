@@ -1,6 +1,9 @@
 """How early and how surely gestures are decided, and the rules that decide as early as a wanted precision allows.
 
-Chosen on people or recordings that the model was not trained on, and not on those that it is judged by.
+Chosen on people or recordings that the model was not trained on, and not on those that it is judged by. A map of
+gestures to commands may ask for more than the rules do: a confidence, a dwell, a release. With one, a decision is what
+passes its gate, at the frame where it does, and gestures that it does not name do nothing. What depends on the robot is
+not judged: the bridge also drops what comes while a motion runs, and brakes below `safety.confidence`.
 
 Shapes: T frames of one recording, K classes.
 """
@@ -16,6 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sensors.command_map import CommandMap
+from sensors.gate import Gate
 from sensors.recognise import Classes, Decider, Evidence, Rules
 from sensors.stream import SensorError
 
@@ -33,7 +38,10 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True)
 class Judgement:
-    """Decisions against the truth. A gesture is a run of frames of one class that is not among the no-gesture ones."""
+    """Decisions against the truth. A gesture is a run of frames of one class that is not among the no-gesture ones.
+
+    With a map only its gestures count: in another one a decision is wrong, as one for another class is.
+    """
 
     gestures: int
     decisions: int
@@ -80,7 +88,8 @@ def wilson(right: float, of: int, z: float = 1.96) -> tuple[float, float]:
     share, spread = right / of, z * z / of
     middle = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / of + spread / (4 * of))
-    return min(middle - half, share), max(middle + half, share)  # rounding must not leave the share outside
+    # Rounding must leave neither the share outside nor the bounds beyond 0 and 1.
+    return max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share))
 
 
 def fit_temperature(recordings: Sequence[Labelled]) -> float:
@@ -112,16 +121,17 @@ def judge(
     rules: Rules,
     rate_hz: float,
     lag: int = 0,
+    command_map: CommandMap | None = None,
 ) -> Judgement:
     """What the rules decide on the recordings.
 
     Args:
         lag: frames for which a gesture still counts as there after its last one, where the hand is behind the labels.
+        command_map: whose gate decisions have to pass; None counts those of the rules alone.
     """
     classes = Classes(labels, none)
-    return _judge(
-        [_evidence(r, classes, rules.temperature) for r in recordings], recordings, classes, rules, rate_hz, lag
-    )
+    evidence = [_evidence(recording, classes, rules.temperature) for recording in recordings]
+    return _judge(evidence, recordings, classes, rules, rate_hz, lag, command_map)
 
 
 def calibrate(
@@ -133,6 +143,7 @@ def calibrate(
     target: float = 0.95,
     rules: Rules | None = None,
     lag: int = 0,
+    command_map: CommandMap | None = None,
 ) -> Calibrated:
     """Temperature, threshold and dwell of the earliest decisions whose precision reaches the target.
 
@@ -142,21 +153,23 @@ def calibrate(
 
     Args:
         rules: what the others are taken from.
+        lag, command_map: of `judge`.
 
     Raises:
-        SensorError: there is no gesture, or not one frame to learn from.
+        SensorError: there is no gesture (that the map names), or not one frame to learn from.
     """
     classes = Classes(labels, none)
     base = replace(rules or Rules(), temperature=fit_temperature(recordings))
     evidence = [_evidence(recording, classes, base.temperature) for recording in recordings]
-    lengths = [end - begin for r in recordings for begin, end, _ in gestures_of(r.truth, classes)]
+    lengths = [end - begin for r in recordings for begin, end, _ in gestures_of(r.truth, classes, command_map)]
     if not lengths:
-        raise SensorError("there is no gesture in the recordings; there is nothing to calibrate on.")
+        of_map = "" if command_map is None else f" that the map names ({', '.join(command_map.gestures.values())})"
+        raise SensorError(f"there is no gesture{of_map} in the recordings; there is nothing to calibrate on.")
     found = []
     for threshold in THRESHOLDS:
         for dwell in [frames for frames in DWELLS if frames <= max(1, np.median(lengths) / 2)]:
             tried = replace(base, threshold=threshold, dwell=dwell, release=min(base.release, threshold))
-            judged = _judge(evidence, recordings, classes, tried, rate_hz, lag)
+            judged = _judge(evidence, recordings, classes, tried, rate_hz, lag, command_map)
             found.append(Calibrated(tried, judged, judged.precision >= target))
     reached = [each for each in found if each.reached]
     if reached:
@@ -170,9 +183,16 @@ def runs_of(truth: NDArray[np.int64]) -> list[tuple[int, int, int]]:
     return [(int(a), int(b), int(truth[a])) for a, b in pairwise(edges) if truth[a] >= 0]
 
 
-def gestures_of(truth: NDArray[np.int64], classes: Classes) -> list[tuple[int, int, int]]:
-    """The runs that are gestures."""
-    return [run for run in runs_of(truth) if run[2] not in classes.none]
+def gestures_of(
+    truth: NDArray[np.int64], classes: Classes, command_map: CommandMap | None = None
+) -> list[tuple[int, int, int]]:
+    """The runs that are gestures, of the map if there is one."""
+    named = None if command_map is None else set(command_map.gestures.values())
+    return [
+        run
+        for run in runs_of(truth)
+        if run[2] not in classes.none and (named is None or classes.labels[run[2]] in named)
+    ]
 
 
 def _evidence(recording: Labelled, classes: Classes, temperature: float) -> list[Evidence | None]:
@@ -186,6 +206,7 @@ def _judge(
     rules: Rules,
     rate_hz: float,
     lag: int,
+    command_map: CommandMap | None,
 ) -> Judgement:
     none = [classes.labels[index] for index in classes.none]
     index = {label: place for place, label in enumerate(classes.labels)}
@@ -193,16 +214,21 @@ def _judge(
     rest, shares, delays = 0, [], []
     for frames, recording in zip(evidence, recordings, strict=True):
         decider = Decider(classes.labels, none, rules)
+        gate = None if command_map is None else Gate(command_map)
         said = []  # (frame, class) of each decision
         onsets = []
+        waits = False  # whether there is a decision that has not passed the gate yet
         for t, frame in enumerate(frames):
             recognition = decider.take(frame)
             if recognition.events:
                 if "onset" in recognition.events:
                     onsets.append(t)
-                if "decision" in recognition.events:
-                    said.append((t, index[str(recognition.gesture)]))
-        there = gestures_of(recording.truth, classes)
+                waits = "decision" in recognition.events or (waits and "end" not in recognition.events)
+            passes = gate is None or gate.step(recognition.gesture, recognition.confidence, t / rate_hz) is not None
+            if waits and passes:
+                said.append((t, index[str(recognition.gesture)]))
+                waits = False
+        there = gestures_of(recording.truth, classes, command_map)
         gestures += len(there)
         decisions += len(said)
         rest += int(np.isin(recording.truth, list(classes.none)).sum())

@@ -5,7 +5,7 @@ Shapes: T frames of one recording, C channels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from forecasting.bundle import BundleError
 from forecasting.runtime import LoadedBundle
 from forecasting.scans import SCAN_STEPS
 from sensors.calibrate import Calibrated, Judgement, Labelled
+from sensors.recogniser import Memory
 from sensors.recording import read_recording
 from sensors.stream import SensorError
 from sensors.teach import Demonstration
@@ -33,8 +34,8 @@ def channels_of(bundle: LoadedBundle) -> list[Channel]:
     return [Channel.from_json(channel) for channel in bundle.channels]
 
 
-def series_of(bundle: LoadedBundle, dataset: Dataset, part: str) -> list[Series]:
-    """The recordings of one part of a data set, with the bundle's classes; of one without parts, all.
+def series_of(bundle: LoadedBundle, dataset: Dataset, part: str, labels: Sequence[str] | None = None) -> list[Series]:
+    """The recordings of one part of a data set, with the bundle's classes or `labels`; of one without parts, all.
 
     Raises:
         SensorError: the data set has no recording in this part, or is of other channels.
@@ -46,32 +47,36 @@ def series_of(bundle: LoadedBundle, dataset: Dataset, part: str) -> list[Series]
     except BundleError as error:
         raise SensorError(f"{dataset.name}: {error}") from error
     parts = dataset.splits.entity
-    chosen = [s for s in to_panel(dataset, bundle.labels) if parts is None or parts[s.unique_id] == part]
+    chosen = [s for s in to_panel(dataset, labels or bundle.labels) if parts is None or parts[s.unique_id] == part]
     if not chosen:
         raise SensorError(f"{dataset.name}: has no recording to be the part '{part}'.")
     return chosen
 
 
-def labelled(bundle: LoadedBundle, panel: Iterable[Series]) -> Iterator[Labelled]:
-    """What the bundle says after every frame of each recording, and what is true."""
+def labelled(bundle: LoadedBundle, panel: Iterable[Series], memory: Memory | None = None) -> Iterator[Labelled]:
+    """What the bundle, with what it was taught, says after every frame of each recording, and what is true."""
     for series in panel:
         assert series.target is not None
-        yield Labelled(_said(bundle, series.values), series.target)
+        yield Labelled(_said(bundle, series.values, memory), series.target)
 
 
-def strangers(bundle: LoadedBundle, paths: Iterable[Path]) -> Iterator[Labelled]:
-    """The same of recordings of the bridge that show none of the bundle's gestures.
+def strangers(bundle: LoadedBundle, paths: Iterable[Path], memory: Memory | None = None) -> Iterator[Labelled]:
+    """The same of recordings of the bridge that show none of the gestures.
 
     Raises:
         SensorError: one is no recording, or was made of other channels.
     """
     for one in demonstrations(bundle, paths):
-        yield Labelled(_said(bundle, one.values), np.full(len(one.values), -1))
+        yield Labelled(_said(bundle, one.values, memory), np.full(len(one.values), -1))
 
 
-def _said(bundle: LoadedBundle, values: NDArray[Any]) -> NDArray[np.float32]:
-    """Probabilities (T, K) after each frame (T, C)."""
+def _said(bundle: LoadedBundle, values: NDArray[Any], memory: Memory | None) -> NDArray[np.float32]:
+    """Probabilities (T, K) after each frame (T, C); (T, K + N) with a memory, which needs the state after each."""
     x = values.astype(np.float32)[None]
+    if memory is not None:
+        stream = bundle.stream()
+        answers = [memory.answer(stream.step(x[:, t])[0], stream.state) for t in range(x.shape[1])]
+        return np.array(answers, np.float32)
     state, said = bundle.initial_state(1), []
     for begin in range(0, x.shape[1], SCAN_STEPS):
         piece = x[:, begin : begin + SCAN_STEPS]
@@ -97,9 +102,15 @@ def demonstrations(bundle: LoadedBundle, paths: Iterable[Path]) -> list[Demonstr
     return found
 
 
-def as_toml(found: Calibrated, wanted: float) -> str:
-    """The rules as a bridge's table, with what they were measured to do as comments."""
-    lines = [f"# chosen for {wanted:.0%} precision: {told(found.judgement)}"]
+RULES_ALONE = (
+    "as the rules alone decide; a bridge's map that asks for a confidence, dwell_s or release_s of its own acts later "
+    "and less often: --config BRIDGE judges what passes it"
+)
+
+
+def as_toml(found: Calibrated, wanted: float, judged: str = RULES_ALONE) -> str:
+    """The rules as a bridge's table, with what they were measured to do as comments; `judged` says how."""
+    lines = [f"# chosen for {wanted:.0%} precision: {told(found.judgement)}", f"# {judged}"]
     if not found.reached:
         lines.append(f"# no rules reach {wanted:.0%} precision; these are the most precise ones")
     lines.append("[recognition.rules]")

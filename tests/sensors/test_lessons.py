@@ -23,6 +23,7 @@ from sensors.recording import Recorder
 from sensors.stream import StreamInfo
 from sensors.teach import GestureMemory
 from tests.sensors.bundles import CHANNELS, LABELS, RATE_HZ
+from tests.sensors.test_config import CONFIG
 
 POSES = {"rest": (0.0, 0.0), "pick": (90.0, 0.0), "pour": (0.0, 3.0), "wave": (-90.0, -3.0)}
 POINTING = (60.0, 2.0)  # between pick and pour
@@ -97,6 +98,63 @@ def test_what_cannot_be_calibrated_is_refused(place, capsys, monkeypatch, more, 
     monkeypatch.chdir(place)
     assert calibrate(place, *more) == 2
     assert re.search(message, told(capsys)[1])
+
+
+def bridge(place, name, recognition="", **shut):
+    """A bridge's configuration whose map names pick only."""
+    shut = {"gesture": "'pick'", "do": "'grip'", "opening": 0.2, "confidence": 0.5} | shut
+    table = "".join(f"{field} = {value}\n" for field, value in shut.items())
+    before, _, rest = CONFIG.partition("[commands.commands.shut]")
+    path = place / f"{name}.toml"
+    text = before + "[commands.commands.shut]\n" + table + rest[rest.index("[safety]") :]
+    path.write_text(text.replace('none = ["rest"]\n', 'none = ["rest"]\n' + recognition))
+    return path
+
+
+def calibrate_bridge(place, path, *more):
+    return main(["calibrate", "--config", str(path), "--data", str(place / "poses.parquet"), *more])
+
+
+def test_with_a_bridges_configuration_decisions_are_those_that_pass_its_map(place, capsys):
+    assert calibrate(place, "--none", "rest") == 0
+    alone, _ = told(capsys)
+    assert "--config BRIDGE judges what passes it" in alone
+    path = bridge(place, "slow", "[recognition.rules]\nmargin = 0.15\n", dwell_s=0.2)
+    assert calibrate_bridge(place, path) == 0
+    slow, _ = told(capsys)
+    assert re.search(r"as decisions pass the map of \S*slow\.toml", slow)
+    assert "8 decisions on 8 gestures" in slow  # of the 16, those that the map names
+    assert tomllib.loads(slow)["recognition"]["rules"]["margin"] == 0.15
+    shares = [int(re.search(r"decided after (\d+)% of a gesture", out)[1]) for out in (alone, slow)]
+    assert shares[1] >= shares[0] + 100 * 0.2 * RATE_HZ / LENGTH
+    assert calibrate_bridge(place, bridge(place, "never", dwell_s=2)) == 1  # a gesture is shown for 0.5 s
+    assert "no rules reach 95% precision" in told(capsys)[0]
+
+
+def test_a_bridges_taught_gestures_are_judged_as_its_own(place, tmp_path, capsys):
+    waves = [recorded(place, "wave", seed) for seed in range(70, 74)]
+    lesson = ["teach", "--bundle", str(place / "bundle"), "--memory", str(place / "taught"), "--name", "wave"]
+    assert main([*lesson, "--data", str(place / "poses.parquet"), *waves]) == 0
+    tables = []
+    for number, name in enumerate(("wave", "pick", "wave")):
+        x = shown(name, seed=80 + number)[0].clip([-180, -4], [180, 4])  # the channels' limits
+        ds = np.arange(len(x)) / RATE_HZ
+        tables.append(
+            pd.DataFrame({"unique_id": str(number), "ds": ds, "label": name, "bend": x[:, 0], "roll": x[:, 1]})
+        )
+    pd.concat(tables, ignore_index=True).to_parquet(tmp_path / "waves.parquet")
+    path = bridge(place, "taught", 'memory = "taught"\n', gesture="'wave'")
+    told(capsys)
+    assert main(["calibrate", "--config", str(path), "--data", str(tmp_path / "waves.parquet")]) == 0
+    assert "2 decisions on 2 gestures, precision 100.0%" in told(capsys)[0]
+
+
+def test_what_a_bridge_says_is_not_said_twice(place, capsys):
+    assert calibrate_bridge(place, bridge(place, "quick"), "--none", "rest") == 2
+    assert "quick.toml says which classes mean no gesture" in told(capsys)[1]
+    with pytest.raises(SystemExit):
+        calibrate_bridge(place, bridge(place, "quick"), "--bundle", str(place / "bundle"))
+    assert "not allowed with argument" in told(capsys)[1]
 
 
 def recorded(folder, name, seed, channels=CHANNELS, poses=POSES):
