@@ -150,7 +150,7 @@ def _gestures(place: Path) -> Path:
         _say(f"training {place} on 120 simulated people")
         # Windows of ten seconds: a network that has seen no longer past than a gesture loses its way in a long rest.
         # Lags are those of the ridge beside which the report shows the network; with ten seconds of 16 channels it
-        # would take far longer than that.
+        # would take minutes.
         settings = {
             "lookback": 10 * RATE_HZ, "stride": 10 * RATE_HZ, "lags": 10,
             "batch_size": 16, "max_epochs": 40, "learning_rate": 4e-3,

@@ -40,7 +40,7 @@ EXAMPLE = """\
 # A simulated hand, replayed for ever, drives a simulated arm. First, once:
 #   mnemo train --data gestures_demo --model gru --set lookback=500 --set batch_size=8 --set max_epochs=16 \\
 #     --set lags=10 --out bundles/gestures
-# (lags: of the ridge that stands beside it in the report; with all 500 it would take longer than the network)
+# (lags: of the ridge that stands beside it in the report; all 500 would take it most of a minute)
 # then: mnemo bridge --config THIS_FILE; press a to arm it, and hold the space bar to let it move.
 
 [source]                          # or mqtt://, lsl:, serial:, ws://, ws-listen://

@@ -126,9 +126,10 @@ def test_a_training_set_without_a_known_target_is_an_error():
         fitted([batch_of(np.full((2, 40), np.nan))])
 
 
-def test_constant_series_go_on_as_they_are():
+@pytest.mark.parametrize("penalty", [1e-5, 0.0])
+def test_constant_series_go_on_as_they_are(penalty):
     batch = batch_of(np.full((2, 40), 7.0))
-    assert (forecast(fitted([batch]), batch) == 7.0).all()
+    assert (forecast(fitted([batch], penalty=penalty), batch) == 7.0).all()
 
 
 # Classes and numbers.
@@ -205,6 +206,35 @@ def test_the_map_of_a_number_is_the_ridge_of_another_library_with_its_intercept(
     expected = Ridge(alpha=alpha, solver="cholesky").fit(features, target[30:, 1:].flatten().double().numpy())
     np.testing.assert_allclose(model.weight[:, 0], expected.coef_, rtol=1e-3, atol=1e-3 * np.abs(expected.coef_).max())
     assert model.bias.item() == pytest.approx(expected.intercept_, rel=1e-3)
+
+
+@pytest.mark.parametrize("signature", [CLASSES, NUMBER], ids=lambda signature: signature.task)
+def test_the_map_is_the_ridge_of_another_library_whatever_is_missing(signature):
+    """Gaps, a channel that begins late, rows of unknown target in between: windows that do not move on by a step."""
+    rng = np.random.default_rng(3)
+    batches = []
+    for seed in range(2):
+        batch = readings(seed, 20, signature.task)
+        mask = torch.from_numpy(rng.random(batch.x.shape) < 0.7).float()
+        mask[::2, :7, 1] = 0
+        target = batch.target.masked_fill(
+            torch.from_numpy(rng.random(batch.target.shape) < 0.3), -1 if signature.task == "classify" else math.nan
+        )
+        batches.append(batch._replace(mask=mask, target=target))
+    model = fitted(batches, signature, penalty=0.1)
+    features, targets = [], []
+    for batch in batches:
+        lags, _ = model.buffer.scan(batch.x, batch.mask, model.initial_state(len(batch.x)))
+        standard = ((lags.values - model.centre) / model.spread * lags.started[..., None, :]).flatten(2)
+        known = batch.target >= 0 if signature.task == "classify" else batch.target.isfinite()
+        features.append(standard[known].double().numpy())
+        targets.append(np.eye(3)[batch.target[known]] if signature.task == "classify" else batch.target[known].numpy())
+    x, y = np.concatenate(features), np.concatenate(targets).reshape(len(np.concatenate(features)), -1)
+    alpha = 0.1 * np.mean(np.sum((x - x.mean(0)) ** 2, 0))
+    expected = Ridge(alpha=alpha, solver="cholesky").fit(x, y)
+    coefficients = expected.coef_.reshape(y.shape[1], -1).T
+    np.testing.assert_allclose(model.weight, coefficients, rtol=1e-4, atol=1e-4 * np.abs(coefficients).max())
+    np.testing.assert_allclose(model.bias, np.ravel(expected.intercept_), rtol=1e-4, atol=1e-5)
 
 
 def test_the_intercept_is_not_penalised():
