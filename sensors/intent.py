@@ -22,6 +22,7 @@ class Intent(NamedTuple):
     confidence: float  # 0 to 1; NaN counts as none
     twist: NDArray[np.float64] = STILL  # (6,) wanted velocity of the tool, m/s and rad/s, in the robot's base frame
     gripper: float | None = None  # 0 closed to 1 open; None leaves it
+    alone: bool = False  # nothing is shown now; `gesture` is the one that started a motion, which goes on by itself
     late: float = 0.0  # s, at least 0: how much longer than the fastest ones that frame was on its way
 
     @property

@@ -121,11 +121,10 @@ class Mapper:
 
     def _move(self, gesture: str | None, confidence: float, state: RobotState, now: float) -> Intent:
         assert self.motion is not None
-        if gesture is None:
-            gesture, confidence = self._started
         wish = self.motion.wish(state, now)
         if wish is not None:
-            return Intent(now, gesture, confidence, wish.twist, wish.gripper)
+            shown = (gesture, confidence) if gesture is not None else self._started
+            return Intent(now, *shown, wish.twist, wish.gripper, alone=gesture is None)
         self.note = self.motion.failure or f"{self.motion.name}: done"
         self.finished += not self.motion.failure
         self._end()

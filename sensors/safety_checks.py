@@ -33,6 +33,7 @@ class Fault(StrEnum):
     STALE = "stale robot"  # no fresh measurement of the robot
     SPEED = "speed"  # a joint is measured to be too fast
     BOX = "box"  # the tool is measured to be where it may not
+    LOG = "log"  # what is sent cannot be logged
     INTERNAL = "internal"  # a defect of this program
 
 
@@ -131,12 +132,14 @@ def outside(state: RobotState, limits: Limits) -> float:
 def authorised(intent: Intent | None, held: float, now: float, config: SafetyConfig) -> bool:
     """Whether the operator wants motion at this moment: a known gesture, with confidence, and the hold.
 
+    A gesture holds while it is shown, not while a motion that it started goes on.
+
     held: s, when a key or a topic last held; -inf for never.
     """
     if intent is None or intent.gesture in (None, "unknown") or not intent.confidence >= config.confidence:
         return False
     if config.hold:
-        return intent.gesture in config.hold
+        return not intent.alone and intent.gesture in config.hold
     return 0 <= now - held <= config.watchdog_s
 
 

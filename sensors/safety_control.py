@@ -37,6 +37,7 @@ from sensors.safety_states import COMMANDING, LIVE, Action, Event, State, follow
 from sensors.stream import Clock
 
 LATENCIES = 100_000  # that are remembered
+FAILED = "the loop failed; see the fault"
 
 
 class Answer(NamedTuple):
@@ -106,6 +107,7 @@ class Control:
         self._slowest = 0.0
         self._gripper = math.nan
         self._excess = 0.0  # m, how far out of its box the tool may be
+        self._log_drops = 0  # records that the log had lost when it was armed
         self._stopping = False  # the robot could not be told to stop yet
         self._counts: Counter[str] = Counter(
             dict.fromkeys(("intents", "late", "refused", "commands", "faults", "overruns", "stops failed"), 0)
@@ -120,7 +122,7 @@ class Control:
             requests: in the order in which they came; each is answered.
         """
         self._held = held
-        not_ready = "the loop failed"
+        not_ready = FAILED
         try:
             trouble = self._look(intent)
             not_ready = self._not_ready(trouble)
@@ -134,9 +136,9 @@ class Control:
                 self._command()
         except Exception as error:  # whatever it is, the robot stops and the loop goes on
             self._fail(Trouble(Fault.INTERNAL, f"{type(error).__name__}: {error}"))
-        for request in requests:
-            if not request.answer.done():
-                request.answer.set_result(Answer(False, self._state, "the loop failed; see the fault"))
+            for request in requests:  # an emergency stop counts all the same; nobody is armed
+                if not request.answer.done():
+                    self._answer(request, FAILED)
         if self._stopping:
             self._stop()
         self.snapshot = self._show(not_ready)
@@ -172,6 +174,8 @@ class Control:
                 troubles.append(Trouble(Fault.BOX, f"the tool is measured at {where} m, {excess:.3f} m out of its box"))
         if intent is not None:
             troubles.append(self._take(intent))
+        if self._state in LIVE and (unlogged := self._unlogged()):
+            troubles.append(Trouble(Fault.LOG, f"commands cannot be logged: {unlogged}"))
         silent = age(self._intent and self._intent.since, self._now)
         if not silent <= self._config.watchdog_s:
             troubles.append(Trouble(Fault.SILENCE, f"the newest intent is {silent:.3f} s old"))
@@ -216,6 +220,13 @@ class Control:
         if self._log.failure is not None:
             return f"commands cannot be logged: {self._log.failure}"
         return ""
+
+    def _unlogged(self) -> str:
+        """Why not all that is sent since it was armed is in the log; empty if it is."""
+        if self._log.failure is not None:
+            return self._log.failure
+        dropped = self._log.dropped - self._log_drops
+        return f"{dropped} records found no room" if dropped else ""
 
     def _answer(self, request: Request, not_ready: str) -> None:
         why = ""
@@ -269,6 +280,7 @@ class Control:
         self._limiter.start()
         self._commanded = -math.inf
         self._gripper = self._measured.gripper
+        self._log_drops = self._log.dropped
         # Where it stands it may be, so that a person can bring a tool back that is out of its box.
         self._excess = max(0.0, outside(self._measured, self._config.limits)) + BOX_MARGIN_M
 

@@ -77,7 +77,8 @@ def test_a_motion_goes_on_when_the_gesture_is_over_and_carries_its_name(operator
     operator.show("wave", 0.3, confidence=0.93)
     intent = operator.show(None, confidence=0.5)
     assert moves(intent)
-    assert (intent.gesture, intent.confidence) == ("wave", 0.93)
+    assert (intent.gesture, intent.confidence, intent.alone) == ("wave", 0.93, True)
+    assert not operator.show("wave").alone
 
 
 def test_what_is_shown_during_a_motion_is_what_the_intent_says(operator):

@@ -163,12 +163,15 @@ def inject(rig, fault):
     elif fault is Fault.SPEED:
         changed["velocities"] = np.full(6, 3.1)
         rig.drive(1)
+    elif fault is Fault.LOG:
+        rig.log.failure = "no space left"
+        rig.drive(1)
     else:
         changed["position"] = np.array([0.0, 0.0, 0.211])
         rig.drive(1)
 
     def heal():
-        robot.broken = ""
+        robot.broken, rig.log.failure = "", None
         changed.clear()
 
     return heal
@@ -197,14 +200,15 @@ def test_a_fault_stops_the_robot_and_only_who_arms_it_moves_it_again(rig, fault,
     assert rig.moved(since=stopped + 1e-9)
 
 
-@pytest.mark.parametrize("fault", [Fault.DRIVER, Fault.SPEED, Fault.STALE])
+@pytest.mark.parametrize("fault", [Fault.DRIVER, Fault.SPEED, Fault.STALE, Fault.LOG])
 def test_who_arms_while_the_fault_lasts_is_told_why_not(rig, fault):
     rig.arm().drive(20)
     inject(rig, fault)
     rig.rest(2)
     answer = rig.ask(Event.ARM)
     assert not answer.accepted
-    assert {Fault.DRIVER: "no answer", Fault.SPEED: "3.100 rad/s", Fault.STALE: "last measured"}[fault] in answer.why
+    why = {Fault.DRIVER: "no answer", Fault.SPEED: "3.100 rad/s", Fault.STALE: "last measured", Fault.LOG: "no space"}
+    assert why[fault] in answer.why
 
 
 @pytest.mark.parametrize("field", ["joints", "velocities", "position", "orientation", "time"])
@@ -385,6 +389,25 @@ def test_gestures_can_be_the_hold(tmp_path):
     assert rig.state is State.MOVING
 
 
+def test_a_gesture_that_started_a_motion_holds_only_while_it_is_shown(tmp_path):
+    rig = Rig(tmp_path, SafetyConfig(LIMITS, 0.8, hold=("fist",)))
+    rig.arm().rest(10, gesture="fist")
+    rig.rest(1, gesture="fist", alone=True)  # let go; the motion that it started goes on wanting
+    assert rig.state is State.BRAKING
+    rig.rest(60, gesture="fist", alone=True)
+    assert rig.state is State.ARMED
+
+
+def test_a_robot_is_stopped_when_the_log_has_no_room_and_may_be_armed_when_it_has(tmp_path):
+    rig = Rig(tmp_path)
+    rig.arm().drive(20)
+    rig.log.dropped += 1
+    rig.drive(1)
+    assert rig.control.snapshot.fault == (Fault.LOG, "commands cannot be logged: 1 records found no room")
+    rig.arm().drive(20)
+    assert rig.state is State.MOVING
+
+
 def test_the_gripper_goes_no_faster_than_its_limit(rig):
     rig.arm().drive(30, gripper=1.0)
     openings = [command.gripper for command in rig.robot.sent]
@@ -410,6 +433,19 @@ def test_a_defect_of_the_loop_itself_stops_the_robot_and_the_loop_goes_on(rig, m
     assert rig.state is State.FAULT
     assert rig.control.snapshot.fault.fault is Fault.INTERNAL
     assert len(rig.robot.stops) == 1
+    monkeypatch.undo()
+    rig.arm().drive(3)
+    assert rig.state is State.MOVING
+
+
+def test_an_emergency_stop_counts_while_the_loop_fails_and_nobody_is_armed(rig, monkeypatch):
+    rig.arm().drive(20)
+    monkeypatch.setattr(rig.control, "_look", lambda intent: 1 / 0)
+    assert rig.ask(Event.ESTOP).accepted
+    assert rig.state is State.ESTOP
+    assert rig.ask(Event.CLEAR, "why").accepted
+    answer = rig.ask(Event.ARM)
+    assert (answer.accepted, answer.why) == (False, "the loop failed; see the fault")
     monkeypatch.undo()
     rig.arm().drive(3)
     assert rig.state is State.MOVING
