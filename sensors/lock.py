@@ -1,61 +1,53 @@
-"""One bridge, one robot: a lock on the robot's URI that ends with the process that holds it."""
+"""One bridge, one robot: a lock on the robot's URI, for all users of this machine, that ends with its process."""
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import hashlib
-import os
-import tempfile
-from pathlib import Path
+import socket
+import struct
 from types import TracebackType
 from typing import Self
 
 from sensors.robot import RobotError
 
-
-def runtime_directory() -> Path:
-    """This user's folder for what lives as long as a login."""
-    given = os.environ.get("XDG_RUNTIME_DIR")
-    path = Path(given) / "mnemosyne" if given else Path(tempfile.gettempdir()) / f"mnemosyne-{os.getuid()}"
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.stat().st_uid != os.getuid():
-        raise RobotError(f"{path} belongs to another user: set XDG_RUNTIME_DIR to a folder of yours.")
-    return path
+CREDENTIALS = struct.Struct("3i")  # process, user, group
 
 
 class RobotLock:
     """`with RobotLock(uri): ...`; a second holder, in this process or another one, is refused.
 
-    The lock is the kernel's (flock), so a process that dies leaves none behind.
+    The lock is a socket's name in the kernel (unix(7), abstract), one for all whatever their users, folders and
+    environments are; a process that dies leaves none behind. Containers with a network of their own do not share it.
     """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self._file: int | None = None
+        self._socket: socket.socket | None = None
 
     def acquire(self) -> None:
         """
         Raises:
             RobotError: another bridge has the robot; the message names its process.
         """
-        path = runtime_directory() / f"{hashlib.sha256(self.uri.encode()).hexdigest()[:32]}.lock"
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        name = f"\0mnemosyne-robot-{hashlib.sha256(self.uri.encode()).hexdigest()[:32]}"
+        held = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.read(file, 64).decode(errors="replace").strip() or "unknown"
-            os.close(file)
+            held.bind(name)
+            held.listen()  # so that who is refused can ask which process this is
+        except OSError as error:
+            held.close()
+            if error.errno != errno.EADDRINUSE:
+                raise RobotError(f"{self.uri}: its lock is not to be had ({error.strerror}).") from error
             raise RobotError(
-                f"{self.uri} is driven by another bridge, process {holder}: stop that one first."
+                f"{self.uri} is driven by another bridge, process {_holder(name)}: stop that one first."
             ) from error
-        os.ftruncate(file, 0)
-        os.write(file, str(os.getpid()).encode())
-        self._file = file
+        self._socket = held
 
     def release(self) -> None:
-        if self._file is not None:
-            os.close(self._file)  # which unlocks it
-            self._file = None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
     def __enter__(self) -> Self:
         self.acquire()
@@ -65,3 +57,14 @@ class RobotLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def _holder(name: str) -> str:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.setblocking(False)
+        try:
+            asking.connect(name)
+            credentials = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+        except OSError:  # it has just gone, or too many have asked
+            return "unknown"
+    return str(CREDENTIALS.unpack(credentials)[0])

@@ -156,8 +156,10 @@ class Safety:
         for thread in self._threads:
             thread.join(JOIN_S)
         self._threads = []
-        self._robot.close()
-        self._lock.release()
+        try:
+            self._robot.close()
+        finally:
+            self._lock.release()
 
     def _ask(self, request: Request) -> Future[Answer]:
         with self._news:

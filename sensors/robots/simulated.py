@@ -7,6 +7,7 @@ its own, or stepped by hand on the simulation's own clock, as fast as the machin
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -166,7 +167,7 @@ class SimulatedArm(Robot):
         joints: tuple[Channel, ...] = simulation.arm.joints
         self.info = RobotInfo(
             name=f"simulated {simulation.arm.name}",
-            uri=f"simulated:{simulation.scene}:{id(simulation):x}",
+            uri=f"simulated:{simulation.scene}:{os.getpid()}-{id(simulation):x}",
             joints=joints,
             has_gripper=True,
         )

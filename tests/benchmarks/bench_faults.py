@@ -126,7 +126,6 @@ def run(number: int, count: int, wanted: list[str], results: mp.Queue[Share]) ->
     sys.setswitchinterval(0.0005)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
     logging.disable(logging.ERROR)  # that a broker is gone is no news here
-    os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp()
     with tempfile.TemporaryDirectory(prefix=f"faults-{number}-") as folder:
         Path(folder).chmod(0o755)  # mosquitto reads its configuration as a user of its own
         with Rig(Path(folder)) as rig:

@@ -1,5 +1,6 @@
 """A robot that is a point: it integrates the velocities that it is sent, lets them expire, and keeps what it did."""
 
+import os
 import threading
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from sensors.safety_checks import SafetyConfig
 
 LIMITS = Limits(0.25, 1.0, 10.0, 1.0, 4.0, 40.0, 3.0, 2.0, 0.05, 0.1, (-0.2, -0.2, -0.2), (0.2, 0.2, 0.2))
 CONFIG = SafetyConfig(LIMITS, confidence=0.8)
+URI = f"test:point:{os.getpid()}"  # of this test process alone: a robot is locked for the whole machine
 
 
 class Clock:
@@ -31,7 +33,7 @@ class Motion(NamedTuple):
 
 
 class IntegratingRobot(Robot):
-    def __init__(self, clock, uri="test:point"):
+    def __init__(self, clock, uri=URI):
         joints = tuple(Channel(f"joint {n}", "rad", -3.0, 3.0) for n in range(6))
         self.info = RobotInfo("a point", uri, joints, has_gripper=True)
         self.clock = clock

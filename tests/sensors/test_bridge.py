@@ -44,11 +44,6 @@ MAP = {"commands": {"shut": {"gesture": "pick", "do": "grip", "opening": 0.2, "c
 LONG = 10  # s; what a test waits for comes much sooner
 
 
-@pytest.fixture(autouse=True)
-def _runtime(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-
-
 POSES = {"rest": (0.0, 0.0), "pick": (90.0, 0.0), "pour": (0.0, 2.0)}
 
 

@@ -7,21 +7,29 @@ import pytest
 from sensors.lock import RobotLock
 from sensors.robot import RobotError
 
-
-@pytest.fixture(autouse=True)
-def _runtime(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+ARM, OTHER = f"sim://arm/{os.getpid()}", f"sim://other/{os.getpid()}"  # of this test process alone
 
 
-def test_a_second_bridge_on_a_robot_is_refused_and_told_which_process_has_it():
-    with RobotLock("sim://arm"):
-        other = "from sensors.lock import RobotLock; RobotLock('sim://arm').acquire()"
-        result = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("elsewhere", ["XDG_RUNTIME_DIR", "TMPDIR"])
+def test_a_second_bridge_on_a_robot_is_refused_and_told_which_process_has_it(elsewhere, tmp_path):
+    with RobotLock(ARM):
+        other = f"from sensors.lock import RobotLock; RobotLock('{ARM}').acquire()"
+        environment = os.environ | {elsewhere: str(tmp_path)}  # as in another session of the same machine
+        result = subprocess.run(
+            [sys.executable, "-c", other], capture_output=True, text=True, check=False, env=environment
+        )
         assert result.returncode == 1
         assert f"driven by another bridge, process {os.getpid()}" in result.stderr
         with pytest.raises(RobotError, match="stop that one first"):
-            RobotLock("sim://arm").acquire()
-        with RobotLock("sim://other"):
+            RobotLock(ARM).acquire()
+        with RobotLock(OTHER):
             pass
-    with RobotLock("sim://arm"):
+    with RobotLock(ARM):
+        pass
+
+
+def test_a_bridge_that_dies_leaves_the_robot_free():
+    dies = f"import os; from sensors.lock import RobotLock; RobotLock('{ARM}').acquire(); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", dies], check=False).returncode == -9
+    with RobotLock(ARM):
         pass

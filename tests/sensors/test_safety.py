@@ -19,11 +19,6 @@ AHEAD = np.array([0.02, 0.0, 0.0, 0.0, 0.0, 0.2])
 LONG = 10  # s; what a test waits for comes much sooner
 
 
-@pytest.fixture(autouse=True)
-def _runtime(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-
-
 class Operator:
     """Frames at some 200 Hz from a thread, and a hand that holds."""
 
