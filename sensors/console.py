@@ -6,6 +6,7 @@ so can be the hold-to-run; a line cannot.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
@@ -55,7 +56,8 @@ class Operator:
         os.write(self._wake_write, b"x")
         self._thread.join()
         if self._before is not None:
-            termios.tcsetattr(self._file, termios.TCSADRAIN, self._before)
+            with contextlib.suppress(termios.error):  # of a terminal that is gone
+                termios.tcsetattr(self._file, termios.TCSADRAIN, self._before)
         os.close(self._wake_read)
         os.close(self._wake_write)
 
@@ -65,7 +67,10 @@ class Operator:
             ready, _, _ = select.select([self._file, self._wake_read], [], [])
             if self._wake_read in ready:
                 return
-            text = os.read(self._file, 4096).decode(errors="replace")
+            try:
+                text = os.read(self._file, 4096).decode(errors="replace")
+            except OSError:  # the terminal is gone
+                text = ""
             if not text:
                 self._command("quit")
                 return

@@ -51,6 +51,15 @@ def test_every_key_of_a_terminal_is_a_command_at_once_and_the_terminal_is_left_a
     assert heard == list(KEYS.values())
 
 
+def test_a_terminal_that_is_gone_quits() -> None:
+    ours, theirs = pty.openpty()
+    try:
+        heard, _ = listen(theirs, lambda: os.close(ours), 1)
+    finally:
+        os.close(theirs)
+    assert heard == ["quit"]
+
+
 def test_lines_of_a_pipe_are_commands_unknown_ones_are_told_and_its_end_quits() -> None:
     read, write = os.pipe()
 
