@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from sensors.robot import Command, RobotError, RobotState
 
 KINDS = ("take", "leave", "stop")
+MOST = sys.float_info.max
 DRIFT = 2e-4  # s/s, the most that two clocks run apart
 
 
@@ -102,7 +104,12 @@ def write_welcome(welcome: Welcome) -> bytes:
 def read_welcome(payload: bytes) -> Welcome:
     message = _object(payload, "welcome", Welcome._fields)
     session, holder = _text("welcome", message, "session"), _text("welcome", message, "holder")
-    return Welcome(session, holder, tuple(str(name) for name in message["joints"]), bool(message["gripper"]))
+    joints, gripper = message["joints"], message["gripper"]
+    if not (isinstance(joints, list) and all(isinstance(name, str) for name in joints)):
+        raise RobotError(f"welcome: joints is {joints!r}, expected a list of names.")
+    if not isinstance(gripper, bool):
+        raise RobotError(f"welcome: gripper is {gripper!r}, expected true or false.")
+    return Welcome(session, holder, tuple(joints), gripper)
 
 
 def write_report(report: Report) -> bytes:
@@ -145,7 +152,7 @@ def read_report(payload: bytes, joints: int) -> Report:
 def _object(payload: bytes, what: str, names: tuple[str, ...]) -> dict[str, Any]:
     try:
         message = json.loads(payload)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RobotError(f"{what}: is no JSON ({error}).") from error
     if not isinstance(message, dict):
         raise RobotError(f"{what}: is {type(message).__name__}, expected an object.")
@@ -169,15 +176,18 @@ def _whole(what: str, message: dict[str, Any], name: str) -> int:
 
 def _number(what: str, message: dict[str, Any], name: str) -> float:
     value = message[name]
-    if type(value) not in (int, float) or not math.isfinite(value):
+    if not _finite(value):
         raise RobotError(f"{what}: {name} is {value!r}, expected a finite number.")
     return float(value)
 
 
+def _finite(value: Any) -> bool:
+    return type(value) in (int, float) and -MOST <= value <= MOST  # an integer may be too large for a float
+
+
 def _numbers(what: str, message: dict[str, Any], name: str, length: int) -> NDArray[np.float64]:
     values = message[name]
-    fine = isinstance(values, list) and len(values) == length and all(type(value) in (int, float) for value in values)
-    if not (fine and np.isfinite(values).all()):
+    if not (isinstance(values, list) and len(values) == length and all(map(_finite, values))):
         raise RobotError(f"{what}: {name} is {values!r}, expected {length} finite numbers.")
     return np.array(values, np.float64)
 

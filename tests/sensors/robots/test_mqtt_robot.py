@@ -379,6 +379,8 @@ def test_messages_say_what_was_written():
         ({"sequence": 1.5}, r"command: sequence is 1\.5, expected a whole number"),
         ({"session": 5}, "command: session is 5, expected text"),
         ({"gripper": "open"}, "command: gripper is 'open'"),
+        ({"twist": [10**400] * 6}, "command: twist is .*expected 6 finite numbers"),
+        ({"issued": 10**400}, "command: issued is 1000*, expected a finite number"),
     ],
 )
 def test_a_command_that_cannot_be_read_is_refused_by_its_field(change, message):
@@ -394,6 +396,10 @@ def test_a_command_that_cannot_be_read_is_refused_by_its_field(change, message):
         (read_command, b"{}", "command: lacks session"),
         (read_control, b'{"kind": "go", "session": "a", "sequence": 1}', "control: kind is 'go', expected one of take"),
         (read_control, b"\xff", "control: is no JSON"),
+        (read_control, b"[" * 100_000, "control: is no JSON"),
+        (read_welcome, write_welcome(Welcome("a", "b", 5, True)), "welcome: joints is 5, expected a list of names"),
+        (read_welcome, write_welcome(Welcome("a", "b", (1,), True)), r"welcome: joints is \[1\], expected a list"),
+        (read_welcome, write_welcome(Welcome("a", "b", ("x",), "no")), "welcome: gripper is 'no', expected true or"),
         (lambda payload: read_report(payload, 6), write_report(Report("h", "", 5.1, STATE)), "state: joints is"),
     ],
 )
