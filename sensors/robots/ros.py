@@ -14,6 +14,7 @@ Shapes: J joints.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,10 +39,14 @@ from sensors.robots.ros_messages import (
     Vector3,
     split_seconds,
 )
+from sensors.sources.settings import refuse_unless
 from sensors.stream import Clock
 
 Velocities = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 """(joints (J,) rad, twist (6,)) -> joint velocities (J,) rad/s: inverse kinematics."""
+
+
+MOST_LEAD_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,18 @@ class RosConfig:
     frame_id: str = "base_link"
     lead_s: float = 0.1  # of a trajectory's point: where the joints would be after so long
     wait_s: float = 3.0  # for the first measurement
+
+    def __post_init__(self) -> None:
+        # A controller goes to the point whatever comes after it, so it may lie no further ahead than a command lives.
+        refuse_unless(0 < self.lead_s <= MOST_LEAD_S, "ros", "lead_s", self.lead_s, f"above 0 to {MOST_LEAD_S:g} s")
+        refuse_unless(0 < self.wait_s < math.inf, "ros", "wait_s", self.wait_s, "seconds above 0")
+        fine = math.isfinite(self.gripper_open) and self.gripper_open != 0
+        refuse_unless(fine, "ros", "gripper_open", self.gripper_open, "where the gripper's joint is when open, not 0")
+        if self.gripper and not self.gripper_joint:
+            raise RobotError(
+                f"ros: gripper is {self.gripper}, but gripper_joint, which tells how far it is open, is not given; a "
+                "robot is not armed without."
+            )
 
     @property
     def command(self) -> str:
@@ -120,6 +137,7 @@ class RosRobot(Robot):
         self._pose: tuple[float, NDArray[np.float64], NDArray[np.float64]] | None = None
 
     def connect(self) -> None:
+        self._joints = self._pose = None  # of the last time
         self._wire.open()
         try:
             self._meet()

@@ -102,6 +102,18 @@ def test_a_map_may_be_a_file_of_its_own(folder):
         ('uri = "simulated:panda"', 'uri = "ros2:0"', "joints is None"),
         ('uri = "simulated:panda"', 'uri = "ros2:home"\narm = "panda"', "expected a ROS domain"),
         ('uri = "simulated:panda"', 'uri = "ros2:0"\narm = "panda"\ntwits = "/t"', "does not know twits"),
+        (
+            'uri = "simulated:panda"',
+            'uri = "ros2:0"\narm = "panda"\nlead_s = 1',
+            "lead_s is 1.0, expected above 0 to 0.1",
+        ),
+        ('uri = "simulated:panda"', 'uri = "ros2:0"\narm = "panda"\nwait_s = nan', "wait_s is nan, expected seconds"),
+        ('uri = "simulated:panda"', 'uri = "ros2:0"\narm = "panda"\ngripper_open = 0', "gripper_open is 0.0, expected"),
+        (
+            'uri = "simulated:panda"',
+            'uri = "ros2:0"\narm = "panda"\ngripper = "/grip"',
+            "gripper_joint, which tells how",
+        ),
         ('uri = "simulated:panda"', 'uri = "mqtt://h/arm"\narm = "panda"\ngripper = 1', "gripper is 1"),
         ('uri = "simulated:panda"', 'uri = "mqtt://h/arm"\narm = "kuka"', "arm is 'kuka'"),
         ('uri = "simulated:panda"', 'uri = "mqtt://me:secret@h/arm"\narm = "panda"', "password is in the address"),
@@ -129,7 +141,7 @@ def test_a_robot_may_be_anything_that_is_known_and_is_not_connected_yet(folder):
     text = CONFIG.replace('do = "grip"\nopening = 0.2', 'do = "stop"')  # a robot without a gripper will do
     for uri, name in (
         ('"ros2:0"\narm = "panda"', "ros2:0"),
-        ('"rosbridge://h:9090"\njoints = ["a", "b"]\ngripper = "/grip"', "rosbridge:h:9090"),
+        ('"rosbridge://h:9090"\njoints = ["a", "b"]\ngripper = "/grip"\ngripper_joint = "finger"', "rosbridge:h:9090"),
         ('"mqtts://h/robots/arm"\njoints = ["a"]\ngripper = true', "mqtts://h:8883/robots/arm"),
         ('"simulated:breakfast"', "simulated:breakfast"),
     ):

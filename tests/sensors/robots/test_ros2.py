@@ -91,14 +91,14 @@ def test_a_twist_moves_the_robot_in_the_other_process_and_its_state_comes_back()
 
 
 def test_a_joint_trajectory_holds_where_the_joints_would_be_within_their_limits():
-    config = replace(CONFIG, trajectory="/command", lead_s=0.5, gripper="")
+    config = replace(CONFIG, trajectory="/command", gripper="")
 
     def inverse(joints: np.ndarray, twist: np.ndarray) -> np.ndarray:
         return np.array([twist[0], -10.0])  # the second would leave its limit
 
     with peer("trajectory") as other, ros2(config, inverse) as robot:
-        assert robot.send(command(1, 0.2, gripper=1.0)).gripper is None  # it has none
-        until(lambda: robot.state().joints.tolist() == [0.1 + 0.5 * 0.2, -1.0])
+        assert robot.send(command(1, 1.0, gripper=1.0)).gripper is None  # it has none
+        until(lambda: robot.state().joints.tolist() == [0.1 + 0.1 * 1.0, -1.0])
         robot.stop()
         stopped = time.monotonic()
         until(lambda: robot.state().time > stopped + 0.05)

@@ -14,7 +14,8 @@ from sensors.robots.ros import RosConfig, RosRobot
 from sensors.robots.rosbridge import RosbridgeWire
 from tests.sensors.robots.rosbridge_server import RosbridgeServer
 
-CONFIG = RosConfig(joints=(Channel("shoulder", "rad"), Channel("elbow", "rad")), gripper="/gripper", wait_s=5)
+JOINTS = (Channel("shoulder", "rad"), Channel("elbow", "rad"))
+CONFIG = RosConfig(JOINTS, gripper="/gripper", gripper_joint="finger", wait_s=5)
 
 
 @pytest.fixture
