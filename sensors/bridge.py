@@ -81,7 +81,7 @@ class Bridge:
                 try:
                     self.follow(step)
                 except RecogniserError as error:
-                    self.recogniser.restart()
+                    self.recogniser.restart(self.recogniser.met)
                     self.safety.report(Fault.MODEL, str(error))
         except ClockJump as error:
             self.safety.report(Fault.CLOCK, str(error))

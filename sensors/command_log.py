@@ -44,7 +44,7 @@ class CommandLog:
             SensorError: the file cannot be written.
         """
         try:
-            torn = self.path.exists() and self.path.read_bytes()[-1:] not in (b"", b"\n")
+            torn = self.path.exists() and _last_byte(self.path) not in (b"", b"\n")
             self._file = self.path.open("a", encoding="utf-8")
         except OSError as error:
             raise SensorError(
@@ -65,7 +65,10 @@ class CommandLog:
             self._thread.join()
             self._thread = None
         if self._file is not None:
-            self._file.close()
+            try:
+                self._file.close()
+            except OSError as error:  # of what a full disk did not take before, and still does not
+                self.failure = self.failure or f"{self.path}: {error}"
             self._file = None
 
     def write(self, record: Record) -> None:
@@ -105,6 +108,12 @@ class CommandLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        return file.read(1)
 
 
 def read_log(path: Path) -> list[Record]:

@@ -209,6 +209,12 @@ def _read(path: Path, settings: Mapping[str, Any]) -> BridgeConfig:
     cores = settings.get("cores", {})
     defaults = dict(zip(("frames", "robot"), default_cores(), strict=True))
     recogniser, source, align, person = _recognition(path, settings)
+    if not align.rate_hz * safety.watchdog_s > 1:
+        raise SensorError(
+            f"recognition.bundle: gives {align.rate_hz:g} answers a second, further apart than the "
+            f"{safety.watchdog_s:g} s of safety.watchdog_s, after which the robot is stopped; train on data of a "
+            "higher rate."
+        )
     where, seen = _eyes(robot)
     gestures = [label for label in recogniser.labels if label not in recogniser.none]
     check_command_map(command_map, gestures, recogniser.info.channels, robot.info.has_gripper, seen)
@@ -257,7 +263,7 @@ def _recognition(path: Path, settings: Mapping[str, Any]) -> tuple[Recogniser, S
     wanted = rate or source.info.rate_hz
     align = parse_settings(AlignConfig, {"rate_hz": wanted} | settings.get("align", {}), "align")
     person_path = path.parent / config.person if config.person else None
-    person = Person.load(person_path, bundle) if person_path is not None and person_path.exists() else None
+    person = None if person_path is None else _person(person_path, bundle)
     recogniser = Recogniser(
         bundle,
         StreamInfo(source.info.stream_id, source.info.channels, align.rate_hz),
@@ -267,6 +273,15 @@ def _recognition(path: Path, settings: Mapping[str, Any]) -> tuple[Recogniser, S
         memory=GestureMemory.load(path.parent / config.memory, bundle) if config.memory else None,
     )
     return recogniser, source, align, person_path
+
+
+def _person(path: Path, bundle: LoadedBundle) -> Person:
+    """As they were left, or somebody new; so that what cannot be kept at the end is refused at the start."""
+    if path.exists():
+        return Person.load(path, bundle)
+    if not path.parent.is_dir():
+        raise SensorError(f"recognition.person: there is no folder {path.parent} to keep {path.name} in; make it.")
+    return Person.new(bundle, path.stem)
 
 
 def _relative(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:

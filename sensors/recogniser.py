@@ -45,6 +45,8 @@ class Memory(Protocol):
 class Recogniser:
     """One person's stream through one bundle."""
 
+    met: Person | None  # as they were before the first frame
+
     def __init__(
         self,
         bundle: LoadedBundle,
@@ -117,6 +119,7 @@ class Recogniser:
 
     def restart(self, person: Person | None = None) -> None:
         """Forget the frames so far, and a gesture that goes on; the next frame is the first of this person."""
+        self.met = person
         state = None if person is None else person.state(self.bundle)
         self._stream = Stream(self.bundle, [ANONYMOUS], state)
         self.decider.finish()

@@ -70,7 +70,6 @@ class Recorder:
     def start(self) -> None:
         if self.path.suffix != ".parquet":
             raise SensorError(f"{self.path}: a recording's name ends with .parquet.")
-        names = [channel.name for channel in self.info.channels]
         names = [ID, TIME, RECEIVED, *(channel.name for channel in self.info.channels)]
         twice = [name for name in names if names.count(name) > 1]
         if twice:

@@ -107,7 +107,6 @@ async def run_bridge(
         safety = stack.enter_context(Safety(robot, config.safety, log))
         recorder = None
         if record is not None:
-            record.mkdir(parents=True, exist_ok=True)
             name = datetime.now().strftime(RECORDING)
             recorder = stack.enter_context(Recorder(record / name, config.source.info))
         bridge = Bridge(config.source, aligner, config.recogniser, mapper, safety, recorder)

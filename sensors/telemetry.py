@@ -87,10 +87,8 @@ def serve(read: Callable[[], Iterable[Reading]], port: int, host: str = "127.0.0
     registry.register(_Exporter(read))
     try:
         server, thread = start_http_server(port, addr=host, registry=registry)
-    except OSError as error:
-        raise SensorError(
-            f"metrics: port {port} of {host} is not to be had ({error.strerror}); name another one."
-        ) from error
+    except (OSError, OverflowError) as error:  # the latter of a number that no port has
+        raise SensorError(f"metrics: port {port} of {host} is not to be had ({error}); name another one.") from error
 
     def end() -> None:
         server.shutdown()

@@ -25,6 +25,7 @@ from sensors.command_log import CommandLog, read_log
 from sensors.command_map import parse_command_map
 from sensors.limits import Limits
 from sensors.mapping import Mapper
+from sensors.person import Person
 from sensors.recognise import Rules
 from sensors.recogniser import Recogniser, RecogniserError
 from sensors.recording import Recorder, read_recording
@@ -289,6 +290,22 @@ def test_a_bridge_that_was_stopped_by_a_fault_can_be_armed_and_moved_again(rig, 
             await rig.move(poses, rig.opening - 0.1)
 
     asyncio.run(work())
+
+
+def test_a_model_that_failed_goes_on_with_the_person_whom_it_knew(rig, poses, bundle):
+    ana = Person.new(bundle, "Ana", weight=7)  # frames, far fewer than the training's
+    rig.recogniser.restart(ana)
+
+    async def work():
+        async with rig.running():
+            unable(rig, poses)
+            await until(lambda: rig.bridge.frames >= 10)
+            rig.recogniser.fails = False
+            await until(lambda: rig.bridge.steps.count >= 3)
+
+    asyncio.run(work())
+    known = rig.recogniser.person("Ana").statistics["norm.count"]
+    assert known.max() < Person.new(bundle, "a stranger").statistics["norm.count"].min()
 
 
 def test_readings_count_what_came_and_what_was_lost(rig, poses):

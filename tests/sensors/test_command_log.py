@@ -73,6 +73,13 @@ def test_a_disk_that_fails_is_told_and_what_comes_then_is_counted(tmp_path, monk
     assert log.dropped == 1
 
 
+def test_a_disk_that_is_full_ends_no_bridge_with_a_traceback(tmp_path):
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    with CommandLog(tmp_path / "log.jsonl") as log:
+        log.write({"what": "command"})
+    assert "No space left" in log.failure
+
+
 def test_a_log_that_cannot_be_written_is_refused_by_name(tmp_path):
     with pytest.raises(SensorError, match=r"folder.*cannot be written"):
         CommandLog(tmp_path / "no" / "folder").open()

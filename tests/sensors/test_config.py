@@ -47,6 +47,7 @@ uri = "simulated:panda"
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("config")
     classifier(place / "bundle", hidden=8)
+    classifier(place / "flat", "ridge", lags=3)
     return place
 
 
@@ -86,6 +87,9 @@ def test_a_map_may_be_a_file_of_its_own(folder):
         ('none = ["rest"]', 'none = ["sleep"]', "the model has no sleep"),
         ('none = ["rest"]', 'none = "rest"', "none is 'rest'"),
         ('bundle = "bundle"', 'bundle = "nowhere"', "nowhere"),
+        ('bundle = "bundle"', 'bundle = "bundle"\nperson = "people/ana.npz"', "person: there is no folder .*people"),
+        ('bundle = "bundle"', 'bundle = "flat"\nperson = "ana.npz"', "keeps no running statistics"),
+        ("confidence = 0.7", "confidence = 0.7\nwatchdog_s = 0.02\nperiod_s = 0.005", "gives 50 answers a second"),
         ('bundle = "bundle"', 'bundel = "bundle"', "recognition: does not know bundel"),
         ("confidence = 0.7", 'confidence = 0.7\nhold = ["wave"]', "safety.hold: the model knows no gesture wave"),
         ("confidence = 0.7", "confidence = 0.7\nwatchdog_s = 0.5", "watchdog_s is 0.5"),

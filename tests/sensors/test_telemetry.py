@@ -59,3 +59,8 @@ def test_a_port_that_is_taken_is_an_error_that_names_it() -> None:
             serve(list, 19465)
     finally:
         end()
+
+
+def test_a_number_that_no_port_has_is_an_error_that_names_it() -> None:
+    with pytest.raises(SensorError, match="port 99999"):
+        serve(list, 99_999)
