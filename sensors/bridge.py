@@ -18,7 +18,7 @@ import numpy as np
 
 from sensors.align import Aligner, ClockJump, RateError, aligned
 from sensors.mapping import Mapper
-from sensors.recognise import Recognition
+from sensors.recognise import UNKNOWN, Recognition
 from sensors.recogniser import Recogniser, RecogniserError
 from sensors.recording import Recorder
 from sensors.safety import Safety
@@ -28,6 +28,7 @@ from sensors.stream import Clock, Frame, Source, SourceLost
 from sensors.telemetry import Durations, Reading
 
 NEWEST = 2000  # latencies that the quantiles of a reading are of
+RATED_S = 0.4  # over which frames are counted, at least
 
 
 class Bridge:
@@ -50,7 +51,8 @@ class Bridge:
         self.steps = Durations()  # s, of the recogniser and the command map, for one frame
         self._clock = clock
         self._recognition = Recognition(None, 0.0, (), 0)
-        self._rated = (clock(), 0)
+        self._last_gesture = "none"  # that was decided or rejected
+        self._rated = (clock(), 0, 0.0)  # when, frames until then, frames a second before that
 
     async def run(self) -> None:
         """Until the source ends; the robot is stopped then.
@@ -113,6 +115,8 @@ class Bridge:
         """
         began = self._clock()
         self._recognition = self.recogniser.step(step)
+        if "decision" in self._recognition.events or "rejection" in self._recognition.events:
+            self._last_gesture = self._recognition.gesture or UNKNOWN
         safe = self.safety.snapshot
         if safe.state not in LIVE:
             self.mapper.reset()  # what was shown while nothing could move shall not move it later
@@ -126,10 +130,11 @@ class Bridge:
         self.steps.add(self._clock() - began)
 
     def readings(self) -> list[Reading]:
-        """What a panel and a meter show; asked a few times a second, by one thread."""
-        now, (then, frames) = self._clock(), self._rated
-        self._rated = (now, self.frames)
-        rate = (self.frames - frames) / (now - then) if now > then else 0.0
+        """What a panel and a meter show; asked a few times a second."""
+        now, (then, frames, rate) = self._clock(), self._rated
+        if now - then >= RATED_S:  # who asks in between gets what the last one got
+            rate = (self.frames - frames) / (now - then)
+            self._rated = (now, self.frames, rate)
         safe, recognition = self.safety.snapshot, self._recognition
         latencies = self.safety.latencies(NEWEST)
         median, late = np.quantile(latencies, (0.5, 0.99)) if latencies else (np.nan, np.nan)
@@ -138,6 +143,7 @@ class Bridge:
             Reading("safety_why", "because", "text", safe.why),
             Reading("armable_why", "can be armed", "text", safe.not_ready or "yes"),
             Reading("recognised_gesture", "gesture", "state", recognition.gesture or "none"),
+            Reading("last_gesture", "last gesture", "text", self._last_gesture),
             Reading("confidence", "confidence", "gauge", recognition.confidence),
             Reading("commanded_motion", "motion", "text", self.mapper.note or "none"),
             *self._measured(),

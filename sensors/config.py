@@ -218,6 +218,7 @@ def _read(path: Path, settings: Mapping[str, Any]) -> BridgeConfig:
     where, seen = _eyes(robot)
     gestures = [label for label in recogniser.labels if label not in recogniser.none]
     check_command_map(command_map, gestures, recogniser.info.channels, robot.info.has_gripper, seen)
+    _check_confidences(command_map, safety)
     strange = [name for name in safety.hold if name not in gestures]
     if strange:
         raise SensorError(
@@ -237,6 +238,18 @@ def _read(path: Path, settings: Mapping[str, Any]) -> BridgeConfig:
         person=person,
         where=where,
     )
+
+
+def _check_confidences(command_map: CommandMap, safety: SafetyConfig) -> None:
+    """What starts below the confidence that safety asks for is braked at once; only a stop needs none."""
+    asked = [(f"commands.{name}", each.confidence) for name, each in command_map.commands.items() if each.do != "stop"]
+    asked += [(f"jogs.{name}", jog.confidence) for name, jog in command_map.jogs.items()]
+    for where, confidence in asked:
+        if confidence < safety.confidence:
+            raise SensorError(
+                f"{where}.confidence: is {confidence:g}, below safety.confidence, {safety.confidence:g}, under which "
+                "the robot brakes; raise the one or lower the other."
+            )
 
 
 def _eyes(robot: Robot) -> tuple[Where | None, tuple[str, ...]]:

@@ -323,6 +323,21 @@ def test_readings_count_what_came_and_what_was_lost(rig, poses):
     assert 0 < found["step_p50_seconds"].value < 1
 
 
+def test_readings_name_the_last_gesture_when_it_is_over_and_one_rate_to_all_who_ask(rig, poses):
+    async def work():
+        async with rig.running():
+            await until(lambda: rig.bridge.frames >= 10)
+            rig.hand.shown = poses["pick"]
+            await until(lambda: rig.bridge.frames >= 35)
+            rig.hand.shown = poses["rest"]
+            await until(lambda: rig.bridge.frames >= 60)
+            panel, meter = ({each.name: each.value for each in rig.bridge.readings()} for _ in range(2))
+            assert (panel["recognised_gesture"], panel["last_gesture"]) == ("none", "pick")
+            assert panel["rate_hertz"] == meter["rate_hertz"] > RATE_HZ / 4
+
+    asyncio.run(work())
+
+
 def test_a_shorter_watchdog_makes_commands_expire_sooner(bundle, poses, tmp_path):
     rig = Rig(bundle, poses, tmp_path)
     rig.safety = Safety(rig.arm, replace(SAFETY, watchdog_s=0.08), rig.opened)

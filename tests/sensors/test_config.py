@@ -84,6 +84,7 @@ def test_a_map_may_be_a_file_of_its_own(folder):
         ('gesture = "pick"', 'gesture = "fly"', "commands.shut.gesture: the model knows no gesture 'fly'"),
         ('gesture = "pick"', 'gesture = "rest"', "the model knows no gesture 'rest'; expected one of pick, pour"),
         ("confidence = 0.7", 'confidence = 0.7\nhold = ["rest"]', "safety.hold: the model knows no gesture rest"),
+        ("confidence = 0.8", "confidence = 0.6", r"commands.shut.confidence: is 0\.6, below safety.confidence, 0\.7"),
         ('none = ["rest"]', 'none = ["sleep"]', "the model has no sleep"),
         ('none = ["rest"]', 'none = "rest"', "none is 'rest'"),
         ('bundle = "bundle"', 'bundle = "nowhere"', "nowhere"),

@@ -106,7 +106,8 @@ def bridge(place, name, recognition="", **shut):
     table = "".join(f"{field} = {value}\n" for field, value in shut.items())
     before, _, rest = CONFIG.partition("[commands.commands.shut]")
     path = place / f"{name}.toml"
-    text = before + "[commands.commands.shut]\n" + table + rest[rest.index("[safety]") :]
+    rest = rest[rest.index("[safety]") :].replace("confidence = 0.7", "confidence = 0.5")
+    text = before + "[commands.commands.shut]\n" + table + rest
     path.write_text(text.replace('none = ["rest"]\n', 'none = ["rest"]\n' + recognition))
     return path
 
