@@ -61,6 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bridge.add_argument("--metrics", type=int, metavar="PORT", help="answer Prometheus on this port")
     bridge.add_argument("--example", action="store_true", help="print a configuration that runs as it is")
 
+    keep = commands.add_parser("record", help="a live stream, kept as Parquet: to train on, to teach from, to replay")
+    keep.add_argument(
+        "--config", type=Path, metavar="FILE", required=True, help="TOML with a [source]; a bridge's has one"
+    )
+    keep.add_argument("--out", type=Path, metavar="FILE", required=True, help="the recording, a .parquet")
+    keep.add_argument("--seconds", type=float, help="how long; else until the stream ends, or Ctrl+C")
+
     rules = commands.add_parser("calibrate", help="when a gesture is decided: as early as a wanted precision allows")
     judged = rules.add_mutually_exclusive_group(required=True)
     judged.add_argument("--bundle", type=Path, help="that classifies the stream; decisions are judged as they are made")
@@ -201,6 +208,24 @@ def _bridge(given: argparse.Namespace) -> int:
     return 0
 
 
+def _record(given: argparse.Namespace) -> int:
+    from sensors.config import read_source
+    from sensors.recording import record
+    from sensors.stream import SensorError, SourceLost
+
+    if given.seconds is not None and not given.seconds > 0:
+        raise SensorError(f"--seconds is {given.seconds:g}, expected seconds above 0.")
+    source = read_source(given.config)
+    try:
+        frames = asyncio.run(record(source, given.out, given.seconds))
+    except SourceLost as error:
+        print(f"stopped, {given.out} has what came: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    dropped = f"; {source.dropped} dropped, the last: {source.last_drop}" if source.dropped else ""
+    _say(f"{given.out}: {frames} frames of {source.info.stream_id}{dropped}")
+    return 0
+
+
 def _doctor(given: argparse.Namespace) -> int:
     from sensors.doctor import examine
 
@@ -281,6 +306,7 @@ COMMANDS = {
     "breakfast": _breakfast,
     "robot": _robot,
     "bridge": _bridge,
+    "record": _record,
     "calibrate": _calibrate,
     "teach": _teach,
     "doctor": _doctor,

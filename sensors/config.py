@@ -172,15 +172,42 @@ def read_config(path: Path) -> BridgeConfig:
     Raises:
         SensorError: what is wrong, with the file and the field.
     """
-    try:
-        with path.open("rb") as file:
-            settings = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise SensorError(f"{path}: cannot be read as TOML ({error}). `mnemo bridge --example` prints one.") from error
+    settings = _tables(path)
     try:
         return _read(path, settings)
     except (SensorError, BundleError) as error:
         raise SensorError(f"{path}: {error}") from error
+
+
+def read_source(path: Path) -> Source:
+    """The source of a bridge's configuration, or of a file with nothing else in it; not connected yet.
+
+    Its channels and rate are those that [source] gives, or else those of the bundle that [recognition] names.
+
+    Raises:
+        SensorError: what is wrong, with the file and the field.
+    """
+    settings = _tables(path)
+    try:
+        table = settings.get("source")
+        if not isinstance(table, dict):
+            raise SensorError("lacks [source].")
+        recognition = settings.get("recognition", {})
+        place = recognition.get("bundle") if isinstance(recognition, dict) else None
+        if "channels" in table or place is None:
+            return open_source(_relative(table, path.parent))
+        bundle = load_bundle(path.parent / str(place))
+        return open_source(_relative(table, path.parent), _channels(bundle), _rate(bundle))
+    except (SensorError, BundleError) as error:
+        raise SensorError(f"{path}: {error}") from error
+
+
+def _tables(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise SensorError(f"{path}: cannot be read as TOML ({error}). `mnemo bridge --example` prints one.") from error
 
 
 def _read(path: Path, settings: Mapping[str, Any]) -> BridgeConfig:
@@ -270,9 +297,8 @@ def _recognition(path: Path, settings: Mapping[str, Any]) -> tuple[Recogniser, S
         raise SensorError(f"recognition: rules is {rules!r}, expected a table.")
     config = parse_settings(RecognitionConfig, table, "recognition")
     bundle = load_bundle(path.parent / config.bundle)
-    channels = tuple(Channel.from_json(channel) for channel in bundle.channels)
     rate = _rate(bundle)
-    source = open_source(_relative(settings["source"], path.parent), channels, rate)
+    source = open_source(_relative(settings["source"], path.parent), _channels(bundle), rate)
     wanted = rate or source.info.rate_hz
     align = parse_settings(AlignConfig, {"rate_hz": wanted} | settings.get("align", {}), "align")
     person_path = path.parent / config.person if config.person else None
@@ -303,6 +329,10 @@ def _relative(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if kind == "replay" and (folder / place).exists():
         return {**source, "uri": f"replay:{folder / place}"}
     return dict(source)
+
+
+def _channels(bundle: LoadedBundle) -> tuple[Channel, ...]:
+    return tuple(Channel.from_json(channel) for channel in bundle.channels)
 
 
 def _rate(bundle: LoadedBundle) -> float | None:

@@ -11,10 +11,12 @@ metadata hold the channels with units and limits, the nominal rate, and both clo
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -32,7 +34,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data.frame import ID, TIME, Channel
-from sensors.stream import Frame, SensorError, StreamInfo
+from sensors.stream import Frame, SensorError, Source, StreamInfo
 
 FLUSH_S = 0.5
 METADATA = b"mnemosyne.stream"
@@ -137,6 +139,37 @@ class Recorder:
         if frames:
             _write_segment(self.path, self._written, _table(self._schema, frames))
             self._written += 1
+
+
+async def record(source: Source, path: Path, seconds: float | None = None) -> int:
+    """Keep a source's frames until it ends, for so many seconds, or until SIGINT or SIGTERM; gives their number.
+
+    Raises:
+        SensorError: it cannot be connected or is lost, or the recording cannot be written; what came is kept.
+    """
+    count = 0
+
+    async def keep() -> None:
+        nonlocal count
+        async for frame in source:
+            recorder.append(frame)
+            count += 1
+
+    loop, ending = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
+    async with source:  # first, so that one that is not there leaves no empty recording
+        with Recorder(path, source.info) as recorder:
+            keeping = asyncio.ensure_future(keep())
+            for each in ending:
+                loop.add_signal_handler(each, keeping.cancel)
+            try:
+                await asyncio.wait({keeping}, timeout=seconds)
+            finally:
+                for each in ending:
+                    loop.remove_signal_handler(each)
+                keeping.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await keeping
+    return count
 
 
 def segments_folder(path: Path) -> Path:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from data.catalog import load
 from data.frame import Channel
+from sensors.__main__ import main as command
 from sensors.recording import Recorder, main, merge_segments, read_recording, segments_folder
 from sensors.stream import SensorError, StreamInfo
 
@@ -95,6 +97,51 @@ def test_segments_are_merged_by_the_command(tmp_path, capsys):
     assert len(read_recording(path).times) == 1
     with pytest.raises(SystemExit, match="no recording of this name"):
         main([str(tmp_path / "other.parquet")])
+
+
+def config(folder, source):
+    path = folder / "source.toml"
+    path.write_text("[source]\n" + source)
+    return str(path)
+
+
+def replayed(folder, frames, loop=False):
+    """A configuration whose source is a recording of so many frames, at its own pace."""
+    with Recorder(folder / "first.parquet", INFO) as recorder:
+        for t in range(frames):
+            recorder.append(INFO.frame(t / INFO.rate_hz, t / INFO.rate_hz, [t, 2]))
+    return config(folder, f'uri = "replay:first.parquet"\nloop = {str(loop).lower()}\n')
+
+
+def test_a_source_is_recorded_by_the_command_until_it_ends(tmp_path, capsys):
+    path = replayed(tmp_path, 5)
+    assert command(["record", "--config", path, "--out", str(tmp_path / "take.parquet")]) == 0
+    assert "take.parquet: 5 frames of" in capsys.readouterr().out
+    np.testing.assert_array_equal(read_recording(tmp_path / "take.parquet").values[:, 0], range(5))
+
+
+def test_a_source_without_end_is_recorded_for_a_time_or_until_a_signal(tmp_path, capsys):
+    path = replayed(tmp_path, 5, loop=True)
+    assert command(["record", "--config", path, "--out", str(tmp_path / "take.parquet"), "--seconds", "0.3"]) == 0
+    assert len(read_recording(tmp_path / "take.parquet").values) > 5
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    assert command(["record", "--config", path, "--out", str(tmp_path / "other.parquet")]) == 0
+    assert len(read_recording(tmp_path / "other.parquet").values) > 5
+
+
+@pytest.mark.parametrize(
+    ("source", "more", "message"),
+    [
+        ('uri = "mqtt://127.0.0.1:9/glove"\nrate_hz = 50', [], "source.toml: mqtt://127.0.0.1:9/glove: lacks channels"),
+        ('uri = "replay:nothing"', [], "source.toml: "),
+        ('uri = "replay:gestures_demo"', ["--seconds", "-1"], "--seconds is -1"),
+        ('uri = "serial:/dev/nothing"\nrate_hz = 9\nchannels = [{name = "a", unit = ""}]', [], "cannot be opened at"),
+    ],
+)
+def test_a_source_that_cannot_be_recorded_is_refused(tmp_path, capsys, source, more, message):
+    assert command(["record", "--config", config(tmp_path, source), "--out", str(tmp_path / "x.parquet"), *more]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "x.parquet").exists()
 
 
 def test_a_disk_that_takes_no_more_is_told_to_whoever_appends(tmp_path):
