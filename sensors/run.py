@@ -59,7 +59,8 @@ class Session:
                 "estop": lambda: safety.estop(who, "typed"),
                 "clear": lambda: safety.clear(who, "typed by the operator"),
             }[word]()
-            answer.add_done_callback(lambda done: self._tell(word, done))
+            # Told from the loop's thread: that of safety, which answers, must not wait for whoever reads.
+            answer.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._tell, word, done))
 
     def unknown(self, word: str) -> None:
         self.tell(f"{word}: no command; expected arm, disarm, estop, clear or quit")

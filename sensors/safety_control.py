@@ -239,8 +239,9 @@ class Control:
             changed = self._follow(request.event, f"{request.who}: {request.why}" if request.why else request.who)
         if not changed:
             why = why or f"{request.event} does nothing where the state is {self._state}"
-            asked = {"event": request.event, "who": request.who, "asked": request.why, "fault": request.fault}
-            self._log.write({"what": "refused", "time": self._now, **asked, "why": why})
+            if request.event is not Event.FAULT:  # where nothing is armed one may come with every frame
+                asked = {"event": request.event, "who": request.who, "asked": request.why}
+                self._log.write({"what": "refused", "time": self._now, **asked, "why": why})
         request.answer.set_result(Answer(changed, self._state, why))
 
     def _fail(self, trouble: Trouble) -> bool:

@@ -177,6 +177,18 @@ def test_an_emergency_is_cleared_by_name_and_with_a_reason(robot, log):
     assert whys[:2] == ["Ana: smoke", "Ana: no more smoke"]
 
 
+def test_the_log_has_what_people_were_refused_and_not_every_fault_of_a_bridge_that_is_disarmed(robot, log):
+    with Safety(robot, CONFIG, log) as safety:
+        for _ in range(3):
+            assert not safety.report(Fault.NAN, "no number in bend").result(LONG).accepted
+        assert not safety.clear("Ana", "all is well").result(LONG).accepted
+    log.close()
+    refused = [record for record in read_log(log.path) if record["what"] == "refused"]
+    assert [(record["event"], record["who"], record["asked"]) for record in refused] == [
+        ("clear", "Ana", "all is well")
+    ]
+
+
 def test_who_waits_for_an_answer_may_give_up(robot, log):
     safety = Safety(robot, CONFIG, log)
     answer = safety.estop("Ana")
