@@ -122,7 +122,7 @@ async def run_bridge(
         title = f"{config.source.info.stream_id} to {robot.info.uri}" + (", dry run" if dry_run else "")
         stack.enter_context(Panel(title, readings))
         stack.enter_context(Operator(session.command, session.unknown, sys.stdin))
-        for signal_ in (signal.SIGINT, signal.SIGTERM):
+        for signal_ in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the last where the terminal is closed
             loop.add_signal_handler(signal_, quit.set)
             stack.callback(loop.remove_signal_handler, signal_)
         if config.hold is not None:

@@ -481,10 +481,11 @@ def test_a_dry_run_shows_what_would_be_sent_and_moves_nothing(folder):
     assert float(measured.split()[1]) > 0.99
 
 
-def test_a_signal_ends_a_bridge_with_the_robot_disarmed(folder):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_bridge_with_the_robot_disarmed(folder, number):
     bridge = Process(folder)
     bridge.arm()
-    bridge.process.send_signal(signal.SIGTERM)
+    bridge.process.send_signal(number)
     code, _, err = bridge.end()
     assert (code, "Traceback" in err) == (0, False), err
     assert records(folder, "state")[-1]["to"] == "disarmed"
