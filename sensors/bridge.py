@@ -83,7 +83,7 @@ class Bridge:
                 try:
                     self.follow(step)
                 except RecogniserError as error:
-                    self.recogniser.restart(self.recogniser.met)
+                    self.recogniser.restart()
                     self.safety.report(Fault.MODEL, str(error))
         except ClockJump as error:
             self.safety.report(Fault.CLOCK, str(error))

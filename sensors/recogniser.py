@@ -45,8 +45,6 @@ class Memory(Protocol):
 class Recogniser:
     """One person's stream through one bundle."""
 
-    met: Person | None  # as they were before the first frame
-
     def __init__(
         self,
         bundle: LoadedBundle,
@@ -82,7 +80,8 @@ class Recogniser:
         self.labels = bundle.labels if memory is None else memory.labels
         self.decider = Decider(self.labels, none, rules)
         self._values = np.empty((1, len(info.channels)), np.float32)
-        self.restart(person)
+        self._person = person
+        self.restart()
 
     def step(self, frame: Frame) -> Recognition:
         """Take one frame.
@@ -118,9 +117,12 @@ class Recogniser:
         return self.decider.rules
 
     def restart(self, person: Person | None = None) -> None:
-        """Forget the frames so far, and a gesture that goes on; the next frame is the first of this person."""
-        self.met = person
-        state = None if person is None else person.state(self.bundle)
+        """Forget the frames so far, and a gesture that goes on; the next frame is the first of this person.
+
+        Without one it is of who began the last time, as they were then.
+        """
+        self._person = person or self._person
+        state = None if self._person is None else self._person.state(self.bundle)
         self._stream = Stream(self.bundle, [ANONYMOUS], state)
         self.decider.finish()
 
