@@ -149,7 +149,17 @@ def fit_ces(values: Values, season: int, form: str = "auto") -> Fit:
         if form != "auto":
             raise ModelError(f"its {len(y)} values are fewer than two seasons of {season}; take no season (N)")
         notes.append(f"fitted without a season: {len(y)} values are fewer than two seasons of {season}")
-    found: dict[str, Any] = AutoCES(season_length=season, model="Z" if form == "auto" else form).fit(complete).model_
+    try:
+        found: dict[str, Any] = (
+            AutoCES(season_length=season, model="Z" if form == "auto" else form).fit(complete).model_
+        )
+    except Exception as error:
+        if "no model able to be fitted" not in str(error):
+            raise
+        raise ModelError(
+            f"AutoCES could fit none of its forms to its {len(y)} values, as of one that repeats itself exactly; "
+            "take no season (N)"
+        ) from error
     chosen, states, rows = found["seasontype"], np.asarray(found["states"], np.float64), found["m"]
     begin = 0 if missing else len(y)  # the last `rows` states are known then, the oldest first
     known = states[begin : begin + rows]

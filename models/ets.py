@@ -32,6 +32,7 @@ from models.contract import LARGEST, Fits, ModelError, Signature, State
 from models.linear_gaussian import Fit, LinearGaussian, Values, filled, fit_each, known_part
 
 SEASON_LIMIT = 1e3  # of a multiplicative season: an outlier beyond it would overflow float32 in the variance
+FEWEST = 4  # values, of which the library can fit a form at all
 TINY = 1e-30  # what is divided by is at least this far from 0
 
 
@@ -193,6 +194,8 @@ def fit_ets(values: Values, season: int, model: str = "ZZZ", damped: str = "auto
         model = f"{model[:2]}N"
     if np.ptp(complete) == 0:
         notes.append("constant: simple exponential smoothing with no spread")
+    if len(y) < FEWEST:
+        raise ModelError(f"{len(y)} values are too few for an ETS model of the form {model}")
     chosen = AutoETS(season_length=season, model=model, damped={"auto": None, "yes": True, "no": False}[damped])
     try:
         found = chosen.fit(complete).model_

@@ -27,6 +27,8 @@ from torch import Tensor
 from models.contract import State, observed
 from models.linear_gaussian import Fit, LinearGaussian, Values
 
+TINY = 1e-30  # what is divided by is at least this far from 0
+
 
 class Kalman(LinearGaussian):
     """A family of models in state space form. Its state has these tensors among others, each after `family` and a dot:
@@ -85,13 +87,14 @@ class Kalman(LinearGaussian):
         covariance = torch.where((begun | begins)[..., None], corrected, covariance)
         covariance = torch.where(begins[..., None], torch.zeros_like(covariance), covariance)
         count, sigma2 = state[f"{family}.errors"], state[f"{family}.sigma2"]
-        learns = (usable & (count >= 0)).to(y.dtype)
+        learns = usable & (count >= 0)
+        missed = torch.where(learns, error * error / variance - sigma2, torch.zeros_like(sigma2))
         return {
             f"{family}.mean": after,
             f"{family}.covariance": covariance,
             f"{family}.started": torch.maximum(started, seen.to(y.dtype)),
-            f"{family}.errors": count + learns,
-            f"{family}.sigma2": sigma2 + learns * (error * error / variance - sigma2) / (count + 1).clamp(min=1.0),
+            f"{family}.errors": count + learns.to(y.dtype),
+            f"{family}.sigma2": sigma2 + missed / (count + 1).clamp(min=1.0),
         }
 
     def corrected(self, usable: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,7 +102,8 @@ class Kalman(LinearGaussian):
         covariance = state[f"{self.family}.covariance"]
         spread = self.disturbed(self.forward(self.forward(covariance, state).mT, state), state)
         with_z = self.observe(spread, state)  # P Z'
-        variance = self.measured(self.observe(with_z[:, None], state), state)
+        # Of a series that was fitted as a constant it is 0, and so is P Z'.
+        variance = self.measured(self.observe(with_z[:, None], state), state).clamp(min=TINY)
         gain = torch.where(usable, with_z / variance, torch.zeros_like(with_z))
         return gain, variance, spread - gain[:, :, None] * with_z[:, None, :]
 

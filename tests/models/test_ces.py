@@ -270,6 +270,11 @@ def test_what_is_wrong_with_one_series_is_no_matter_to_the_others():
     assert all(torch.equal(late[name], good[name]) for name in good)
 
 
+def test_a_series_of_which_the_library_can_fit_no_form_says_so():
+    fits = Ces(Signature("forecast", 1, season=4)).fit_series({"alternating": np.arange(40) % 2 * 1.0})
+    assert fits.failures["alternating"].startswith("AutoCES could fit none of its forms to its 40 values")
+
+
 def test_a_seasonal_form_without_two_seasons_is_refused():
     fits = Ces(SIGNATURE, CesConfig(form="F")).fit_series({"short": series(length=11), "good": series()})
     assert fits.series == ("good",)

@@ -114,7 +114,9 @@ def test_what_is_wrong_with_one_series_is_no_matter_to_the_others():
     assert "all of its 30 values are missing" in fits.failures["missing"]
     assert fits.failures["short"] == "2 values are too few for components"
     assert fits.notes["constant"] == "constant: a level with no spread"
-    assert set(at_the_end(model, fits.state_of(["constant"])).ravel()) == {7.0}
+    constant = fits.state_of(["constant"])
+    assert set(at_the_end(model, constant).ravel()) == {7.0}
+    assert set(after(model, constant, np.array([7.0, np.nan, 9.0, 7.0])).ravel()) == {7.0}
     assert fits.notes["no season"] == "fitted without a season: 12 values are no more than one season of 12"
     missing = int(np.isnan(everyone["gap"]).sum())
     assert fits.notes["gap"] == f"{missing} of 80 values are missing: skipped"

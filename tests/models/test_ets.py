@@ -231,13 +231,14 @@ def test_what_is_wrong_with_one_series_is_no_matter_to_the_others():
     everyone = {
         "good": series(), "gap": gap, "late": np.concatenate([[np.nan] * 7, series()]), "missing": np.full(30, np.nan),
         "short": series(length=4), "less than a season": series(length=SEASON), "constant": np.full(40, 7.0),
-        "negative": series(positive=False),
+        "negative": series(positive=False), "one": np.array([3.0]),
     }  # fmt: skip
     fits = Ets(SIGNATURE).double().fit_series(everyone)
     assert fits.series == ("good", "gap", "late", "constant", "negative")
     assert "all of its 30 values are missing" in fits.failures["missing"]
     assert "4 values are too few" in fits.failures["short"]
     assert "too few" in fits.failures["less than a season"]
+    assert fits.failures["one"] == "1 values are too few for an ETS model of the form ZZN"
     assert fits.notes["constant"] == "constant: simple exponential smoothing with no spread"
     assert fits.notes["gap"] == "3 of 60 values are missing: closed by straight lines for the fit"
     assert set(fits.notes) == {"constant", "gap"}
