@@ -36,7 +36,8 @@ def read_frame(bundle: LoadedBundle, frame: pd.DataFrame | Dataset) -> ReadFrame
     """The series of a frame or data set, on the grid of the card's step.
 
     Raises:
-        BundleError: a channel of the card is missing or another, or the steps are coarser than the card's.
+        BundleError: a channel of the card is missing or another, or the steps of every series are coarser than the
+            card's.
         FrameError: the frame is broken, or no series can be put on the grid.
     """
     channels = tuple(Channel.from_json(channel) for channel in bundle.channels)
@@ -79,26 +80,27 @@ def read_frame(bundle: LoadedBundle, frame: pd.DataFrame | Dataset) -> ReadFrame
         if not panel:
             raise error
         checked = checked[~checked["unique_id"].isin(failures)]
-    _refuse_coarser_steps(bundle, source, checked, panel)
-    return ReadFrame(panel, notes, failures)
+    coarser = _coarser(bundle, replace(dataset, frame=checked), panel)
+    panel = [series for series in panel if series.unique_id not in coarser]
+    return ReadFrame(panel, notes, failures | coarser)
 
 
-def split_future(bundle: LoadedBundle, panel: list[Series], every: bool) -> tuple[list[Series], dict[str, Array]]:
-    """Each series up to its last observation of what is not known ahead; and, where the graphs take them, the
-    covariates (T + H, F), float32, that are.
+def split_future(
+    bundle: LoadedBundle, panel: list[Series], every: bool
+) -> tuple[list[Series], dict[str, Array], dict[str, str]]:
+    """Each series up to its last observation of what is not known ahead; where the graphs take them, the covariates
+    (T + H, F), float32, that are; and which series lack one ahead of their end, and are left out -> what they lack.
 
     every: whether forecasts of the past are told too, which then need what was ahead of them.
-
-    Raises:
-        BundleError: a series with a covariate missing ahead of its end.
     """
     count, horizon = bundle.known_ahead, int(bundle.task["horizon"])
-    split, ahead, lacking = [], {}, []
+    split, ahead, failures = [], {}, {}
     for series in panel:
         seen = np.flatnonzero(np.isfinite(series.values[:, :-count]).any(1))
         end = int(seen[-1]) + 1
-        split.append(replace(series, ds=series.ds[:end], values=series.values[:end]))
+        until = replace(series, ds=series.ds[:end], values=series.values[:end])
         if not bundle.ahead:
+            split.append(until)
             continue
         covariates = as_float32(series.values[: end + horizon, -count:])
         covariates = np.pad(covariates, [(0, end + horizon - len(covariates)), (0, 0)], constant_values=np.nan)
@@ -106,11 +108,11 @@ def split_future(bundle: LoadedBundle, panel: list[Series], every: bool) -> tupl
             covariates[:, -bundle.computed :] = bundle.calendar_at(_through_the_horizon(bundle, series, end))
         gaps = ~np.isfinite(covariates[1 if every else end :])
         if gaps.any():
-            lacking.append((series, end, gaps))
+            failures[series.unique_id] = _lacking(bundle, series, end, gaps)
+            continue
+        split.append(until)
         ahead[series.unique_id] = covariates
-    if lacking:
-        raise BundleError(_lacking(bundle, *lacking[0], [series.unique_id for series, _, _ in lacking]))
-    return split, ahead
+    return split, ahead, failures
 
 
 def tabulate(
@@ -174,28 +176,52 @@ def _off_grid(bundle: LoadedBundle, alone: Dataset, reason: ValueError) -> str:
     return f"{alone.name}: series {name} is every {own!r}, but {wanted}. {remedy}"
 
 
-def _refuse_coarser_steps(bundle: LoadedBundle, source: str, frame: pd.DataFrame, panel: list[Series]) -> None:
-    """Months given to a model of days would be days of which most are missing: that is a mistake, not a gap.
+def _coarser(bundle: LoadedBundle, dataset: Dataset, panel: list[Series]) -> dict[str, str]:
+    """Series of coarser steps than the card's -> what is wrong.
 
+    Months given to a model of days would be days of which most are missing: that is a mistake, not a gap. Beside series
+    of the card's step, rows that merely lie apart are gaps, and only those on a grid of their own are a mistake.
     Seconds are left alone, for a device may drop every other frame.
+
+    Raises:
+        BundleError: there is no series of the card's step.
     """
     step = bundle.task["freq"]
     if step is None or isinstance(step, float):
-        return
-    times = frame["ds"].to_numpy()
-    counts = frame["unique_id"].value_counts(sort=False)
+        return {}
+    times = dataset.frame["ds"].to_numpy()
+    counts = dataset.frame["unique_id"].value_counts(sort=False)
     ends = np.cumsum(counts.to_numpy())
-    apart = [
-        int(np.diff(np.searchsorted(series.ds, times[end - count : end])).min())
+    apart = {
+        series.unique_id: int(np.diff(np.searchsorted(series.ds, times[end - count : end])).min())
         for series, count, end in zip(panel, counts, ends, strict=True)
         if count > 2
-    ]
-    if apart and min(apart) > 1:
+    }
+    remedy = (
+        f"but {bundle.name} was made for data every {step!r}. Give it such data, with rows without a value where "
+        "nothing was observed, or train a model for this step."
+    )
+    if apart and min(apart.values()) > 1:
         raise BundleError(
-            f"{bundle.path}: no two rows of a series in {source} are less than {min(apart)} steps of {step!r} apart, "
-            f"but {bundle.name} was made for data every {step!r}. Give it such data, with rows without a value where "
-            "nothing was observed, or train a model for this step."
+            f"{bundle.path}: no two rows of a series in {dataset.name} are less than {min(apart.values())} steps of "
+            f"{step!r} apart, {remedy}"
         )
+    found = {}
+    for name in (name for name, steps in apart.items() if steps > 1):
+        alone = replace(dataset, frame=dataset.frame[dataset.frame["unique_id"] == name])
+        if (own := _own_step(alone)) is not None:
+            found[name] = f"{dataset.name}: series {name} is every {own!r}, {remedy}"
+    return found
+
+
+def _own_step(alone: Dataset) -> Any:
+    """The step of the grid on which all rows of the one series of a data set lie without a gap; None without one."""
+    try:
+        own = infer_freq(alone.frame, alone.name)
+        (series,) = to_panel(replace(alone, freq=own, calendar=()))
+    except FrameError:
+        return None
+    return own if len(series.ds) == len(alone.frame) else None
 
 
 def _through_the_horizon(bundle: LoadedBundle, series: Series, end: int) -> Array:
@@ -204,8 +230,8 @@ def _through_the_horizon(bundle: LoadedBundle, series: Series, end: int) -> Arra
     return np.concatenate([series.ds[:end], ahead])
 
 
-def _lacking(bundle: LoadedBundle, series: Series, end: int, gaps: Array, everyone: list[str]) -> str:
-    """Which covariate is missing when, of the first series that lacks one."""
+def _lacking(bundle: LoadedBundle, series: Series, end: int, gaps: Array) -> str:
+    """Which covariates are missing when."""
     horizon = int(bundle.task["horizon"])
     times = _through_the_horizon(bundle, series, end)[-len(gaps) :]
     said = []
@@ -213,8 +239,7 @@ def _lacking(bundle: LoadedBundle, series: Series, end: int, gaps: Array, everyo
         dates = [show_time(times[at]) for at in np.flatnonzero(missing)]
         if dates:
             said.append(f"{name} at {shorten(dates)}")
-    more = f" (and {len(everyone) - 1} more series)" if len(everyone) > 1 else ""
     return (
         f"{series.unique_id}: to forecast {horizon} steps after {show_time(series.ds[end - 1])} needs "
-        f"{' and '.join(said)}{more}. Give rows with what is known ahead, and no value, for the whole horizon."
+        f"{' and '.join(said)}. Give rows with what is known ahead, and no value, for the whole horizon."
     )

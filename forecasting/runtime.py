@@ -176,11 +176,7 @@ class LoadedBundle:
             return Stream(self, names, adapt=adapt)
         unknown = [name for name in names if name not in self.fitted]
         if unknown:
-            raise BundleError(
-                f"{self.path}: {self.name} is fitted per series, and not to {shorten(unknown)}; it knows the "
-                f"{len(self.fitted)} series {shorten(list(self.fitted))}. Train it with them, or take a model that is "
-                "shared over the series, such as ridge."
-            )
+            raise BundleError(self._unknown(unknown))
         assert self._fitted_last is not None
         assert self._fitted_predictions is not None
         rows = [self.fitted[name] for name in names]
@@ -281,11 +277,12 @@ class LoadedBundle:
         Args:
             frame: unique_id, ds and the channels of the card, but for those that the calendar gives. A series may have
                 gaps. Where covariates are known ahead they go on for at least the horizon after a series' last value,
-                in rows without one. A series whose times cannot be stepped over, for they are of another step, is left
-                out, and `failures` says why; where none is left, that is raised.
+                in rows without one. A series that cannot be forecast is left out, and `failures` says why: its times
+                are of another step, it lacks what is known ahead, or a local model was not fitted to it. Where none is
+                left, that is raised.
             state: what `save_state` or `Stream.save` wrote: only observations after it are stepped, so the cost is
-                that of the new data. A series unknown to it starts from the initial state. A local model's series
-                start from the states that they were fitted to, and it refuses others.
+                that of the new data. A series unknown to it starts from the initial state, or of a local model from
+                the state that it was fitted to.
             save_state: a file for the state after the last observation.
             adapt: as `stream` takes it; the frame is then stepped one observation after the other.
 
@@ -301,8 +298,12 @@ class LoadedBundle:
         panel = self._read(frame)
         ahead: dict[str, Array] = {}
         if self.known_ahead:
-            panel, ahead = split_future(self, panel, adapt is not None)
-        ids = [series.unique_id for series in panel]
+            panel, ahead, lacking = split_future(self, panel, adapt is not None)
+            self.failures |= lacking
+        if self.fitted:
+            self.failures |= {name: self._unknown([name]) for name in _ids(panel) if name not in self.fitted}
+        panel = self._kept(panel)
+        ids = _ids(panel)
         if not self.streams:
             if state is not None or save_state is not None or adapt is not None:
                 raise BundleError(f"{self.path}: {self.name} labels complete sequences, so it has no state to keep.")
@@ -315,10 +316,8 @@ class LoadedBundle:
             known = set(stream.series)
             stream = stream.extended([name for name in ids if name not in known])
         self.failures |= stream.catch_up(panel, ahead)
-        if not set(ids) - set(self.failures):
-            raise BundleError(next(iter(self.failures.values())))
-        panel = [series for series in panel if series.unique_id not in self.failures]
-        ids = [series.unique_id for series in panel]
+        panel = self._kept(panel)
+        ids = _ids(panel)
         if self.ahead:
             self._look_ahead(stream, ids, ahead)
         if save_state is not None:
@@ -326,6 +325,25 @@ class LoadedBundle:
         times = [np.asarray(stream.time_of(series.unique_id)).astype(series.ds.dtype)[()] for series in panel]
         rows = [stream.row[name] for name in ids]
         return tabulate(self, ids, times, stream.predictions[rows], stream.raw[rows])
+
+    def _unknown(self, names: list[str]) -> str:
+        """What is wrong with series that a local model was not fitted to."""
+        return (
+            f"{self.path}: {self.name} is fitted per series, and not to {shorten(names)}; it knows the "
+            f"{len(self.fitted)} series {shorten(list(self.fitted))}. Train it with them, or take a model that is "
+            "shared over the series, such as ridge."
+        )
+
+    def _kept(self, panel: list[Series]) -> list[Series]:
+        """The series without a failure.
+
+        Raises:
+            BundleError: there is none.
+        """
+        kept = [series for series in panel if series.unique_id not in self.failures]
+        if not kept:
+            raise BundleError(next(iter(self.failures.values())))
+        return kept
 
     def check_channels(self, channels: Iterable[Any]) -> None:
         """Raise BundleError unless the channels have the card's names, units and order; an unknown unit ("") passes.
@@ -383,3 +401,7 @@ class LoadedBundle:
         rows, own = [stream.row[name] for name in fresh], [self.fitted[name] for name in fresh]
         future = np.stack([ahead[name][-int(self.task["horizon"]) :] for name in fresh])  # (n, H, F)
         stream.tell(rows, self._fitted_predictions[own] + (future * self._effects[own][:, None]).sum(-1)[..., None])
+
+
+def _ids(panel: Iterable[Series]) -> list[str]:
+    return [series.unique_id for series in panel]

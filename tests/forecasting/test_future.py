@@ -185,11 +185,29 @@ def test_a_frame_that_lacks_what_is_ahead_names_series_column_and_dates(bundles)
     loaded, short = bundles["components"], table(LENGTH + 1)
     with pytest.raises(
         BundleError,
-        match=r"a: to forecast 3 steps after 2020-02-29\S* needs promotion at 2020-03-02.*2020-03-03.* \(and 1 more",
+        match=r"a: to forecast 3 steps after 2020-02-29\S* needs promotion at 2020-03-02.*2020-03-03\. Give rows",
     ):
         loaded.forecast(short)
     with pytest.raises(BundleError, match="no column for the channels promotion"):
         loaded.forecast(table().drop(columns="promotion"))
+
+
+def test_a_series_that_lacks_what_is_ahead_is_named_and_the_others_are_forecast(bundles, tmp_path):
+    loaded, whole = bundles["components"], table()
+    gap = whole.copy()
+    gap.loc[gap["unique_id"].eq("b") & gap["ds"].eq("2020-03-02"), "promotion"] = np.nan
+    for adapt in (None, 0.05):
+        expected = loaded.forecast(whole, adapt=adapt)
+        found = loaded.forecast(gap, adapt=adapt)
+        pd.testing.assert_frame_equal(found, expected[expected["unique_id"] == "a"].reset_index(drop=True))
+        assert list(loaded.failures) == ["b"]
+        assert "b: to forecast 3 steps after 2020-02-29 needs promotion at 2020-03-02. Give" in loaded.failures["b"]
+    gap.to_csv(tmp_path / "gap.csv", index=False)
+    asked = ["forecast", "--bundle", str(loaded.path), "--data", str(tmp_path / "gap.csv"), "--out", "-"]
+    said = CliRunner().invoke(app, asked)
+    assert said.exit_code == 1
+    assert "error: b: to forecast 3 steps after 2020-02-29 needs promotion at 2020-03-02" in said.stderr
+    assert set(pd.read_csv(io.StringIO(said.stdout))["unique_id"]) == {"a"}
 
 
 def test_a_stream_refuses_a_step_without_what_is_ahead_and_stays_where_it_was(bundles):

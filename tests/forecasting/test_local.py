@@ -313,8 +313,11 @@ def test_a_series_that_was_not_fitted_is_refused(bundle):
     message = rf"{trained.name} is fitted per series, and not to new; it knows the 3 series late, season, walk"
     with pytest.raises(BundleError, match=message):
         loaded.stream(["walk", "new"])
+    found = loaded.forecast(frame().replace({"unique_id": {"walk": "new"}}))
+    assert set(found["unique_id"]) == {"late", "season"}
+    assert re.search(message, loaded.failures["new"])
     with pytest.raises(BundleError, match=message):
-        loaded.forecast(frame().replace({"unique_id": {"walk": "new"}}))
+        loaded.forecast(frame()[lambda table: table["unique_id"] == "walk"].replace({"unique_id": {"walk": "new"}}))
 
 
 def test_a_series_of_another_frequency_is_named_and_the_others_are_forecast(bundle, tmp_path):
@@ -341,6 +344,22 @@ def test_a_series_of_another_frequency_is_named_and_the_others_are_forecast(bund
         loaded.forecast(daily)
     loaded.forecast(frame())
     assert not loaded.failures
+
+
+def test_a_series_of_a_coarser_frequency_is_named_and_one_with_gaps_is_not(bundle):
+    """Quarters stepped as months of which two in three are missing would be a mistake that nobody sees."""
+    _, _, loaded = bundle
+    whole = loaded.forecast(frame())
+    walk = frame()["unique_id"].eq("walk")
+    for rows, refused in ((slice(None, None, 3), True), ([0, 2, 5, 30, 50], False)):
+        found = loaded.forecast(pd.concat([frame()[~walk], frame()[walk].iloc[rows]]))
+        assert list(loaded.failures) == (["walk"] if refused else [])
+        expected = whole[whole["unique_id"] != "walk"].reset_index(drop=True)
+        pd.testing.assert_frame_equal(found[found["unique_id"] != "walk"].reset_index(drop=True), expected)
+        if refused:
+            said = loaded.failures["walk"]
+            assert "frame: series walk is every 'QE-" in said
+            assert "but ets was made for data every 'ME'" in said
 
 
 def test_a_series_that_does_not_go_on_from_its_fit_is_named_and_the_others_are_forecast(bundle):
