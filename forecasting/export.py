@@ -216,9 +216,8 @@ def _step_graph(model: StepModel, function: Any = None, looks: Sequence[str] = (
     others = (*ahead, *state.values())
     arguments = (torch.randn(EXAMPLE_ROWS, channels), torch.ones(EXAMPLE_ROWS, channels), *others)
     shapes: tuple[Any, ...] = (batch, batch, tuple(batch for _ in others)) if others else (batch, batch)
-    parts = _name_parts(model)
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), torch.no_grad(), _named_parts(model) as parts:
             program = torch.onnx.export(
                 flat, arguments, dynamo=True, dynamic_shapes=shapes, opset_version=OPSET, verbose=False
             )
@@ -234,18 +233,28 @@ def _step_graph(model: StepModel, function: Any = None, looks: Sequence[str] = (
     return _named_graph(_composed(exported, parts), inputs, ["prediction"], list(state), {0: "batch"}, looks)
 
 
-def _name_parts(model: nn.Module) -> dict[str, GraphPart]:
-    """The parts of the model that bring their own graphs, named so that the traced graph can call them."""
-    parts = [module for module in model.modules() if isinstance(module, GraphPart)]
-    for index, part in enumerate(parts):
-        part.part_name = f"part{index}"
-    return {part.part_name: part for part in parts}
+@contextlib.contextmanager
+def _named_parts(model: nn.Module) -> Iterator[dict[str, GraphPart]]:
+    """The parts of the model that bring their own graphs, named meanwhile so that the traced graph can call them."""
+    parts = {f"part{n}": part for n, part in enumerate(m for m in model.modules() if isinstance(m, GraphPart))}
+    for name, part in parts.items():
+        part.part_name = name
+    try:
+        yield parts
+    finally:
+        for part in parts.values():
+            part.part_name = ""
 
 
 def _composed(model: onnx.ModelProto, parts: dict[str, GraphPart]) -> onnx.ModelProto:
     """The graph with each part's own graph in the place of every call of it."""
     if not parts and not model.functions:
         return model
+    nodes = [*_nodes(model.graph), *(node for function in model.functions for node in function.node)]
+    called = {node.op_type for node in nodes if node.domain == GraphPart.DOMAIN}
+    traced = [type(part).__name__ for name, part in parts.items() if name not in called]
+    if traced:  # by the exporter's second attempt, which unrolls what the first one keeps whole
+        raise ExportError(f"the exporter could not take {', '.join(sorted(set(traced)))} as a part of the graph.")
     imports = {entry.domain: entry for entry in model.opset_import if entry.domain != GraphPart.DOMAIN}
     for name, part in parts.items():
         inner = part.graph()
@@ -415,6 +424,15 @@ def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
         for attribute in node.attribute:
             for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
                 _rename(inner, names)
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node of a graph and the graphs within it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from _nodes(inner)
 
 
 def _names(graph: onnx.GraphProto) -> set[str]:

@@ -249,14 +249,18 @@ class Fitted(ABC):
         """
 
 
+FLOAT = 1  # float32, as ONNX numbers the types
+
+
 class GraphPart(nn.Module, ABC):
     """A part of a step that is not traced but exported as the graph that a library's converter would write.
 
-    Within an export its `forward` returns `placeholder`, in whose place the exporter composes the graph.
+    While it has a name its `forward` returns `placeholder`, in whose place the exporter composes the graph. (Inside a
+    loop of the graph, torch itself does not know that this is an export.)
     """
 
     DOMAIN: ClassVar[str] = "mnemosyne.parts"
-    part_name: str = ""  # given by the exporter, unique in the model
+    part_name: str = ""  # given by the exporter for as long as it traces, unique in the model
 
     @abstractmethod
     def graph(self) -> onnx.ModelProto:
@@ -264,8 +268,12 @@ class GraphPart(nn.Module, ABC):
 
     def placeholder(self, x: Tensor, outputs: int) -> Tensor:
         """x: (n, F) -> (n, outputs)."""
-        kind = f"{self.DOMAIN}::{self.part_name}"
-        return torch.onnx.ops.symbolic(kind, (x,), dtype=x.dtype, shape=(x.shape[0], outputs), version=1)
+        # What torch.onnx.ops.symbolic calls, which within a loop of the graph must be called without it.
+        return torch.ops.onnx_symbolic._symbolic(
+            (x,), self.part_name, FLOAT, shape=(x.shape[0], outputs), attr_keys=(), attr_types=(), attr_pos=(),
+            attr_ints=(), attr_floats=(), attr_strs=(), metadata_props_keys=(), metadata_props_values=(),
+            domain=self.DOMAIN, version=1,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -392,15 +392,20 @@ def repeated(
 
         def body(state: tuple[Tensor, ...], _: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
             after, result = function(*state, *constant)
-            return tuple(value.clone() for value in after), result.clone()
+            return tuple(map(_laid_out, after)), _laid_out(result)
 
         counter = torch.zeros(times, 1, dtype=carried[0].dtype)
-        return scan(body, carried, counter)[1].movedim(0, -2)
+        return scan(body, tuple(map(_laid_out, carried)), counter)[1].movedim(0, -2)
     results = []
     for _ in range(times):
         carried, result = function(*carried, *constant)
         results.append(result)
     return torch.stack(results, -2)
+
+
+def _laid_out(value: Tensor) -> Tensor:
+    """A copy in rows. A scan whose state changes its strides is not exported as one, but unrolled without a word."""
+    return value.clone(memory_format=torch.contiguous_format)
 
 
 class _Drawn(NamedTuple):
