@@ -17,7 +17,6 @@ from torch import Tensor
 
 from data.panel import Series
 from forecasting.passes import VALUES_AT_ONCE
-from forecasting.task import TaskError
 from forecasting.training import Trained
 from models.contract import Local, State, StepModel, concat, take
 
@@ -92,12 +91,7 @@ class Streams:
 
     @classmethod
     def read(cls, model: StepModel, panel: Sequence[Series]) -> Streams:
-        if isinstance(model, Local):
-            names = ", ".join(series.unique_id for series in panel[:3])
-            raise TaskError(
-                f"{len(panel)} series were not in fit ({names}): this model is fitted to each series, and steps over "
-                "those alone. Fit again with them, or take a model that is shared by all series."
-            )
+        """From its beginning, by a model that is shared by all series."""
         prediction, state = advance(model, model.initial_state(len(panel)), [series.values for series in panel])
         rows = {series.unique_id: row for row, series in enumerate(panel)}
         return cls(model, rows, state, prediction, np.array([series.ds[-1] for series in panel]))

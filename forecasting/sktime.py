@@ -10,7 +10,7 @@ Letters: N series, T time, C channels, F steps of a forecasting horizon, H horiz
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from sktime.classification.base import BaseClassifier
 from sktime.forecasting.base import BaseForecaster, ForecastingHorizon
 
 from data.calendar import CalendarError, calendar_channels, calendar_values
-from data.frame import ID, TIME, Channel, Dataset, Freq, Splits, check_frame, infer_freq
+from data.frame import ID, TIME, Channel, Dataset, FrameError, Freq, Splits, check_frame, infer_freq
 from data.panel import Series, auto_calendar, future_ds, periods_between, to_panel
 from data.readers import default_season
 from forecasting.backtest import calibration_of, validated
@@ -34,12 +34,13 @@ from forecasting.task import Task, TaskError
 from forecasting.training import Trained, fit_model, parse_settings
 from forecasting.windows import Parts, Span, split
 from models.catalog import build, entry, field_defaults
-from models.contract import ModelError
+from models.contract import Local, ModelError
 
 # Beside the deciles the edges of the intervals that are asked for most: 80, 90, 95 and 98 %.
 LEVELS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99)
 ROWS_A_LAG = 3  # training rows for each weight of a closed form; with fewer it learns its few rows by heart
 TARGET, LABEL = "y", "label"
+MISSING = "all of its values are missing"
 OURS = {"authors": "The Mnemosyne authors", "maintainers": "The Mnemosyne authors"}  # tags of sktime's
 TINY = {"hidden": 4, "max_epochs": 1, "batch_size": 256}  # the smallest network that learns
 
@@ -82,6 +83,9 @@ class MnemoForecaster(BaseForecaster):
     steps those states over the new observations and leaves the model's weights alone, whatever `update_params` says:
     the state is what a step changes. A missing time or NaN is a masked step; what lies at or before a series' last
     step is skipped, for a state cannot unsee; a series that `fit` never saw is read from its beginning.
+
+    A series that cannot be read, for it has no value, is off the grid or was not fitted, or of which X lacks what is
+    known ahead, is left out with a warning, and `failures_` keeps why; its forecast is NaN, and the others go on.
 
     A relative `fh` counts from each series' own end, as if sktime had fitted them one by one. X holds past covariates:
     it enters with y in `fit` and `update`, as wide as it was in `fit`, and the X of `predict` is not read, but by the
@@ -187,9 +191,14 @@ class MnemoForecaster(BaseForecaster):
         self._clock = Clock.of(y.index.get_level_values(-1))
         self._covariates = [] if X is None else list(X.columns)
         self._instances = instances_of(y.index)
+        self.failures_: dict[str, str] = {}
         frame = self._frame(y, X)
         channels = tuple(Channel(str(name), "") for name in frame.columns[2:])
-        frame, _ = check_frame(frame, source=self._source, task="forecast", channels=channels)
+        self._unread = _last_times(frame)
+        frame, _ = check_frame(frame, source=self._source, task="forecast", channels=channels, leave_out_empty=True)
+        for name in frame[ID].unique():
+            del self._unread[name]
+        self._leave_out(dict.fromkeys(self._unread, MISSING))
         step = self._clock.step or infer_freq(frame, self._source)
         season = self.season or (self._clock.season if self._clock.step else default_season(step))
         if self.calendar == "auto":
@@ -267,19 +276,64 @@ class MnemoForecaster(BaseForecaster):
         frame = frame[~known | (frame[TIME] > frame[ID].map(ends).fillna(frame[TIME]))]
         if not len(frame):
             return self
+        everyone = _last_times(frame)
+        failures = self._unreadable(frame, ends)
+        frame = frame[~frame[ID].isin(failures)]
         # The grid of what is new begins at a series' last step, so that a gap after it becomes masked steps.
         names = [name for name in frame[ID].unique() if name in ends]
         last = pd.DataFrame({ID: names, TIME: np.array([ends[name] for name in names], streams.ends.dtype)})
         frame = pd.concat([last, frame]).sort_values([ID, TIME], ignore_index=True)
-        panel = [
-            replace(series, ds=series.ds[1:], values=series.values[1:]) if series.unique_id in ends else series
-            for series in self._panel(replace(self._form, frame=frame))
-        ]
+        panel = []
+        for series, why in self._each_panel(frame):
+            if series is None:
+                failures |= why
+            elif series.unique_id in ends:
+                panel.append(replace(series, ds=series.ds[1:], values=series.values[1:]))
+            else:
+                panel.append(series)
+        if not panel:
+            raise TaskError(f"{self._source}: {next(f'{name}: {why}' for name, why in failures.items())}.")
         streams.update(panel)
+        self._leave_out(failures)
+        self._unread = {
+            name: everyone.get(name, end)
+            for name, end in (self._unread | dict.fromkeys(failures)).items()
+            if name not in streams.rows
+        }
         new = instances_of(y.index)
         if self._instances is not None and new is not None:
             self._instances = self._instances.append(new).unique()
         return self
+
+    def _unreadable(self, frame: pd.DataFrame, ends: Mapping[str, Any]) -> dict[str, str]:
+        """Series that are new in an update and cannot be read -> why."""
+        values = frame[~frame[ID].isin(ends)].groupby(ID)[TARGET].count()
+        if isinstance(self.streams_.model, Local):
+            why = "it has no fit, and this model is fitted to each series: fit again with it"
+            return dict.fromkeys(map(str, values.index), why)
+        return dict.fromkeys(map(str, values.index[values == 0]), MISSING)
+
+    def _each_panel(self, frame: pd.DataFrame) -> Iterator[tuple[Series | None, dict[str, str]]]:
+        """The series of a frame on their grid, and those whose times are off it -> why."""
+        if not len(frame):
+            return
+        try:
+            yield from ((series, {}) for series in self._panel(replace(self._form, frame=frame)))
+        except FrameError:
+            for name, rows in frame.groupby(ID, sort=False):
+                try:
+                    (series,) = self._panel(replace(self._form, frame=rows.reset_index(drop=True)))
+                    yield series, {}
+                except FrameError as error:
+                    yield None, {str(name): str(error).removeprefix(f"{self._source}: ").rstrip(".")}
+
+    def _leave_out(self, failures: Mapping[str, str]) -> None:
+        """Keep and say which series are left out of a fit, an update or a forecast, and why."""
+        self.failures_ = dict(failures)
+        if failures:
+            shown = "; ".join(f"{name}: {why}" for name, why in list(failures.items())[:3])
+            more = f"; and {len(failures) - 3} more" if len(failures) > 3 else ""
+            warnings.warn(f"{self._source}: left out {len(failures)} series: {shown}{more}.", stacklevel=3)
 
     def _predict(self, fh: ForecastingHorizon, X: pd.DataFrame | None) -> pd.DataFrame:
         quantiles, index = self._forecast(fh, X, None)
@@ -307,36 +361,48 @@ class MnemoForecaster(BaseForecaster):
         streams = self.streams_
         horizon = streams.model.signature.horizon
         names = [self._name(instance) for instance in ([()] if self._instances is None else self._instances)]
-        rows = np.array([streams.rows[name] for name in names])
-        steps, times = self._ahead(fh, streams.ends[rows])
-        if steps.min() < 1 or steps.max() > horizon:
-            worst = int(((steps < 1) | (steps > horizon)).any(1).argmax())
+        read = np.array([name in streams.rows for name in names])
+        rows = np.array([streams.rows[name] for name in names if name in streams.rows])
+        ends = np.empty(len(names), streams.ends.dtype)
+        ends[read] = streams.ends[rows]
+        ends[~read] = [self._unread[name] for name in names if name not in streams.rows]
+        steps, times = self._ahead(fh, ends)
+        outside = read & ((steps < 1) | (steps > horizon)).any(1)
+        if outside.any():
+            worst = int(outside.argmax())
             raise TaskError(
                 f"{self._source}: fh asks for the steps {steps[worst].min()} to {steps[worst].max()} after the end of "
                 f"{names[worst]}; the model was fitted for a horizon of {horizon}. Fit it with this fh, or with "
                 f"horizon={max(horizon, steps.max())} or more."
             )
         if streams.model.signature.future:
-            said = streams.look_ahead(rows, self._known_ahead(X, names, streams.ends[rows], steps))
+            own = [name for name in names if name in streams.rows]
+            known, failures = self._known_ahead(X, own, ends[read], steps[read])
+            said = streams.look_ahead(rows, known)
+            said[[place for place, name in enumerate(own) if name in failures]] = torch.nan
+            self._leave_out(failures)
         else:
             said = streams.prediction[torch.from_numpy(rows)]
-        told = said.numpy().astype(np.float64)
+        told = np.full((len(names), *said.shape[1:]), np.nan)
+        told[read] = said.numpy()
         if calibration is not None:
             told = calibration.apply(told)
-        values = told[np.arange(len(rows))[:, None], steps - 1]
+        values = told[np.arange(len(names))[:, None], steps.clip(1, horizon) - 1]
         index = self._clock.index(times.ravel())
         if self._instances is not None:
-            which = np.repeat(np.arange(len(rows)), steps.shape[1])
+            which = np.repeat(np.arange(len(names)), steps.shape[1])
             levels = [self._instances.get_level_values(level)[which] for level in range(self._instances.nlevels)]
             index = pd.MultiIndex.from_arrays([*levels, index], names=[*self._instances.names, index.name])
         return values.reshape(-1, values.shape[-1]), index
 
-    def _known_ahead(self, X: pd.DataFrame | None, names: list[str], ends: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    def _known_ahead(
+        self, X: pd.DataFrame | None, names: list[str], ends: np.ndarray, steps: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, str]]:
         """(N, H, F) what is known ahead of each series' end: the X of `predict` at the steps (N, any) asked for, 0 at
-        others, for nobody asks; behind it what the calendar says.
+        others, for nobody asks; behind it what the calendar says. And the series of which X lacks a time -> what.
 
         Raises:
-            TaskError: X is not there, or lacks a column or a time.
+            TaskError: X is not there, or lacks a column, or a time of every series.
         """
         computed = len(calendar_channels(self._calendar))
         columns = [f"X[{name}]" for name in self._covariates]
@@ -347,8 +413,9 @@ class MnemoForecaster(BaseForecaster):
             for row, end in enumerate(ends):
                 times = future_ds(end, cast(Freq, self._form.freq), result.shape[1])
                 result[row, :, len(columns) :] = self._of_calendar(times)
+        failures: dict[str, str] = {}
         if not columns:
-            return result
+            return result, failures
         if X is None or not set(self._covariates) <= set(X.columns):
             wanted, found = (", ".join(map(str, those)) for those in (self._covariates, [] if X is None else X.columns))
             raise TaskError(
@@ -364,12 +431,15 @@ class MnemoForecaster(BaseForecaster):
             if missing.any():
                 lacking = self._covariates[int(missing.any(0).argmax())]
                 dates = ", ".join(map(str, self._clock.index(times[missing.any(1)][:5])))
-                raise TaskError(
-                    f"{self._source}: X of predict lacks {lacking} of {name} at {dates}; it needs every column at "
-                    "each step that is asked for."
+                failures[name] = (
+                    f"X of predict lacks {lacking} of {name} at {dates}; it needs every column at each step that is "
+                    "asked for"
                 )
+                continue
             result[row, asked - 1, : len(columns)] = values
-        return result
+        if len(failures) == len(names):
+            raise TaskError(f"{self._source}: {failures[names[0]]}.")
+        return result, failures
 
     def _panel(self, dataset: Dataset) -> list[Series]:
         """The series on their grid, with the calendar of what their times stand for: periods are counted."""
@@ -443,6 +513,10 @@ class MnemoForecaster(BaseForecaster):
             {"model": "ridge", "horizon": 5, "settings": {"penalty": 0.1}},
             {"model": "gru", "settings": TINY, "calibrate": True},
         ]
+
+
+def _last_times(frame: pd.DataFrame) -> dict[str, Any]:
+    return {str(name): time for name, time in frame.groupby(ID)[TIME].max().items()}
 
 
 class MnemoClassifier(BaseClassifier):

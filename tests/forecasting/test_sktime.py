@@ -150,6 +150,69 @@ def test_the_season_is_what_is_usual_for_the_index():
     np.testing.assert_allclose(MnemoForecaster("naive").fit(y, fh=[1, 2, 3]).predict(), [0, 1, 2], atol=1e-6)
 
 
+# --- series that are left out ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["ridge", "ets"])
+def test_a_series_without_a_value_is_left_out_and_the_others_are_as_without_it(model):
+    one, two = walk(40), walk(40, seed=1)
+    forecaster = MnemoForecaster(model, horizon=3)
+    with pytest.warns(UserWarning, match=r"left out 1 series: b: all of its values are missing\."):
+        forecaster.fit(panel(one[:30], np.nan * one[:30], two[:30]))
+    alone = MnemoForecaster(model, horizon=3).fit(panel(one[:30], two[:30], names="ac"))
+    predicted = forecaster.predict(fh=[1, 3])
+    assert predicted.loc["b"].isna().all().all()
+    assert list(predicted.loc["b"].index) == list(predicted.loc["a"].index)
+    pd.testing.assert_frame_equal(predicted.loc[["a", "c"]], alone.predict(fh=[1, 3]))
+    assert forecaster.predict_interval(fh=[1], coverage=0.8).loc["a"].notna().all().all()
+    with pytest.raises(FrameError, match="y is missing in all rows of 1 of 1 series"):
+        MnemoForecaster(model, horizon=3).fit(np.nan * one)
+    later = panel(one[30:], two[30:], two[30:])
+    if model == "ets":  # which knows nothing of a series that it was not fitted to
+        with pytest.warns(UserWarning, match="left out 1 series: b: it has no fit"):
+            forecaster.update(later)
+        assert list(forecaster.failures_) == ["b"]
+        assert forecaster.predict(fh=[1]).loc["b"].isna().all().all()
+    else:
+        forecaster.update(later)
+        assert not forecaster.failures_
+        assert forecaster.predict(fh=[1]).loc["b"].notna().all().all()
+    expected = alone.update(panel(one[30:], two[30:], names="ac")).predict(fh=[1])
+    pd.testing.assert_frame_equal(forecaster.predict(fh=[1]).loc[["a", "c"]], expected)
+
+
+def test_an_update_of_another_frequency_is_named_and_the_others_are_stepped():
+    one, two = walk(40), walk(40, seed=1)
+    forecaster = MnemoForecaster("theta", horizon=2).fit(panel(one[:30], two[:30]))
+    before = forecaster.predict(fh=[1]).loc["b"]
+    off = two[30:].set_axis(two.index[30:] + pd.Timedelta("7h"))
+    with pytest.warns(UserWarning, match=r"left out 1 series: b: 10 of 11 observations are off the grid of 'D'"):
+        forecaster.update(panel(one[30:], off))
+    predicted = forecaster.predict(fh=[1])
+    pd.testing.assert_frame_equal(predicted.loc["b"], before)
+    alone = MnemoForecaster("theta", horizon=2).fit(panel(one[:30])).update(panel(one[30:]))
+    pd.testing.assert_frame_equal(predicted.loc[["a"]], alone.predict(fh=[1]))
+    with pytest.raises(TaskError, match=r"b: 10 of 11 observations are off the grid of 'D'"):
+        forecaster.update(panel(off, names="b"))
+
+
+def test_a_series_of_which_nothing_is_known_ahead_is_named_and_the_others_are_forecast():
+    promotions = (np.random.default_rng(3).random(44) < 0.4).astype(float)
+    X = panel(*2 * [pd.Series(promotions, pd.date_range("2020-01-01", periods=44), name="promotion")])
+    y = panel(walk(40), walk(40, seed=1))
+    level = {"form": "local-level", "seasonal": "none"}
+    forecaster = MnemoForecaster("components", horizon=2, season=1, settings=level).fit(y, X=X.loc[y.index])
+    known = X.drop(y.index)
+    gap = known.copy()
+    gap.loc[("b", "2020-02-11"), "promotion"] = np.nan
+    expected = forecaster.predict(fh=[1, 2], X=known)
+    with pytest.warns(UserWarning, match="left out 1 series: b: X of predict lacks promotion of b at 2020-02-11"):
+        predicted = forecaster.predict(fh=[1, 2], X=gap)
+    pd.testing.assert_frame_equal(predicted.loc["a"], expected.loc["a"])
+    assert predicted.loc["b"].isna().all().all()
+    assert list(forecaster.failures_) == ["b"]
+
+
 # --- panels ---------------------------------------------------------------------------------------------------------
 
 
@@ -194,7 +257,7 @@ def test_a_model_fitted_to_each_series_goes_on_from_its_fits():
     more = walk(90, seed=2)[80:].to_frame().set_axis(both.columns, axis=1)
     forecaster.update(pd.concat({"b": more}, names=["shop", "day"]))
     assert np.abs(forecaster.predict().loc["b"].to_numpy() - found.loc["b"].to_numpy()).max() > 0
-    with pytest.raises(TaskError, match=r"not in fit \(c\)"):
+    with pytest.raises(TaskError, match=r"c: it has no fit, and this model is fitted to each series: fit again"):
         forecaster.update(panel(walk(9, start="2021-01-01"), names="c"))
 
 
@@ -332,8 +395,8 @@ def test_bad_input_is_refused_by_name():
         MnemoForecaster("bigru").fit(walk(40), fh=1)
     y = walk(40)
     y.iloc[:] = np.nan
-    with pytest.raises(FrameError, match=r"missing in all rows of 1 of 2 series: b\. Leave"):
-        MnemoForecaster("naive").fit(panel(walk(40), y), fh=1)
+    with pytest.raises(FrameError, match=r"missing in all rows of 2 of 2 series: a, b\. Leave"):
+        MnemoForecaster("naive").fit(panel(y, y), fh=1)
     forecaster = MnemoForecaster("naive").fit(walk(40), fh=1)
     with pytest.raises(FrameError, match="infinite"):
         forecaster.update(walk(41)[40:] * np.inf)
