@@ -60,16 +60,15 @@ class Report:
     # A row a forecast that is not the model's own: model, unique_id, cutoff, substitute, reason.
     substitutes: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(SUBSTITUTES)))
     calibrations: dict[str, Calibration] = field(default_factory=dict)  # of the models, and ensembles, that have one
+    failures: tuple[str, ...] = ()  # what is missing of what was asked for, models and series, and why
 
     def with_notes(self, notes: Sequence[str]) -> Report:
         return replace(self, notes=(*notes, *self.notes))
 
 
-def _refuse_missing_ahead(task: Task, spans: Sequence[Span], positions: Sequence[np.ndarray]) -> None:
-    """
-    Raises:
-        TaskError: a covariate that counts as known ahead is not known at a step that is forecast.
-    """
+def _lack_ahead(task: Task, spans: Sequence[Span], positions: Sequence[np.ndarray]) -> dict[str, str]:
+    """Series of which a covariate that counts as known ahead is not known at a step that is forecast -> which, when."""
+    lacking = {}
     for span, at in zip(spans, positions, strict=True):
         series, steps = span.series, np.unique(at[:, None] + np.arange(1, task.horizon + 1))
         missing = ~np.isfinite(series.values[steps, -len(task.future) :])
@@ -80,10 +79,24 @@ def _refuse_missing_ahead(task: Task, spans: Sequence[Span], positions: Sequence
                 for name, gaps in zip(task.future, missing.T, strict=True)
                 if gaps.any()
             ]
-            raise TaskError(
+            lacking[series.unique_id] = (
                 f"{series.unique_id}: lacks {'; '.join(said)}, which should be known ahead. Fill them in, or take them "
                 "as covariates that are not (--covariates)."
             )
+    return lacking
+
+
+def _not_taken(task: Task, models: Sequence[str]) -> Iterator[str]:
+    """Which of the named models leave covariates out that were given."""
+    past = [channel.name for channel in task.channels[1:] if channel.name not in task.future]
+    if task.kind != "forecast":
+        return
+    for name in dict.fromkeys(models):
+        taken = ("past", "future") if is_refit(name) else entry(name).covariates  # a refit model says it itself
+        left = [] if "past" in taken else past if "future" in taken else [*past, *task.future]
+        if left:
+            what = "no covariates but those known ahead" if "future" in taken else "no covariates"
+            yield f"{name}: takes {what}; left out: {', '.join(left)}."
 
 
 def backtest(
@@ -114,8 +127,11 @@ def backtest(
             that is fitted per series is then fitted a second time, to the training part alone.
         ensembles: "mean", "median" or both: of the models named, as further rows such as mean(ets,arima).
 
+    A model that these data do not suit is left out of the report, as is a series of which a covariate is missing ahead:
+    `failures` says why, and the others are finished.
+
     Raises:
-        TaskError, ModelError: what cannot be done, before anything is trained.
+        TaskError, ModelError: what cannot be done, before anything is trained; or nothing of what was named could be.
     """
     panel = to_panel(dataset, task.labels or None)
     parts = split(dataset, panel, task, test_size=test_size, cutoff=cutoff)
@@ -132,6 +148,7 @@ def backtest(
         progress=progress,
         calibrated=calibrated,
         ensembles=ensembles,
+        leave_out=True,
     ).with_notes(dataset.notes)
 
 
@@ -154,7 +171,7 @@ def compare(
     """Train on the parts' training, judge on their test; the arguments are those of `backtest` and `fit_model`.
 
     `directory` and `resume` are for the first model named. With `leave_out` a model that these data do not suit is left
-    out with a note; without, what it says is raised.
+    out, unless it is the last of those named; without, what it says is raised.
 
     Where the validation part is also what is judged, calibrations are found, for a bundle, but the forecasts and
     figures of the report stay uncalibrated: their outcomes are what the factors were found on.
@@ -165,6 +182,15 @@ def compare(
     names = list(dict.fromkeys((*ALWAYS, *models)))
     shared = _share(settings or {}, names, task)
     positions = _predicted(parts, task, stride)
+    failures: list[str] = []
+    if task.future and any("future" in entry(name).covariates for name in names if not is_refit(name)):
+        lacking = _lack_ahead(task, parts.test, positions)
+        kept = [index for index, span in enumerate(parts.test) if span.series.unique_id not in lacking]
+        if not kept:
+            raise TaskError(next(iter(lacking.values())))
+        failures += lacking.values()
+        parts = replace(parts, test=[parts.test[index] for index in kept])
+        positions = [positions[index] for index in kept]
     refits = {name: RefitModel(name, task, shared[name], seed) for name in names if is_refit(name)}
     trained: dict[str, Trained | RefitModel] = {}
     rows: dict[str, list[Rows]] = {}
@@ -173,25 +199,26 @@ def compare(
     notes = [*parts.notes]
     calibrated = calibrated and task.kind == "forecast"
     at_checks = _check_positions(parts, task) if calibrated else []
-    if task.future and any("future" in entry(name).covariates for name in names if not is_refit(name)):
-        _refuse_missing_ahead(task, parts.test, positions)
+    notes += _not_taken(task, models)
     for name in names:
         with _PeakMemory() as peak:
-            if name in refits:
-                trained[name], answer = refits[name], _refitted(refits[name], parts, positions, lambda: rows["naive"])
-                rows[name], seconds = answer.rows, (answer.fit_seconds, answer.predict_seconds)
-                notes += answer.notes
-            else:
-                fit = partial(fit_model, name, task, settings=shared[name], seed=seed, progress=progress)
-                if name in models[:1]:
-                    fit = partial(fit, directory=directory, resume=resume)
-                try:
+            try:
+                if name in refits:
+                    answer = _refitted(refits[name], parts, positions, lambda: rows["naive"])
+                    trained[name], rows[name] = refits[name], answer.rows
+                    seconds = (answer.fit_seconds, answer.predict_seconds)
+                    notes += answer.notes
+                else:
+                    fit = partial(fit_model, name, task, settings=shared[name], seed=seed, progress=progress)
+                    if name in models[:1]:
+                        fit = partial(fit, directory=directory, resume=resume)
                     trained[name], rows[name], seconds = _run(fit, parts, positions, refit, stride)
-                except (ModelError, TaskError) as error:
-                    if not leave_out or name in ALWAYS:
-                        raise
-                    notes.append(f"{name} is left out: {error}")
-                    continue
+            except (ModelError, TaskError) as error:
+                nothing_else = name == names[-1] and not set(models) & set(trained)
+                if not leave_out or name in ALWAYS or nothing_else:
+                    raise
+                failures.append(f"{name} is left out: {error}")
+                continue
         costs[name] = {"fit_seconds": seconds[0], "predict_seconds": seconds[1], "peak_mb": peak.mb}
         if calibrated and any(row.has_quantiles for row in rows[name]):
             began = time.perf_counter()
@@ -233,7 +260,8 @@ def compare(
             notes += one.notes()
     instead = substitutes_frame(rows)
     notes += _substitute_notes(instead, rows)
-    return Report(task, leaderboard, frame, history_frame(task, parts), trained, tuple(notes), instead, calibrations)
+    history = history_frame(task, parts)
+    return Report(task, leaderboard, frame, history, trained, tuple(notes), instead, calibrations, tuple(failures))
 
 
 def _check_positions(parts: Parts, task: Task) -> list[np.ndarray]:
@@ -292,8 +320,8 @@ def validated(trained: Trained, task: Task, parts: Parts) -> list[Rows]:
         TaskError: what should be known ahead is not.
     """
     positions = _check_positions(parts, task)
-    if trained.model.signature.future:
-        _refuse_missing_ahead(task, parts.validation, positions)
+    if trained.model.signature.future and (lacking := _lack_ahead(task, parts.validation, positions)):
+        raise TaskError(next(iter(lacking.values())))
     return trained_pass(trained, parts.validation, positions)
 
 

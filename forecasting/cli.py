@@ -356,7 +356,7 @@ def train(
         again = f" Go on with: --resume {last}" if last.exists() else ""
         _say(f"interrupted: no bundle was written to {out}.{again}")
         raise typer.Exit(1) from None
-    for note in report.notes[len(dataset.notes) :]:
+    for note in (*report.notes[len(dataset.notes) :], *report.failures):
         _say(f"note: {note}")
     if as_json:
         _print_json({"bundle": str(out), "card": card})
@@ -435,11 +435,15 @@ def backtest(
     write_report(report, out, dataset=dataset.name, seed=seed, settings=dict(chosen))
     for note in report.notes[len(dataset.notes) :]:
         _say(f"note: {note}")
+    for why in report.failures:
+        _say(f"error: {why}")
     if as_json:
         _print_json({"out": str(out), "leaderboard": report.leaderboard.to_dict("records")})
-        return
-    print_leaderboard(report.leaderboard)
-    typer.echo(f"\n{out}: leaderboard.csv, forecasts.parquet. See them: mnemo dashboard --out {out}")
+    else:
+        print_leaderboard(report.leaderboard)
+        typer.echo(f"\n{out}: leaderboard.csv, forecasts.parquet. See them: mnemo dashboard --out {out}")
+    if report.failures:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: mnemo forecast --bundle bundles/sp500 --data sp500 --out forecasts.parquet")

@@ -106,7 +106,7 @@ def select(
     board = report.leaderboard
     column, best = JUDGED_BY[task.kind], str(board["model"][0])
     figures = ", ".join(f"{name} {value:.4g}" for name, value in zip(board["model"], board[column], strict=True))
-    left_out = "".join(f" {note}" for note in report.notes if " is left out: " in note)
+    left_out = "".join(f" {failure}" for failure in report.failures)
     left_out += "".join(f" {name} is left out: a fit takes seconds a series; name it to try it." for name in costly)
     return best, f"auto chose {best} by {column} on validation: {figures}.{left_out}"
 

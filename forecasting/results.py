@@ -103,7 +103,7 @@ def write_report(
         "seed": seed,
         "settings": settings,
         "substituted": {str(n): {"series": int(s), "forecasts": int(f)} for n, s, f in instead.itertuples()},
-        "notes": list(report.notes),
+        "notes": [*report.notes, *report.failures],
         "bundle": bundle,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }

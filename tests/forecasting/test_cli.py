@@ -743,6 +743,24 @@ def test_train_until_learns_nothing_after_and_is_judged_on_what_follows(place):
     assert said.out.splitlines()[-1].startswith("naive -> deep/er/b (figures on test; see ")
 
 
+def test_a_backtest_finishes_the_models_that_can_be_fitted_and_says_which_could_not(place):
+    """A constant has no slope to fit: that is no matter to the other models of an hour's run."""
+    table = sales()
+    table.loc[table["unique_id"] == table["unique_id"].iloc[0]].assign(y=7.0).to_csv("flat.csv", index=False)
+    asked = ["backtest", "--data", "flat.csv", "--horizon", 3, "--out", "run", "--no-calibrate", "--model"]
+    said = mnemo(*asked, "theta,drift,sktime:ThetaForecaster")
+    assert said.code == 1
+    assert "error: theta is left out: theta could be fitted to none of 1 series" in said.err
+    board = pd.read_csv("run/leaderboard.csv")
+    assert {"drift", "naive", "sktime:ThetaForecaster"} <= set(board["model"])
+    assert "theta" not in set(board["model"])
+    run = json.loads(Path("run/run.json").read_text())
+    assert any(note.startswith("theta is left out") for note in run["notes"])
+    alone = mnemo(*asked, "theta")
+    assert alone.code == 2
+    assert "theta could be fitted to none of 1 series" in alone.err
+
+
 def test_train_auto_says_what_it_chose_and_takes_settings_of_any_model(place):
     asked = ["--model", "auto", "--horizon", 3, "--out", "b", *SMALL, "--set", "lags=8"]
     said = done("train", "--data", "sales.csv", *asked)

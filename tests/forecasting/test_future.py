@@ -1,6 +1,7 @@
 """Covariates known ahead through the whole house: judged, bundled, streamed, by command and by sktime."""
 
 import io
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -102,12 +103,27 @@ def test_other_promotions_after_the_cutoff_change_its_forecast_by_their_effect(t
     assert first[:, 2] == pytest.approx(20, rel=0.1)
 
 
-def test_a_covariate_that_is_missing_ahead_is_named_before_anything_is_trained(task):
+def test_a_series_of_which_a_covariate_is_missing_ahead_is_named_and_the_others_are_judged(task):
     frame = table()
     frame.loc[frame["ds"].eq("2020-02-20") & frame["unique_id"].eq("b"), "promotion"] = np.nan
-    with pytest.raises(TaskError, match=r"b: lacks promotion at 2020-02-20.*which should be known ahead"):
+    report = backtest(dataset(frame), ["components", "drift"], task, settings=LEVEL)
+    assert len(report.failures) == 1
+    assert re.match(r"b: lacks promotion at 2020-02-20, which should be known ahead", report.failures[0])
+    assert set(report.forecasts["unique_id"]) == {"a"}
+    assert report.leaderboard["n_series"].eq(1).all()
+    assert not backtest(dataset(frame), ["drift"], task).failures  # which takes none
+    frame.loc[frame["ds"].eq("2020-02-20"), "promotion"] = np.nan
+    with pytest.raises(TaskError, match=r"a: lacks promotion at 2020-02-20.*which should be known ahead"):
         backtest(dataset(frame), ["components"], task, settings=LEVEL)
-    backtest(dataset(frame), ["drift"], task)  # which takes none
+
+
+def test_a_report_says_which_covariates_a_model_does_not_take(task):
+    report = backtest(dataset(), ["components", "drift"], task, settings=LEVEL, calibrated=False, stride=4)
+    said = [note for note in report.notes if "left out: " in note]
+    assert said == [
+        "components: takes no covariates but those known ahead; left out: warm.",
+        "drift: takes no covariates; left out: warm, promotion.",
+    ]
 
 
 def test_a_covariate_that_is_missing_in_the_validation_part_leaves_the_quantiles_as_they_are(task):
