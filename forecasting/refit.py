@@ -5,6 +5,11 @@ takes a model. What it names has no step, so it is fitted anew at every cut-off,
 after; a bundle of it (`forecasting.refit_bundle`) is what has to be known to fit it again. A forecast
 that it cannot make is the seasonal naive one instead, and every such forecast is kept by name, with its reason.
 
+What is made of other estimators takes them as parameters, each as JSON that names its class and its parameters:
+
+    --model sktime:TransformedTargetForecaster
+    --set 'steps=[["trend", {"class": "Detrender"}], ["rest", {"class": "NaiveForecaster", "strategy": "mean"}]]'
+
 Shapes: N cut-offs of one series, T time, C channels, H horizon, Q quantiles, K classes.
 """
 
@@ -14,11 +19,12 @@ import difflib
 import importlib
 import json
 import re
+import sys
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,28 +68,61 @@ def find(name: str, task: Task) -> type[Any]:
     kind = KINDS.get(task.kind)
     if kind is None:
         raise TaskError(f"{name}: sktime models can forecast and classify here, not {task.kind}.")
-    module, _, short = name.removeprefix(PREFIX).rpartition(".")
-    if module:
-        try:
-            found = getattr(importlib.import_module(module), short)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise TaskError(
-                f"{name}: cannot be imported ({error}). Is the path right, and the package here?"
-            ) from error
-    else:
-        with _quiet():
-            from sktime.registry import all_estimators
-
-            known = dict(all_estimators(kind, return_names=True))
-        if short not in known:
-            near = difflib.get_close_matches(short, known, n=3, cutoff=0.5)
-            hint = f" Similar: {', '.join(near)}." if near else ""
-            raise TaskError(f"{name}: sktime has no {kind} of this name.{hint} Others go by their import path.")
-        found = known[short]
+    found = _named(name.removeprefix(PREFIX), kind, name)
     base = BaseForecaster if kind == "forecaster" else BaseClassifier
     if not (isinstance(found, type) and issubclass(found, base)):
         raise TaskError(f"{name}: is no sktime {kind}, which this task to {task.kind} needs.")
     return found
+
+
+def _named(path: str, kind: str | None, name: str) -> Any:
+    """What sktime ships under this name, of one kind or of any, or what an import path leads to.
+
+    Raises:
+        TaskError: there is none; `name` is what the error calls it.
+    """
+    module, _, short = path.rpartition(".")
+    if module:
+        try:
+            return getattr(importlib.import_module(module), short)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise TaskError(
+                f"{name}: cannot be imported ({error}). Is the path right, and the package here?"
+            ) from error
+    with _quiet():
+        from sktime.registry import all_estimators
+
+        known = dict(all_estimators(kind, return_names=True))
+    if short not in known:
+        near = difflib.get_close_matches(short, known, n=3, cutoff=0.5)
+        hint = f" Similar: {', '.join(near)}." if near else ""
+        raise TaskError(
+            f"{name}: sktime has no {kind or 'estimator'} of this name.{hint} Others go by their import path."
+        )
+    return known[short]
+
+
+def _made(value: Any) -> Any:
+    """A parameter with every {"class": ..., parameter: ...} in it made, however deep.
+
+    Raises:
+        TaskError: a class that is not here, or is no estimator.
+    """
+    if isinstance(value, list):
+        items = [_made(item) for item in value]
+        # Steps are pairs of a name and an estimator, and sktime insists on tuples.
+        pair = len(items) == 2 and isinstance(items[0], str) and hasattr(items[1], "get_params")
+        return tuple(items) if pair else items
+    if not isinstance(value, dict):
+        return value
+    parts = {key: _made(part) for key, part in value.items()}
+    if "class" not in parts:
+        return parts
+    path = str(parts.pop("class"))
+    found = _named(path, None, path)
+    if not (isinstance(found, type) and hasattr(found, "get_params")):
+        raise TaskError(f"{path}: is no estimator of sktime's or scikit-learn's.")
+    return found(**parts)
 
 
 def known_fields(name: str, task: Task) -> dict[str, Any]:
@@ -99,8 +138,9 @@ class RefitModel:
         """
         Args:
             settings: parameters of the class; text is read as JSON where it is that: 12, true, null, [1, 2], drift.
-                The task's season is given to a class with a parameter `sp`, and `seed` to one with a parameter
-                `random_state`, where nothing else is.
+                An estimator is {"class": its name or import path, and its own parameters}. The task's season is given
+                to a class with a parameter `sp`, and `seed` to one with a parameter `random_state`, where nothing else
+                is.
 
         Raises:
             TaskError: the class is not there, does not do the task, or refuses the parameters.
@@ -116,11 +156,13 @@ class RefitModel:
         try:
             with _quiet():
                 self.build()
+        except TaskError as error:
+            raise TaskError(f"{name}: {error}") from error
         except Exception as error:
             raise TaskError(f"{name}: cannot be made with {self.parameters}: {_reason(error)}") from error
 
     def build(self) -> Any:
-        return self.found(**self.parameters)
+        return self.found(**{parameter: _made(value) for parameter, value in self.parameters.items()})
 
     @property
     def config(self) -> dict[str, Any]:
@@ -273,9 +315,12 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[Counter[str]]:
-    """Counts what is warned of by its text, instead of printing it at every fit; deprecations are not our user's."""
+    """Counts what is warned of by its text, instead of printing it at every fit; deprecations are not our user's.
+
+    What is printed meanwhile, such as the epochs of a network, goes to stderr: results alone are for stdout.
+    """
     heard: Counter[str] = Counter()
-    with warnings.catch_warnings(record=True) as caught:
+    with redirect_stdout(sys.stderr), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield heard
         for warning in caught:

@@ -1,4 +1,5 @@
 import json
+import sys
 import warnings
 
 import numpy as np
@@ -9,8 +10,10 @@ from sktime.forecasting.theta import ThetaForecaster
 from data.frame import Channel, Dataset, Splits
 from data.panel import to_panel
 from forecasting.backtest import backtest
+from forecasting.pipeline import train_bundle
 from forecasting.refit import RefitModel
 from forecasting.results import find_results, write_report
+from forecasting.runtime import load_bundle
 from forecasting.task import Task, TaskError
 from forecasting.windows import Span
 
@@ -108,6 +111,59 @@ def test_a_forecaster_of_points_has_no_quantiles_and_says_so():
     assert forecasts_of(report, CROSTON)["q0.5"].isna().all()
     assert CROSTON not in report.calibrations
     assert any(note.startswith(f"{CROSTON}: forecasts points only") for note in report.notes)
+
+
+class Loud(ThetaForecaster):
+    """Prints at every fit, as networks of sktime's do."""
+
+    def _fit(self, y, X=None, fh=None):
+        sys.stdout.write("epoch 1")
+        return super()._fit(y, X, fh)
+
+
+def test_what_a_fit_prints_is_not_among_the_results(capsys):
+    run(sales(walk(40)), f"sktime:{__name__}.Loud", calibrated=False)
+    said = capsys.readouterr()
+    assert "epoch 1" not in said.out
+    assert "epoch 1" in said.err
+
+
+def test_a_forecaster_made_of_others_is_named_by_theirs():
+    steps = '[["trend", {"class": "Detrender"}], ["rest", {"class": "NaiveForecaster", "strategy": "mean"}]]'
+    y, piped = walk(40), "sktime:TransformedTargetForecaster"
+    rows = forecasts_of(run(sales(y), piped, settings={"steps": steps}, calibrated=False), piped)
+    (first,) = (part for cutoff, part in rows.groupby("cutoff") if cutoff == rows["cutoff"].min())
+    known = y[: list(pd.date_range("2001-01-01", periods=40, freq="MS")).index(first["cutoff"].iloc[0]) + 1]
+    t = np.arange(len(known) + 3)
+    line = np.polynomial.Polynomial.fit(t[:-3], known, 1)  # and the mean of what is left of it is 0
+    np.testing.assert_allclose(first["mean"], line(t[-3:]))
+
+
+def test_a_forecaster_on_a_regressor_of_scikit_learn_is_kept_in_a_bundle(tmp_path):
+    regressor = '{"class": "sklearn.linear_model.Ridge", "alpha": 0.5}'
+    settings = {"estimator": regressor, "window_length": 5}
+    data = sales(walk(40))
+    reducer = "sktime:RecursiveTabularRegressionForecaster"
+    _, card = train_bundle(data, reducer, Task.of(data), tmp_path / "b", settings=settings)
+    assert card["config"]["parameters"]["estimator"] == json.loads(regressor)
+    found = load_bundle(tmp_path / "b").forecast(data.frame)
+    assert found["substitute"].eq("").all()
+    assert found["mean"].notna().all()
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"class": "NaiveForecater"}, "sktime has no estimator of this name. Similar: NaiveForecaster"),
+        ({"class": "sklearn.linear_model.Rigde"}, "cannot be imported"),
+        ({"class": "pathlib.Path"}, "pathlib.Path: is no estimator"),
+        ({"class": "NaiveForecaster", "strategie": "mean"}, "unexpected keyword argument 'strategie'"),
+    ],
+)
+def test_a_part_that_is_not_there_is_named(part, message):
+    data = sales(walk(40))
+    with pytest.raises(TaskError, match=message):
+        RefitModel("sktime:NaiveVariance", Task.of(data), {"forecaster": part})
 
 
 def test_a_series_it_cannot_be_fitted_on_is_forecast_by_naive_and_named(tmp_path):
