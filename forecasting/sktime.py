@@ -276,8 +276,7 @@ class MnemoForecaster(BaseForecaster):
         frame = frame[~known | (frame[TIME] > frame[ID].map(ends).fillna(frame[TIME]))]
         if not len(frame):
             return self
-        everyone = _last_times(frame)
-        failures = self._unreadable(frame, ends)
+        whole, failures = frame, self._unreadable(frame, ends)
         frame = frame[~frame[ID].isin(failures)]
         # The grid of what is new begins at a series' last step, so that a gap after it becomes masked steps.
         names = [name for name in frame[ID].unique() if name in ends]
@@ -295,11 +294,10 @@ class MnemoForecaster(BaseForecaster):
             raise TaskError(f"{self._source}: {next(f'{name}: {why}' for name, why in failures.items())}.")
         streams.update(panel)
         self._leave_out(failures)
-        self._unread = {
-            name: everyone.get(name, end)
-            for name, end in (self._unread | dict.fromkeys(failures)).items()
-            if name not in streams.rows
-        }
+        if failures or self._unread:
+            now = _last_times(whole)
+            left = {name: now.get(name, self._unread.get(name)) for name in self._unread | failures}
+            self._unread = {name: end for name, end in left.items() if name not in streams.rows}
         new = instances_of(y.index)
         if self._instances is not None and new is not None:
             self._instances = self._instances.append(new).unique()

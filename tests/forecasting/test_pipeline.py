@@ -198,7 +198,8 @@ def test_auto_takes_the_best_on_validation_and_says_so(three_models, tmp_path, m
     board = pipeline.compare(inside, ["gru"], task, settings=settings).leaderboard
     best = board["model"][0]
     figures = ", ".join(f"{name} {mase:.4g}" for name, mase in zip(board["model"], board["mase"], strict=True))
-    assert report.notes == (f"auto chose {best} by mase on validation: {figures}.",)
+    chosen = f"auto chose {best} by mase on validation: {figures}."
+    assert report.notes == (chosen, "ridge: takes no covariates; left out: load.")
     assert card["name"] == best == "ridge"
     assert {row["on"] for row in card["metrics"]} == {"test"}
 
