@@ -194,10 +194,11 @@ class MnemoForecaster(BaseForecaster):
         self.failures_: dict[str, str] = {}
         frame = self._frame(y, X)
         channels = tuple(Channel(str(name), "") for name in frame.columns[2:])
-        self._unread = _last_times(frame)
+        whole = frame
         frame, _ = check_frame(frame, source=self._source, task="forecast", channels=channels, leave_out_empty=True)
-        for name in frame[ID].unique():
-            del self._unread[name]
+        read = set(frame[ID].unique())
+        empty = [name for name in self._names() if name not in read]
+        self._unread = _last_times(whole[whole[ID].isin(empty)]) if empty else {}
         self._leave_out(dict.fromkeys(self._unread, MISSING))
         step = self._clock.step or infer_freq(frame, self._source)
         season = self.season or (self._clock.season if self._clock.step else default_season(step))
@@ -358,7 +359,7 @@ class MnemoForecaster(BaseForecaster):
         """Quantiles (N * F, Q) and their index, series after series as `fit` saw them."""
         streams = self.streams_
         horizon = streams.model.signature.horizon
-        names = [self._name(instance) for instance in ([()] if self._instances is None else self._instances)]
+        names = self._names()
         read = np.array([name in streams.rows for name in names])
         rows = np.array([streams.rows[name] for name in names if name in streams.rows])
         ends = np.empty(len(names), streams.ends.dtype)
@@ -492,6 +493,10 @@ class MnemoForecaster(BaseForecaster):
             known = X if X.index.equals(y.index) else X.reindex(y.index)
             columns |= {f"X[{name}]": known[name].to_numpy(dtype="float64") for name in X.columns}
         return pd.DataFrame(columns)
+
+    def _names(self) -> list[str]:
+        """The unique_id of every series, in the order of a forecast."""
+        return [self._name(instance) for instance in ([()] if self._instances is None else self._instances)]
 
     def _name(self, instance: Any) -> str:
         """The unique_id of an instance: the levels of its index, joined; () is a single series."""
