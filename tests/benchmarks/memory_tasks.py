@@ -33,6 +33,7 @@ from functools import cache
 from typing import Any, Literal
 
 import torch
+from bench_memory_endurance import BESIDE
 from figures import machine, table
 from recall_data import (
     CHANCE,
@@ -52,11 +53,11 @@ from torch.nn.functional import cross_entropy, mse_loss
 from models.attention import AttentionBackbone, AttentionConfig
 from models.memory import MEMORIES
 from models.memory.backbone import Inner, MemoryBackbone, MemoryConfig
-from models.memory.hybrid import ContextConfig, MacBackbone, MagBackbone, MalBackbone, WindowConfig
+from models.memory.hybrid import WindowConfig
 from models.memory.titans import LMM
 from models.recurrent import Recurrent, RecurrentConfig
 
-INNER = MEMORIES | dict.fromkeys(("titans-mac", "titans-mag", "titans-mal"), LMM)
+INNER = MEMORIES | dict.fromkeys(BESIDE, LMM)
 Task = Callable[[int, int, torch.Generator], Trials]  # (length, trials, random)
 SLOW = "all but atlas unless named: an orthogonalised step per token takes it as long as all others together"
 BASELINES = ("gru", "lstm", "attention")
@@ -100,12 +101,12 @@ def backbone(name: str, size: Size) -> nn.Module:
             "feed_forward": 0,
             "chunk": size.chunk,
         }
-        if name == "titans-mac":
-            return MacBackbone(EMBED, ContextConfig(**shape))
-        if name in MEMORIES:
+        if name not in BESIDE:
             return MemoryBackbone(EMBED, MemoryConfig(**shape), inner)
-        beside = MagBackbone if name == "titans-mag" else MalBackbone
-        return beside(EMBED, WindowConfig(**shape, window=size.window))
+        kind, config = BESIDE[name]
+        if issubclass(config, WindowConfig):
+            shape["window"] = size.window
+        return kind(EMBED, config(**shape))  # type: ignore[call-arg]
     if name == "attention":
         attention = AttentionConfig(
             width=size.width, heads=ATTENTION_HEADS, blocks=max(size.blocks, 2), feed_forward=0, window=size.window
