@@ -102,7 +102,9 @@ class LinearGaussian(StepModel, Local):
         mean, deviation = self.outlook(state)
         if future is not None:
             mean = mean + self.explained(future, state)
-        return mean[..., None] + deviation[..., None] * self.normal
+        # Levels come first until the end: over a last axis of five both runtimes are ten times slower.
+        levels = self.normal.reshape(-1, *[1] * mean.dim())
+        return (mean + deviation * levels).movedim(0, -1)
 
 
 def _normal_quantiles(signature: Signature) -> Tensor:

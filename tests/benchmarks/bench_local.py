@@ -2,7 +2,7 @@
 
     MNEMO_DATA_DIR=... python -m tests.benchmarks.bench_local [equal] [fit] [update] [settle]
         [--models ets,arima,theta,ces] [--sets m4/hourly,tourism/monthly,tourism/yearly,m3/monthly]
-        [--every N] [--repeats N]
+        [--every N] [--repeats N] [--orders N]
 
 equal: on every N-th series of each set, in float64: the largest difference of the point forecast and of the bounds of
     the 80 and 95 % intervals, relative to the series' largest bound, at the fit's end and after further points, against
@@ -10,7 +10,8 @@ equal: on every N-th series of each set, in float64: the largest difference of t
     back and streamed; the others have fewer in their tests, all of which are. Rows are by form. The tolerance is 1e-6:
     both sides compute the same recursions in float64, whose rounding (1e-16 a step) a filter that forgets does not let
     grow, and one of CES that does not by its root to the power of the steps, at most 1.1^100 = 1e4; the deviations of
-    theta and CES divide differences of means by their size, which costs 1e-16 times that ratio again.
+    theta and CES divide differences of means by their size, which costs 1e-16 times that ratio again. --orders N lets
+    ARIMA choose among orders up to N alone, on both sides: a search over all takes minutes a series of M4 hourly.
 fit: M3 monthly by the library directly and by `fit_series`: processor seconds of one process, and wall seconds on all
     cores beside the library's own (`StatsForecast(n_jobs=-1).fit`), each the median of the repeats, taken in turn.
 update: one observation for 10,000 monthly ETS models, states in to quantiles out, in torch and in onnxruntime, beside
@@ -33,7 +34,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -48,17 +49,15 @@ from forecasting.export import export_bundle
 from forecasting.runtime import load_bundle
 from forecasting.task import Task
 from models.arima import Arima
-from models.ces import Ces
+from models.catalog import build
 from models.contract import Fits, Signature, State
 from models.ets import Ets
 from models.linear_gaussian import LinearGaussian, fit_each
-from models.theta import Theta
 from tests.benchmarks.figures import machine, table
 from tests.benchmarks.local_peers import FILTERS, LIBRARY, Values, fit, form_of
 
 MANY = 10_000
 LEVELS = (0.025, 0.1, 0.5, 0.9, 0.975)
-MODELS: dict[str, type[LinearGaussian]] = {"ets": Ets, "arima": Arima, "theta": Theta, "ces": Ces}
 TOLERANCE = 1e-6
 
 
@@ -93,16 +92,19 @@ SETS = {
 }
 
 
-def equal(name: str, place: str, every: int) -> None:
+def equal(name: str, place: str, every: int, orders: int | None) -> None:
     collection = SETS[place]
+    limited = name == "arima" and orders is not None
+    own = dict.fromkeys(("max_p", "max_q", "max_seasonal_p", "max_seasonal_q"), orders) if limited else {}
+    limits = {field.replace("seasonal_p", "P").replace("seasonal_q", "Q"): most for field, most in own.items()}
     everyone = collection.series(every)
     past = {key: values for key, (values, _) in everyone.items()}
     further = [len(more) for _, more in everyone.values()]
-    model = MODELS[name](collection.signature).double()
+    model = cast(LinearGaussian, build(name, collection.signature, **own)).double()
     began = time.perf_counter()
     fits = model.fit_series(past)
     seconds = time.perf_counter() - began
-    libraries, _ = fit_each(partial(fit, name, collection.season), {key: past[key] for key in fits.series})
+    libraries, _ = fit_each(partial(fit, name, collection.season, limits), {key: past[key] for key in fits.series})
     print(
         f"\n{name} on {place}: {len(fits.series)} of {len(past)} series fitted in {seconds:.0f} s; "
         f"{min(further)} to {max(further)} further points"
@@ -148,7 +150,7 @@ def fitting(name: str, every: int, repeats: int) -> None:
     past = {key: values for key, (values, _) in collection.series(every).items()}
     rows = [pd.DataFrame({"unique_id": key, "ds": np.arange(len(y)), "y": y}) for key, y in past.items()]
     frame = pd.concat(rows, ignore_index=True)
-    model = MODELS[name](collection.signature).double()
+    model = cast(LinearGaussian, build(name, collection.signature)).double()
 
     def alone() -> None:
         with warnings.catch_warnings():
@@ -264,6 +266,9 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(SETS), help="of equal")
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument(
+        "--orders", type=int, help="the largest that ARIMA may choose, of equal; its own limits without"
+    )
     options = parser.parse_args()
     unknown = set(options.parts) - {"equal", "fit", "update", "settle"}
     if unknown:
@@ -273,7 +278,7 @@ def main() -> None:
     for name in options.models.split(","):
         if "equal" in options.parts:
             for place in options.sets.split(","):
-                equal(name, place, options.every)
+                equal(name, place, options.every, options.orders)
         if "fit" in options.parts:
             fitting(name, options.every, options.repeats)
     if "update" in options.parts:

@@ -11,7 +11,7 @@ Shapes: T time, H horizon, m season.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,9 +30,9 @@ LIBRARY: dict[str, Any] = {"ets": AutoETS, "arima": AutoARIMA, "theta": AutoThet
 Z95 = 1.959963984540054
 
 
-def fit(name: str, season: int, values: Values) -> dict[str, Any]:
-    """The library's fitted model, as it keeps it."""
-    return {"model": LIBRARY[name](season_length=season).fit(values).model_}
+def fit(name: str, season: int, limits: Mapping[str, int], values: Values) -> dict[str, Any]:
+    """The library's fitted model, as it keeps it; limits: the largest orders of an ARIMA, by the library's names."""
+    return {"model": LIBRARY[name](season_length=season, **limits).fit(values).model_}
 
 
 def form_of(name: str, found: dict[str, Any]) -> str:
