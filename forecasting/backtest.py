@@ -44,6 +44,7 @@ from models.catalog import build, entry, field_defaults
 from models.contract import ModelError
 
 ALWAYS = ("naive", "ridge")
+MANY_SERIES = 100  # from how many on the last horizon of each is enough to calibrate a model on that is fitted to each
 CALIBRATION_SCORES = 200_000  # outcomes of the validation part that a calibration rests on at most
 
 
@@ -303,8 +304,25 @@ def _check(
         return trained.forecast(parts.validation, last, lambda: fallback).rows
     if trained.states is not None:
         model_settings, training = parse_settings(trained.name, settings)
+        parts = _held_back(parts, task)
         trained = fit_local(trained.name, task, replace(parts, validation=[]), model_settings, training.threads)
     return validated(trained, task, parts)
+
+
+def _held_back(parts: Parts, task: Task) -> Parts:
+    """The parts for a calibration of models that are fitted per series: where there are many series, one horizon each.
+
+    What a fit says of its errors is true of its own time: parameters that are older by much of a series' past, or come
+    of much less of it, give narrower intervals beside the errors than those that will be issued.
+    """
+    if len(parts.validation) < MANY_SERIES:
+        return parts
+    begins = {span.series.unique_id: span.end - task.horizon for span in parts.validation}
+    return replace(
+        parts,
+        train=[replace(span, end=begins.get(span.series.unique_id, span.end)) for span in parts.train],
+        validation=[replace(span, begin=begins[span.series.unique_id]) for span in parts.validation],
+    )
 
 
 def _shared(members: Sequence[Sequence[Rows]]) -> list[list[Rows]]:

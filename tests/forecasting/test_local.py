@@ -15,6 +15,7 @@ from data.panel import to_panel
 from forecasting.backtest import backtest, compare
 from forecasting.bundle import BundleError
 from forecasting.cli import app
+from forecasting.conformal import calibrate
 from forecasting.export import ExportError, FittedSeries, export_bundle
 from forecasting.passes import cutoff_positions, local_pass
 from forecasting.pipeline import select, train_bundle
@@ -236,6 +237,28 @@ def test_none_that_can_be_fitted_is_an_error(task):
 def test_there_is_nothing_to_resume(task, parts, tmp_path):
     with pytest.raises(TaskError, match="nothing to resume"):
         fit_model("ets", task, parts, resume=tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize("count", [99, 100])
+def test_among_many_series_a_fit_is_calibrated_on_what_follows_it_at_once(count):
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=(count, 29)).cumsum(1)
+    pieces = [pd.DataFrame({"unique_id": f"s{row:03}", "ds": np.arange(29), "y": y}) for row, y in enumerate(values)]
+    channels = (Channel("y", ""),)
+    data = Dataset("many", pd.concat(pieces), "forecast", channels, 1, 1, 2, Splits(test_size=2), "y", ())
+    task, panel = Task.of(data), to_panel(data)
+    parts = split(data, panel, task)  # validation is 21 to 26, test 27 and 28
+    found = compare(parts, ["theta"], task).calibrations["theta"]
+    if count < 100:  # the parameters of 22 values for three horizons of each
+        fitted, chosen = fit_local("theta", task, replace(parts, validation=[]), {}), [22, 24]
+    else:  # those of 25 for the last
+        late = replace(parts, train=[replace(span, end=25) for span in parts.train], validation=[])
+        fitted, chosen = fit_local("theta", task, late, {}), [24]
+    rows = local_pass(fitted, parts.validation, [np.array(chosen)] * count)
+    actual = [row.span.series.values[row.positions[:, None] + [1, 2], 0] for row in rows]
+    expected = calibrate(np.concatenate(actual), np.concatenate([row.values for row in rows]), task.quantiles)
+    assert found.scores == count * 2 * len(chosen)
+    np.testing.assert_allclose(found.factors, expected.factors)
 
 
 # The bundle.
