@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import gc
 import io
 import json
 import logging
@@ -22,7 +24,7 @@ import math
 import os
 import platform
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import packages_distributions, version
@@ -577,7 +579,7 @@ def libraries(model: StepModel) -> dict[str, str]:
     """Versions of what computed a bundle, and of what fitted its model."""
     import onnxruntime
 
-    packages = packages_distributions()[model.library][:1] if model.library else []
+    packages = _packages()[model.library][:1] if model.library else []
     return {package: version(package) for package in packages} | {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -585,6 +587,12 @@ def libraries(model: StepModel) -> dict[str, str]:
         "onnxruntime": onnxruntime.__version__,
         "numpy": np.__version__,
     }
+
+
+@functools.cache
+def _packages() -> Mapping[str, list[str]]:
+    """Module -> packages that bring it; to ask reads what every installed package says of itself."""
+    return packages_distributions()
 
 
 def use_of(task: Task) -> str:
@@ -615,13 +623,20 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on its own internals and on packages that are not installed."""
+    """Without the exporter's remarks on its own internals and on packages that are not installed.
+
+    And without the collector of cyclic garbage: the exporter makes millions of objects that live until its end, which
+    it would look through again and again, and find nothing.
+    """
     logger = logging.getLogger("torch.onnx")
-    level = logger.level
+    level, collects = logger.level, gc.isenabled()
     logger.setLevel(logging.ERROR)
+    gc.disable()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)
+        if collects:
+            gc.enable()

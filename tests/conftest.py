@@ -1,6 +1,9 @@
 """What all tests share: threads, the profile of the property-based tests, and which tests one process runs together."""
 
+import gc
 import os
+from collections.abc import Iterator
+from functools import cache, partial
 
 # Before torch or numpy is imported: with two test processes on two cores, more threads only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,3 +24,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         case = parameters.get("case", parameters.get("exported"))
         model = f" {case.name}" if item.path.name == "test_contract.py" and case is not None else ""
         item.add_marker(pytest.mark.xdist_group(item.path.name + model))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now lives to the end: the collector of garbage need not look through it again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_exports() -> Iterator[None]:
+    """Some hundred bundles are exported, and no test looks at how exactly the latency on their cards was measured.
+
+    What the exporter knows of torch's operations is the same at every export; to read it anew takes as long as a small
+    graph.
+    """
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    from forecasting import export
+    from forecasting.certificate import certify
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "certify", partial(certify, steps=200))
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
+        yield

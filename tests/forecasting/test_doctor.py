@@ -1,6 +1,7 @@
 import importlib.metadata
 import json
 import sys
+from functools import cache
 
 import onnxruntime
 import pytest
@@ -11,6 +12,13 @@ from forecasting import doctor
 from forecasting.cli import app
 
 VERSION = doctor._version
+BRIDGE = cache(doctor._bridge)
+
+
+@pytest.fixture
+def one_bridge(monkeypatch):
+    """The bridge's room is asked, in a process of its own, once for the tests that are about something else."""
+    monkeypatch.setattr(doctor, "_bridge", BRIDGE)
 
 
 def row(what: str) -> dict:
@@ -33,7 +41,7 @@ def test_everything_that_is_needed_works_here_and_is_named_with_its_version():
     assert rows["training on GPU"]["works"] == ("yes" if torch.cuda.is_available() else "absent")
 
 
-def test_a_package_that_is_missing_is_said_with_a_remedy_and_exit_code_1(monkeypatch):
+def test_a_package_that_is_missing_is_said_with_a_remedy_and_exit_code_1(one_bridge, monkeypatch):
     installed(monkeypatch, statsmodels=None)
     assert row("statsmodels") == {
         "what": "statsmodels",
@@ -48,7 +56,7 @@ def test_a_package_that_is_missing_is_said_with_a_remedy_and_exit_code_1(monkeyp
     assert json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
 
 
-def test_two_packages_in_one_folder_are_a_fault_and_so_is_none(monkeypatch):
+def test_two_packages_in_one_folder_are_a_fault_and_so_is_none(one_bridge, monkeypatch):
     installed(monkeypatch, onnxruntime="1.23.0", onnxruntime_gpu="1.23.0")
     assert row("onnxruntime")["works"] == "no"
     assert row("onnxruntime")["remedy"] == "uninstall one: onnxruntime and onnxruntime-gpu share a folder"
@@ -59,7 +67,7 @@ def test_two_packages_in_one_folder_are_a_fault_and_so_is_none(monkeypatch):
 
 
 @pytest.mark.parametrize(("module", "what"), [("torch", "training"), ("onnxruntime", "inference")])
-def test_a_library_that_does_not_load_is_a_row_not_a_traceback(monkeypatch, module, what):
+def test_a_library_that_does_not_load_is_a_row_not_a_traceback(one_bridge, monkeypatch, module, what):
     monkeypatch.setitem(sys.modules, module, None)
     found = row(what)
     assert found["works"] == "no"
@@ -67,7 +75,7 @@ def test_a_library_that_does_not_load_is_a_row_not_a_traceback(monkeypatch, modu
     assert found["remedy"] == "make install"
 
 
-def test_a_gpu_is_named_only_where_a_device_is_seen(monkeypatch):
+def test_a_gpu_is_named_only_where_a_device_is_seen(one_bridge, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     assert row("training on GPU") == {
@@ -80,7 +88,7 @@ def test_a_gpu_is_named_only_where_a_device_is_seen(monkeypatch):
     assert row("inference on GPU")["works"] == "absent"
 
 
-def test_data_sets_that_are_missing_are_no_fault_but_said(monkeypatch):
+def test_data_sets_that_are_missing_are_no_fault_but_said(one_bridge, monkeypatch):
     monkeypatch.delenv("MNEMO_DATA_DIR", raising=False)
     found = row("data sets")
     assert found["works"] == "yes"
