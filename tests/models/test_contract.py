@@ -408,18 +408,24 @@ def check_rows(model: StepModel, example: Example, tolerance: float) -> None:
     x, mask = example.tensors(model.signature)
     ahead = example.ahead(model.signature)
     expected, after = model.scan(x, mask, model.initial_state(len(x)), *ahead)
-    usual = {name: value.abs() for name, value in after.items()}
-    if model.streams:
-        usual = steps_of(model, x, mask, ahead)[2]
+    ended = {name: 0.9 * value.abs() for name, value in after.items()}  # 0.9: never more than what it has had
+
+    def assert_same(state: State, which: Tensor, what: str) -> None:
+        try:
+            assert_states(state, take(after, which), take(ended, which), tolerance, what)
+        except AssertionError:  # a state that was larger on the way has the rounding of that; to know it takes T steps
+            usual = steps_of(model, x, mask, ahead)[2] if model.streams else {k: v.abs() for k, v in after.items()}
+            assert_states(state, take(after, which), take(usual, which), tolerance, what)
+
     order = torch.from_numpy(np.random.default_rng(example.seed).permutation(len(x)))
     found, state = model.scan(x[order], mask[order], model.initial_state(len(x)), *(known[order] for known in ahead))
     assert_predictions(found, expected[order], model.signature, tolerance, "series in another order")
-    assert_states(state, take(after, order), take(usual, order), tolerance, "series in another order")
+    assert_same(state, order, "series in another order")
     for row in range(len(x)):
         one = torch.tensor([row])
         found, state = model.scan(x[one], mask[one], model.initial_state(1), *(known[one] for known in ahead))
         assert_predictions(found, expected[one], model.signature, tolerance, f"series {row} alone")
-        assert_states(state, take(after, one), take(usual, one), tolerance, f"series {row} alone")
+        assert_same(state, one, f"series {row} alone")
     if not model.streams or x.shape[1] < 2:
         return
     cut = example.split
