@@ -24,6 +24,15 @@ from models.blocks import Blocks, PatchEmbedding
 from models.contract import Inside, ModelError, State
 
 SMALLEST_BLOCK = 16  # queries of a block of the scan: fewer would be many small products
+MOST_TOKENS = 65_536  # that a token may see: every series keeps the keys and values of all of them in its state
+
+
+def check_window(name: str, tokens: int) -> None:
+    """Raise ModelError unless so many tokens may be seen."""
+    if not 1 <= tokens <= MOST_TOKENS:
+        raise ModelError(
+            f"{name} is at least 1 token{f' and at most {MOST_TOKENS}' if tokens > 1 else ''}, not {tokens}."
+        )
 
 
 @dataclass(frozen=True)
@@ -56,8 +65,7 @@ class AttentionConfig(TransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.window < 1:
-            raise ModelError(f"window is at least 1 token, not {self.window}.")
+        check_window("window", self.window)
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ class PatchConfig(TransformerConfig):
         super().__post_init__()
         if self.patch < 1 or self.patches < 1:
             raise ModelError(f"patch and patches are at least 1, got {self.patch} and {self.patches}.")
+        check_window("patch * patches", self.patch * self.patches)
 
 
 class SlidingWindowAttention(nn.Module):

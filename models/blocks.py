@@ -36,6 +36,30 @@ def shapes_of(state: State) -> Shapes:
     return {name: tuple(value.shape[1:]) for name, value in state.items()}
 
 
+def check_state(shapes: Shapes, state: State, batch: int) -> None:
+    """ModelError unless a network's state is of its configuration, and of so many series.
+
+    Plain Python, and sizes that a graph leaves open are not compared: nothing of the check enters a graph.
+    """
+    found = shapes_of(state)
+    differ = [
+        f"{name} is {found.get(name, 'absent')}, not {shape}"
+        for name, shape in shapes.items()
+        if found.get(name) != shape
+    ]
+    if differ:
+        raise ModelError(
+            f"the state is of another configuration: {'; '.join(differ[:3])}. "
+            "Start from initial_state, or build the model as it was."
+        )
+    rows = {value.shape[0] for value in state.values() if isinstance(value.shape[0], int)}
+    if isinstance(batch, int) and rows - {batch}:
+        raise ModelError(
+            f"the state is that of {min(rows - {batch})} series, the observations are of {batch}. A state has a row a "
+            "series: start from initial_state of as many, or take the rows that you step."
+        )
+
+
 def own_state(shapes: Shapes, state: State) -> State:
     """A backbone's part of a network's state; ModelError unless it is of its configuration.
 
@@ -140,6 +164,8 @@ class Blocks(nn.Module):
         self, form: Form, e: Tensor, state: State, present: Tensor | None, look: bool = False
     ) -> tuple[Tensor, State, Inside]:
         state = own_state(self.shapes, state)
+        if form == "scan" and e.shape[1] == 0:
+            return e.new_zeros(len(e), 0, self.features), state, {}
         present = torch.ones_like(e[..., 0]) if present is None else present
         # What is not present may be anything, NaN too; the mixers would carry it to later tokens.
         e = torch.where((present[..., None] > 0.5) | (e.abs() <= LARGEST), e, 0.0)

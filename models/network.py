@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softplus
 
+from models.blocks import check_state, shapes_of
 from models.contract import (
     Batch,
     Form,
@@ -197,6 +198,7 @@ class Network(StepModel, Trainable):
             self.skip = RidgeForecaster(signature, RidgeConfig(**own))
         self.register_buffer("target_mean", torch.zeros(()))
         self.register_buffer("target_std", torch.ones(()))
+        self._shapes = shapes_of(self.initial_state(1))
 
     def initial_state(self, batch: int) -> State:
         state = self.normaliser.initial_state(batch)
@@ -213,6 +215,8 @@ class Network(StepModel, Trainable):
         return self._run("step", x, mask, state)
 
     def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        if x.shape[1] == 0:
+            return x.new_zeros(len(x), 0, *self.signature.prediction_shape), state
         return self._run("scan", x, mask, state)
 
     def last(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
@@ -249,6 +253,7 @@ class Network(StepModel, Trainable):
 
         `learn`: see `RidgeForecaster.read_lags`.
         """
+        check_state(self._shapes, state, x.shape[0])
         seen, after = getattr(self.normaliser, form)(x, mask, state)
         e = self.embed(torch.cat([seen.level, seen.change, seen.present], -1))
         lags = None

@@ -25,6 +25,8 @@ from models.memory.chunks import chunked
 from models.memory.core import Look, Rule, Tokens, anchor_weights, frozen, initial_state, read, step
 
 MEMORY = ("learns", "frozen", "off")
+LARGEST_RATE, LARGEST_RADIUS = 1e6, 1e9
+LONGEST_KERNEL = 65_536
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,13 @@ class MemoryConfig:
             )
         if not 0 < self.rate < math.inf or not 0 < self.radius < math.inf:
             raise ModelError(f"rate and radius are finite and above 0, not {self.rate} and {self.radius}.")
+        if self.rate > LARGEST_RATE or not 1 / LARGEST_RADIUS <= self.radius <= LARGEST_RADIUS:
+            raise ModelError(
+                f"rate is at most {LARGEST_RATE:g}, and radius lies between {1 / LARGEST_RADIUS:g} and "
+                f"{LARGEST_RADIUS:g}, whose squares float32 can hold; got {self.rate} and {self.radius}."
+            )
+        if self.kernel > LONGEST_KERNEL:
+            raise ModelError(f"kernel is at most {LONGEST_KERNEL} tokens, not {self.kernel}.")
 
 
 class CausalConvolution(nn.Module):
@@ -179,6 +188,11 @@ class MemoryLayer(nn.Module):
         self.features = Polynomial(self.head, inner.degree) if inner.degree > 1 else None
         self.inputs = self.features.features if self.features else self.head
         self.residual = self.rule.depth > 0
+        if self.residual and self.head == 1:
+            raise ModelError(
+                f"{heads} heads of a width of {width} leave one value to a head, whose norm is 0 whatever it is: this "
+                "memory would never learn. Take fewer heads or a larger width."
+            )
         if self.rule.optimiser == "muon":
             together = float(self.rule.chunk)
         elif self.rule.depth == 0 and self.rule.bias == "dot":

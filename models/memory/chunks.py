@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from models.contract import ModelError, State
+from models.contract import State
 from models.memory.core import (
     Look,
     Rule,
@@ -29,6 +29,8 @@ from models.memory.core import (
     map_tokens,
     memory_answer,
     muon_step,
+    nothing,
+    refuse_longer_chunk,
     weights_of,
 )
 from models.memory.dual import ROWS, Read, Streams, band, coefficients, cut, decays, dual_read
@@ -39,17 +41,15 @@ def chunked(rule: Rule, tokens: Tokens, state: State, look: bool = False) -> tup
 
     Series that stand at different positions of a chunk run apart.
     """
+    if tokens.key.shape[2] == 0:
+        return nothing(tokens, state)
     offset = 0
-    if rule.chunk > 1:
+    if rule.chunk > 1 and len(state["position"]):
         position = state["position"][:, 0]
         if bool((position != position[0]).any()):
             return _grouped(rule, tokens, state, look)
         offset = int(position[0].item())
-        if offset >= rule.chunk:
-            raise ModelError(
-                f"the state stands at token {offset} of a chunk, the chunks of this memory have {rule.chunk}: "
-                "it comes from a memory with longer chunks; start from initial_state, or set chunk as it was."
-            )
+        refuse_longer_chunk(rule, offset)
     complete = bool((tokens.present > 0.5).all())
     streams = _streams(rule, tokens if complete else effective(tokens), state)
     layers = sum(name.startswith("memory") for name in state)

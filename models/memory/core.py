@@ -344,6 +344,15 @@ def frozen(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, Look]:
     return read(rule, weights, tokens.query, tokens.query_residual), look
 
 
+def refuse_longer_chunk(rule: Rule, position: float) -> None:
+    """Raise ModelError where a state stands at a place that this memory's chunks do not have."""
+    if position >= rule.chunk:
+        raise ModelError(
+            f"the state stands at token {position:g} of a chunk, the chunks of this memory have {rule.chunk}: "
+            "it comes from a memory with longer chunks; start from initial_state, or set chunk as it was."
+        )
+
+
 def step(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, Look]:
     """One token: the definition. Tokens without T; returns the answer (B, P, V), the next state, and a look inside.
 
@@ -351,6 +360,8 @@ def step(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, Look]
     multiplied before matrices, and the rate goes into the gradients' inputs.
     """
     tokens = effective(tokens)
+    if rule.chunk > 1 and len(state["position"]) and not torch.compiler.is_compiling():
+        refuse_longer_chunk(rule, state["position"].max().item())
     layers = sum(name.startswith("memory") for name in state)
     accumulators = [state[f"memory{layer}"] for layer in range(layers)]
     momenta = [state[f"momentum{layer}"] for layer in range(layers)] if rule.has_momentum else []
@@ -449,8 +460,15 @@ def tokens_at(tokens: Tokens, place: int | slice) -> Tokens:
     return map_tokens(tokens, lambda part: part[:, :, place])
 
 
+def nothing(tokens: Tokens, state: State) -> tuple[Tensor, State, Look]:
+    """What no tokens give: no answers, and the state as it was."""
+    return tokens.value.clone(), dict(state), Look(tokens.keep.clone(), tokens.keep.clone())
+
+
 def sequential(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, Look]:
     """`step` in a loop: answers (B, P, T, V)."""
+    if tokens.key.shape[2] == 0:
+        return nothing(tokens, state)
     answers, looks = [], []
     for t in range(tokens.key.shape[2]):
         answer, state, look = step(rule, tokens_at(tokens, t), state)

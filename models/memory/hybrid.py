@@ -36,7 +36,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from models.attention import SlidingWindowAttention
+from models.attention import SlidingWindowAttention, check_window
 from models.blocks import part, prefixed
 from models.contract import Form, Inside, ModelError, State
 from models.memory.backbone import CausalConvolution, Inner, MemoryBackbone, MemoryConfig, MemoryLayer
@@ -66,8 +66,7 @@ class WindowConfig(ContextConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.window < 1:
-            raise ModelError(f"window is at least 1 token, not {self.window}.")
+        check_window("window", self.window)
 
 
 class MemoryAsContext(nn.Module):
@@ -80,6 +79,7 @@ class MemoryAsContext(nn.Module):
                 f"MAC cannot do with memory={config.memory}: it attends to what its memory has learned, a segment at a "
                 "time. Ablate titans-mag, titans-mal or titans-lmm."
             )
+        check_window("the chunk of MAC, a segment of its attention,", config.chunk)
         self.segment = config.chunk
         self.to_query = nn.Linear(config.width, config.width, bias=False)
         self.convolution = CausalConvolution(config.width, config.kernel)
@@ -110,9 +110,9 @@ class MemoryAsContext(nn.Module):
         offset = 0
         if self.segment > 1:
             position = state["memory.position"][:, 0]
-            if bool((position != position[0]).any()):
+            if bool((position != position[:1]).any()):
                 return self._grouped(x, present, state, look)
-            offset = int(position[0].item())
+            offset = int(position[0].item()) if len(position) else 0
         query, past = self.convolution.scan(self.to_query(x), part("query", state))
         first, steps = self.segment - offset, x.shape[1]
         ends = [*range(first, steps, self.segment), steps]

@@ -291,3 +291,28 @@ def test_it_learns_a_wave_that_the_naive_forecast_cannot():
     error = (predict(model, batch)[:, 20:, :, 4] - batch.target[:, 20:]).abs().mean()
     naive = (x[:, 20:] - batch.target[:, 20:]).abs().mean()
     assert error < 0.2 * naive
+
+
+@pytest.mark.parametrize("name", ["gru", "titans-lmm", "patch-transformer"])
+@pytest.mark.parametrize("form", ["step", "scan"])
+def test_a_state_of_other_series_or_of_another_network_is_refused(name, form):
+    model, x = build(name, Signature("forecast", channels=1, horizon=2)).eval(), torch.zeros(3, 4, 1)
+    x = x[:, 0] if form == "step" else x
+    for rows in (1, 2):
+        with pytest.raises(ModelError, match=f"the state is that of {rows} series, the observations are of 3"):
+            getattr(model, form)(x, torch.ones_like(x), model.initial_state(rows))
+    with pytest.raises(ModelError, match=r"of another configuration: norm.count is absent, not \(1,\)"):
+        getattr(model, form)(x, torch.ones_like(x), {})
+    other = build(name, Signature("forecast", channels=2, horizon=2)).initial_state(3)
+    with pytest.raises(ModelError, match=r"of another configuration: norm.count is \(2,\), not \(1,\)"):
+        getattr(model, form)(x, torch.ones_like(x), other)
+
+
+@pytest.mark.parametrize("task", ["forecast", "classify", "regress"])
+def test_a_scan_over_nothing_predicts_nothing_and_leaves_the_state(task):
+    signature = Signature(task, channels=2, horizon=3 if task == "forecast" else 1, classes=3)
+    model = build("titans-lmm", signature, width=8, heads=2, chunk=4).eval()
+    _, state = model.scan(torch.randn(2, 5, 2), torch.ones(2, 5, 2), model.initial_state(2))
+    prediction, after = model.scan(torch.zeros(2, 0, 2), torch.zeros(2, 0, 2), state)
+    assert prediction.shape == (2, 0, *signature.prediction_shape)
+    assert all(torch.equal(after[name], state[name]) for name in state)

@@ -307,12 +307,32 @@ def test_under_autocast_the_state_stays_single_precision_and_gradients_finite(na
         (ContextConfig, {"persistent": -1}, "persistent is 0 or more tokens, not -1"),
         (ContextConfig, {"chunk": 0}, "chunk is at least 1, not 0"),
         (WindowConfig, {"window": 0}, "window is at least 1 token, not 0"),
+        (WindowConfig, {"window": 10**9}, "window is at least 1 token and at most 65536, not 1000000000"),
         (WindowConfig, {"heads": 3}, "heads must divide the width: 3 does not divide 64"),
     ],
 )
 def test_a_configuration_out_of_range_is_refused(config, fields, message):
     with pytest.raises(ModelError, match=message):
         config(**fields)
+
+
+def test_a_segment_whose_buffer_no_machine_holds_is_refused():
+    with pytest.raises(
+        ModelError, match="the chunk of MAC, a segment of its attention, is at least 1 token and at most"
+    ):
+        build("mac", chunk=10**9)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_no_tokens_and_no_series_have_their_natural_meaning(name):
+    net = build(name)
+    _, state = net.scan(stream(3)[0], net.initial_state(3))
+    out, after = net.scan(torch.zeros(3, 0, WIDTH).double(), state)
+    assert out.shape == (3, 0, D)
+    assert all(torch.equal(after[key], state[key]) for key in state)
+    out, after = net.scan(torch.zeros(0, 9, WIDTH).double(), net.initial_state(0))
+    assert out.shape == (0, 9, D)
+    assert all(len(value) == 0 for value in after.values())
 
 
 @pytest.mark.parametrize(

@@ -311,7 +311,13 @@ def test_a_rule_out_of_range_is_refused(fields, message):
 def test_a_state_in_the_middle_of_a_longer_chunk_is_refused():
     long, short = Rule(depth=0, chunk=64), Rule(depth=0, chunk=16)
     _, state, _ = chunked(long, random_tokens(long, 20), start(long, random_memory(long)))
-    with pytest.raises(ModelError, match="token 20 of a chunk, the chunks of this memory have 16"):
-        chunked(short, random_tokens(short, 3), state)
+    for form in (chunked, sequential):
+        with pytest.raises(ModelError, match="token 20 of a chunk, the chunks of this memory have 16"):
+            form(short, random_tokens(short, 3), state)
+    # Of series that stand at different places one is enough.
+    both = concat([state, start(long, random_memory(long))])
+    for form in (chunked, sequential):
+        with pytest.raises(ModelError, match="token 20 of a chunk"):
+            form(short, random_tokens(short, 3, batch=2 * BATCH), both)
     assert state["position"].shape == (BATCH, 1)
     assert state["memory0"].shape[1] == HEADS

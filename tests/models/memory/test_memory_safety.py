@@ -322,6 +322,10 @@ def test_training_under_autocast_has_finite_gradients(half):
         ({"radius": math.inf}, "rate and radius are finite and above 0"),
         ({"radius": -1.0}, "rate and radius are finite and above 0"),
         ({"feed_forward": -1}, "feed_forward is 0 or more"),
+        ({"rate": 1e39}, "rate is at most 1e.06"),
+        ({"radius": 1e20}, "radius lies between 1e-09 and 1e.09, whose squares float32 can hold"),
+        ({"radius": 1e-30}, "radius lies between 1e-09 and 1e.09"),
+        ({"kernel": 10**9}, "kernel is at most 65536 tokens, not 1000000000"),
     ],
 )
 def test_a_configuration_out_of_range_is_refused(fields, message):
@@ -345,6 +349,58 @@ def test_the_state_of_another_configuration_is_refused_and_what_differs_named(ot
     for form, e in (("step", torch.zeros(1, 3)), ("scan", torch.zeros(1, 5, 3))):
         with pytest.raises(ModelError, match=message):
             getattr(net, form)(e, other.initial_state(1))
+
+
+@pytest.mark.parametrize("radius", [1e-9, 1e9])
+@pytest.mark.parametrize("name", MEMORIES)
+def test_at_the_ends_of_what_a_radius_may_be_every_form_is_finite(name, radius):
+    net = backbone(name, radius=radius, chunk=4)
+    e = torch.randn(2, 9, 3)
+    scanned, _ = net.scan(e, net.initial_state(2))
+    state = net.initial_state(2)
+    for t in range(9):
+        out, state = net.step(e[:, t], state)
+        assert distance(out, scanned[:, t]) < 1e-4
+    assert scanned.isfinite().all()
+    assert all(value.isfinite().all() for value in state.values())
+
+
+@pytest.mark.parametrize("name", [name for name, inner in MEMORIES.items() if inner.depth])
+def test_heads_of_one_value_are_refused_where_their_norm_would_always_be_0(name):
+    with pytest.raises(ModelError, match=r"8 heads of a width of 8 leave one value to a head.*Take fewer heads"):
+        backbone(name, heads=8)
+
+
+def test_heads_of_one_value_are_a_memory_where_there_is_no_norm():
+    net = backbone("deltanet", heads=8).double()
+    e, other = torch.randn(2, 1, 9, 3, dtype=torch.float64)
+    other[:, 4:] = e[:, 4:]
+    assert distance(net.scan(e, net.initial_state(1))[0][:, 8], net.scan(other, net.initial_state(1))[0][:, 8]) > 1e-6
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+@pytest.mark.parametrize("name", MEMORIES)
+def test_no_tokens_and_no_series_have_their_natural_meaning(name, chunk):
+    net = backbone(name, chunk=chunk)
+    _, state = net.scan(torch.randn(2, 3, 3), net.initial_state(2))
+    out, after = net.scan(torch.zeros(2, 0, 3), state)
+    assert out.shape == (2, 0, 8)
+    assert all(torch.equal(after[key], state[key]) for key in state)
+    out, after = net.scan(torch.zeros(0, 5, 3), net.initial_state(0))
+    assert out.shape == (0, 5, 8)
+    assert all(len(value) == 0 for value in after.values())
+    assert net.step(torch.zeros(0, 3), net.initial_state(0))[0].shape == (0, 8)
+
+
+@pytest.mark.parametrize("form", [sequential, chunked])
+def test_a_recurrence_over_no_tokens_leaves_its_state(form):
+    rule = Rule(depth=2, expansion=2, chunk=4, window=3)
+    _, state, _ = sequential(rule, random_tokens(rule, 6), start(rule, random_memory(rule)))
+    answer, after, look = form(rule, random_tokens(rule, 0), state)
+    assert answer.shape[2] == 0
+    assert look is not None
+    assert look.surprise.shape[2] == look.norm.shape[2] == 0
+    assert states_apart(after, state) == 0
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
