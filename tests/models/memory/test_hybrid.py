@@ -78,12 +78,11 @@ def test_a_scan_its_pieces_and_its_steps_are_the_same(name, inner, chunk):
     assert {key: value.shape for key, value in after.items()} == {key: value.shape for key, value in start.items()}
 
 
-@pytest.mark.parametrize("inner", [LMM, ATLAS])
-@pytest.mark.parametrize("name", BACKBONES)
-def test_the_gradients_of_a_scan_are_those_of_its_steps_and_every_parameter_learns(name, inner):
-    net = build(name, inner)
-    e, present = stream(11)
-    weights = torch.randn(3, 11, D, dtype=torch.float64)
+@pytest.mark.parametrize(("name", "inner", "chunk"), CASES)
+def test_the_gradients_of_a_scan_are_those_of_its_steps_and_every_parameter_learns(name, inner, chunk):
+    net, steps = build(name, inner, chunk=chunk), max(11, chunk + 3)  # past a border
+    e, present = stream(steps)
+    weights = torch.randn(3, steps, D, dtype=torch.float64)
     scanned, _ = net.scan(e, net.initial_state(3), present)
     fast = torch.autograd.grad((scanned * weights).sum(), list(net.parameters()))
     stepped, _ = steps_of(net, e, present, net.initial_state(3))
@@ -289,11 +288,12 @@ def test_what_is_not_present_passes_the_memory_by_and_goes_through_attention(nam
     assert all(value.isfinite().all() for value in of_nan.values())
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", BACKBONES)
-def test_under_autocast_the_state_stays_single_precision_and_gradients_finite(name):
+def test_under_autocast_the_state_stays_single_precision_and_gradients_finite(name, half):
     net = build(name, chunk=8).float().train()
     e = torch.randn(2, 30, WIDTH)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=half):
         out, state = net.scan(e, net.initial_state(2))
         _, state = net.step(e[:, 0], state)
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in state.values())

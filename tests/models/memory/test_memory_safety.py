@@ -295,13 +295,21 @@ def test_a_network_under_autocast_is_finite_and_near_the_one_in_single_precision
 
 
 @HALF
-def test_training_under_autocast_has_finite_gradients(half):
-    net = backbone("titans-lmm", width=8, blocks=2, chunk=16).train()
-    with torch.autocast("cpu", dtype=half):
-        out, _ = net.scan(torch.randn(2, 40, 8), net.initial_state(2))
-        loss = out.square().mean() + out.abs().mean()
-    loss.backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+@pytest.mark.parametrize("chunk", [1, 16])
+@pytest.mark.parametrize("name", MEMORIES)
+def test_gradients_under_autocast_are_finite_and_near_those_in_single_precision(name, chunk, half):
+    net, e = backbone(name, width=8, blocks=2, feed_forward=2, chunk=chunk).train(), torch.randn(2, 40, 8)
+    weights = torch.randn(2, 40, 8)
+    found = []
+    for enabled in (False, True):
+        net.zero_grad()
+        with torch.autocast("cpu", dtype=half, enabled=enabled):
+            out, _ = net.scan(e, net.initial_state(2))
+        (out * weights).sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+        found.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+    exact, half_made = found
+    assert torch.nn.functional.cosine_similarity(exact, half_made, dim=0) > 0.99
 
 
 # --- bad input ------------------------------------------------------------------------------------------------
