@@ -17,6 +17,7 @@ from typing import Any
 from data import battery, benchmark, gesture, stock
 from data.files import DATA_DIR, package_file, shared_file, shared_folder
 from data.frame import Channel, Dataset, FrameError, Task
+from data.panel import canonical
 from data.readers import default_horizon, default_season, read_source
 
 NOT_STATED = "not stated by the source: for tests and research, not to be redistributed"
@@ -92,6 +93,8 @@ def load(source: str, **options: Any) -> Dataset:
         return _with_options(entry.load(), given)
     if _looks_like_a_path(source):
         return read_source(source, **given)
+    if kind == "store":
+        raise FrameError(f"{source}: there is no store in this version yet. Give a file, or a name: `mnemo datasets`.")
     near = difflib.get_close_matches(source, _ENTRIES, n=3, cutoff=0.5)
     close = f"Did you mean {' or '.join(near)}? " if near else ""
     known = ", ".join([*near, *(name for name in _ENTRIES if name not in near)])
@@ -123,7 +126,7 @@ def _with_options(dataset: Dataset, given: dict[str, Any]) -> Dataset:
     elif "covariates" in given:
         dataset = _with_covariates(dataset, given["covariates"])
     if "freq" in given:
-        freq = given["freq"]
+        freq = canonical(given["freq"], dataset.name)
         dataset = dataclasses.replace(dataset, freq=freq, season=default_season(freq), horizon=default_horizon(freq))
     return dataset
 

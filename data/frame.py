@@ -317,6 +317,13 @@ class _Check:
                 return self._texts(column)
             column = numbers
         if pd.api.types.is_integer_dtype(column.dtype):
+            beyond = (column > np.iinfo(np.int64).max).to_numpy(dtype=bool)
+            if beyond.any():  # numpy would wrap it around to a negative cycle without a word
+                row = int(beyond.argmax())
+                raise FrameError(
+                    f"{self.source}: {self.name(TIME)} is {column.iloc[row]} in {self.where(row)}, which no 64-bit "
+                    "integer holds. Count cycles from a later one, or write time stamps."
+                )
             steps = column.to_numpy(dtype="int64")
             self._no_compact_dates(steps)
             return steps, None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import pandas as pd
 from pandas.tseries.offsets import BaseOffset, BusinessDay, Tick
 
 from data.calendar import CalendarError, calendar_values
-from data.frame import ID, TIME, Dataset, FrameError, Freq, show_time
+from data.frame import ID, TIME, Dataset, FrameError, Freq, infer_freq, show_time
 
 # A grid this many times longer than its observations means a wrong step, and would fill the memory with NaN.
 MOST_STEPS_PER_ROW = 1000
@@ -128,6 +128,42 @@ def periods_between(a: Any, b: Any, freq: Freq) -> int:
             f"steps: {show_time(off)} is not on the grid of {freq!r} from {show_time(start[0])}. {_remedy(freq)}"
         )
     return int(slots[1])
+
+
+def canonical(freq: Freq, source: str) -> Freq:
+    """The one name of a step: "d", "1D" and "24h" are "D", an old "H" is "h"; numbers are as they are.
+
+    Raises:
+        FrameError: an alias that is no step.
+    """
+    if not isinstance(freq, str):
+        return freq
+    offset = _offset(freq, source)
+    if isinstance(offset, Tick) and offset.nanos > 0:
+        return str(pd.tseries.frequencies.to_offset(pd.Timedelta(offset.nanos, "ns")).freqstr)
+    return freq if isinstance(offset, Tick) else str(offset.freqstr)
+
+
+def steps_apart(dataset: Dataset, panel: Sequence[Series]) -> dict[str, int]:
+    """For each series of three rows or more, how many steps its nearest two rows lie apart."""
+    times = dataset.frame[TIME].to_numpy()
+    counts = dataset.frame[ID].value_counts(sort=False).to_numpy()
+    ends = np.cumsum(counts)
+    return {
+        series.unique_id: int(np.diff(np.searchsorted(series.ds, times[end - count : end])).min())
+        for series, count, end in zip(panel, counts, ends, strict=True)
+        if count > 2
+    }
+
+
+def own_step(alone: Dataset) -> Freq | None:
+    """The step of the grid on which all rows of the one series of a data set lie without a gap; None without one."""
+    try:
+        own = infer_freq(alone.frame, alone.name)
+        (series,) = to_panel(replace(alone, freq=own, calendar=()))
+    except FrameError:
+        return None
+    return own if len(series.ds) == len(alone.frame) else None
 
 
 def auto_calendar(freq: Freq | None) -> tuple[str, ...]:

@@ -12,13 +12,14 @@ import glob
 import re
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from data.frame import ID, TARGETS, TIME, Channel, Dataset, FrameError, Freq, Splits, Task, check_frame, infer_freq
+from data.panel import canonical, own_step, steps_apart, to_panel
 
 EXTENSIONS = (".csv", ".csv.gz", ".parquet")
 
@@ -73,6 +74,7 @@ def read_source(
     """
     if task not in TARGETS:
         raise FrameError(f"{path}: no task {task!r}; the tasks are {', '.join(TARGETS)}.")
+    of_a_bundle = channels is not None
     if channels is not None:
         first = 1 if task == "forecast" else 0
         covariates = [channel.name for channel in channels[first:]]
@@ -120,9 +122,12 @@ def read_source(
         named=renamed,
         where=where,
     )
-    if freq is None and (task == "forecast" or not _single_rows(frame)):
+    given = freq is not None
+    if freq is not None:
+        freq = canonical(freq, source)
+    elif task == "forecast" or not _single_rows(frame):
         freq = infer_freq(frame, source)
-    return Dataset(
+    dataset = Dataset(
         name=source,
         frame=frame,
         task=task,
@@ -134,6 +139,38 @@ def read_source(
         target=TARGETS[task],
         notes=(*notes, *mended),
     )
+    if task == "forecast" and not of_a_bundle:
+        _refuse_other_steps(dataset, given)
+    return dataset
+
+
+def _refuse_other_steps(dataset: Dataset, given: bool) -> None:
+    """Raise FrameError where series are of another step than the data set: months would be days, most of them missing.
+
+    Where the step was given that is meant, unless it suits no series at all.
+    """
+    if isinstance(dataset.freq, float):
+        return  # a device may drop every other frame
+    ids, times = dataset.frame[ID].to_numpy(), dataset.frame[TIME].to_numpy()
+    steps, inside = np.diff(times), ids[1:] == ids[:-1]
+    if not given and len(steps):
+        nearest = pd.Series(steps[inside]).groupby(ids[1:][inside], sort=False).min()
+        if not (nearest > 1.6 * np.median(steps[inside])).any():  # months are of 28 to 31 days
+            return
+    apart = steps_apart(dataset, to_panel(dataset))
+    if apart and min(apart.values()) > 1:
+        raise FrameError(
+            f"{dataset.name}: no two rows of a series are less than {min(apart.values())} steps of {dataset.freq!r} "
+            "apart. Give the real step with --freq, or leave it to be inferred."
+        )
+    for name in () if given else (name for name, steps in apart.items() if steps > 1):
+        own = own_step(replace(dataset, frame=dataset.frame[dataset.frame[ID] == name]))
+        if own is not None:
+            raise FrameError(
+                f"{dataset.name}: series {name} is every {own!r}, most others are every {dataset.freq!r}. A model has "
+                "one step: give series of another step in a file of their own, resample them, or give --freq "
+                f"{dataset.freq} if they are to be steps of it of which most are missing."
+            )
 
 
 def default_season(freq: Freq | None) -> int:
@@ -230,6 +267,11 @@ def _read_parquet(file: Path) -> pd.DataFrame:
 def _read_csv(file: Path, as_text: Sequence[str]) -> pd.DataFrame:
     try:
         header = pd.read_csv(file, nrows=0, encoding="utf-8-sig").columns
+        if len(header) == 1 and (mark := next((mark for mark in ";\t|" if mark in str(header[0])), None)):
+            raise FrameError(
+                f"{file}: not a table with commas: its first line seems to be separated by {mark!r}. Save it with "
+                "commas between the fields and points in the numbers."
+            )
         # In names and labels "NA" and "None" are values: Namibia and the class None are not missing.
         missing = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>", "n/a"]
         table = pd.read_csv(

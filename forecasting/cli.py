@@ -31,6 +31,9 @@ app = typer.Typer(
     epilog="Try first: mnemo demo",
 )
 
+MOST = 10**9  # steps; more is a slip of the finger, and no number that numpy can count to
+LONGEST_SEASON = 10**6  # every series keeps one in its state
+
 # One place for what several commands take.
 Data = Annotated[
     str,
@@ -42,8 +45,13 @@ TaskKind = Annotated[
     str | None,
     typer.Option("--task", metavar="forecast|classify|regress", help="What is asked; the data's own if left out."),
 ]
-Horizon = Annotated[int | None, typer.Option(min=1, help="Steps ahead to forecast; the data's own if left out.")]
-Season = Annotated[int | None, typer.Option(min=1, help="Steps of a season, 1 for none; the data's own if left out.")]
+Horizon = Annotated[
+    int | None, typer.Option(min=1, max=MOST, help="Steps ahead to forecast; the data's own if left out.")
+]
+Season = Annotated[
+    int | None,
+    typer.Option(min=1, max=LONGEST_SEASON, help="Steps of a season, 1 for none; the data's own if left out."),
+]
 Quantiles = Annotated[str, typer.Option(help="Levels of the prediction's quantiles, rising.")]
 Covariates = Annotated[str | None, typer.Option(help="Columns that enter beside the target: a,b,c.")]
 Future = Annotated[
@@ -193,6 +201,21 @@ def _check_place(path: Path) -> None:
         raise ResultError(f"{there}: is a file, not a folder; give another --out.")
     if not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise ResultError(f"{there}: this user cannot write there; give another --out.")
+
+
+def _keep_apart(data: str, out: Path | None, state: Path | None, save_state: Path | None) -> None:
+    """Refuse to write a result over the data, or two results, or a state and a result, into one file."""
+    from glob import glob
+
+    from forecasting.results import ResultError
+
+    read = {Path(name).resolve() for name in glob(data.removeprefix("csv:").removeprefix("parquet:"))}
+    for option, file in (("--out", out), ("--save-state", save_state)):
+        if file is not None and file.resolve() in read:
+            raise ResultError(f"{file}: is the data; {option} would replace them. Give another file.")
+    others = {file.resolve(): name for name, file in (("--state", state), ("--save-state", save_state)) if file}
+    if out is not None and out.resolve() in others:
+        raise ResultError(f"{out}: is the file of {others[out.resolve()]} too; give --out another one.")
 
 
 def _task_of(dataset: Dataset, horizon: int | None, season: int | None, quantiles: str, future: str | None) -> Task:
@@ -383,9 +406,11 @@ def backtest(
     horizon: Horizon = None,
     task: TaskKind = None,
     season: Season = None,
-    test_size: Annotated[int | None, typer.Option(min=1, help="Steps at the end of each series to test on.")] = None,
+    test_size: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="Steps at the end of each series to test on.")
+    ] = None,
     cutoff: Annotated[str | None, typer.Option(metavar="C", help="Test on what follows this time.")] = None,
-    stride: Annotated[int, typer.Option(min=1, help="Steps from one cut-off to the next.")] = 1,
+    stride: Annotated[int, typer.Option(min=1, max=MOST, help="Steps from one cut-off to the next.")] = 1,
     refit: Annotated[str, typer.Option(metavar="never|K", help="Train anew after every K cut-offs.")] = "never",
     ensemble: Annotated[
         str | None,
@@ -479,13 +504,18 @@ def forecast(
     from forecasting.runtime import load_bundle
 
     loaded = load_bundle(bundle)
-    step = loaded.task["freq"]
-    if freq is not None and _step(freq) != step:
-        raise ResultError(f"{bundle}: made for a step of {step}, it cannot take another; leave out --freq {freq}.")
-    if place is not None:
-        if place.is_dir():
-            raise ResultError(f"{out}: is a folder; --out takes a file.")
-        _check_place(place.parent)
+    step, asked = loaded.task["freq"], _step(freq)
+    if asked is not None:
+        from data.panel import canonical
+
+        if asked != step and canonical(asked, "--freq") != step:
+            raise ResultError(f"{bundle}: made for a step of {step}, it cannot take another; leave out --freq {freq}.")
+    for option, file in (("--out", place), ("--save-state", save_state)):
+        if file is not None:
+            if file.is_dir():
+                raise ResultError(f"{file}: is a folder; {option} takes a file.")
+            _check_place(file.parent)
+    _keep_apart(data, place, state, save_state)
     dataset = _load(
         data, task=loaded.kind, id=id, time=time, target=target, covariates=None, wide=wide,
         freq=None if step is None else str(step),

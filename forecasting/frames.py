@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from data.frame import TARGETS, Channel, Dataset, FrameError, Splits, check_frame, infer_freq, show_time
-from data.panel import Series, future_ds, to_panel
+from data.panel import Series, future_ds, own_step, steps_apart, to_panel
 from forecasting.bundle import BundleError
 from forecasting.graphs import Array, as_float32
 from forecasting.listing import shorten
@@ -189,14 +189,7 @@ def _coarser(bundle: LoadedBundle, dataset: Dataset, panel: list[Series]) -> dic
     step = bundle.task["freq"]
     if step is None or isinstance(step, float):
         return {}
-    times = dataset.frame["ds"].to_numpy()
-    counts = dataset.frame["unique_id"].value_counts(sort=False)
-    ends = np.cumsum(counts.to_numpy())
-    apart = {
-        series.unique_id: int(np.diff(np.searchsorted(series.ds, times[end - count : end])).min())
-        for series, count, end in zip(panel, counts, ends, strict=True)
-        if count > 2
-    }
+    apart = steps_apart(dataset, panel)
     remedy = (
         f"but {bundle.name} was made for data every {step!r}. Give it such data, with rows without a value where "
         "nothing was observed, or train a model for this step."
@@ -209,19 +202,9 @@ def _coarser(bundle: LoadedBundle, dataset: Dataset, panel: list[Series]) -> dic
     found = {}
     for name in (name for name, steps in apart.items() if steps > 1):
         alone = replace(dataset, frame=dataset.frame[dataset.frame["unique_id"] == name])
-        if (own := _own_step(alone)) is not None:
+        if (own := own_step(alone)) is not None:
             found[name] = f"{dataset.name}: series {name} is every {own!r}, {remedy}"
     return found
-
-
-def _own_step(alone: Dataset) -> Any:
-    """The step of the grid on which all rows of the one series of a data set lie without a gap; None without one."""
-    try:
-        own = infer_freq(alone.frame, alone.name)
-        (series,) = to_panel(replace(alone, freq=own, calendar=()))
-    except FrameError:
-        return None
-    return own if len(series.ds) == len(alone.frame) else None
 
 
 def _through_the_horizon(bundle: LoadedBundle, series: Series, end: int) -> Array:

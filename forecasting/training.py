@@ -146,6 +146,8 @@ def _as_type(field: str, value: Any, kind: type) -> Any:
             return {"true": True, "false": False}[value.lower()]
         if kind is int and isinstance(value, float) and value != int(value):
             raise ValueError
+        if kind is int and not -(2**31) <= int(value) < 2**31:
+            raise OverflowError  # a size that nothing here can have
         return kind(value)
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise TaskError(f"{field} takes a value of type {kind.__name__}, not '{value}'.") from error

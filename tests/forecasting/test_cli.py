@@ -389,6 +389,30 @@ def test_every_form_of_a_source_gives_the_same_result(place):
         pd.testing.assert_frame_equal(result, results[0])
 
 
+def test_another_name_of_a_step_is_the_same_step(place):
+    """Its season too, and so the naive forecast that all are judged by."""
+    boards = []
+    for step in (None, "D", "d", "1D", "24h"):
+        given = [] if step is None else ["--freq", step]
+        done("backtest", "--data", "sales.csv", "--model", "naive", "--horizon", 3, "--out", "out", *given)
+        boards.append(pd.read_csv("out/leaderboard.csv").set_index("model")["mae"])
+        assert find_results(Path("out"))[0].task.freq == "D"
+        assert find_results(Path("out"))[0].task.season == 7
+    for board in boards[1:]:
+        pd.testing.assert_series_equal(board, boards[0])
+    done("train", "--data", "sales.csv", "--model", "naive", "--horizon", 3, "--out", "b", "--freq", "24h")
+    assert done("forecast", "--bundle", "b", "--data", "sales.csv", "--out", "-", "--freq", "d").out
+
+
+def test_a_coarser_series_is_taken_where_its_step_is_given(place):
+    weekly = sales(80).groupby("unique_id").nth[::7].assign(unique_id=lambda f: f["unique_id"] + " weekly")
+    pd.concat([sales(80), weekly]).to_csv("both.csv", index=False)
+    arguments = ("backtest", "--data", "both.csv", "--model", "naive", "--horizon", 3, "--out", "out")
+    assert "series north weekly is every 'W-MON', most others are every 'D'" in mnemo(*arguments).error
+    done(*arguments, "--freq", "D")
+    assert pd.read_parquet("out/forecasts.parquet")["unique_id"].nunique() == 4
+
+
 def test_a_step_of_cycles_or_seconds_is_a_number(place):
     cells().to_csv("cells.csv", index=False)
     for freq in ("1", "1.0"):
@@ -444,6 +468,22 @@ BAD_TABLES = {
     "beyond float32": (spoilt(y=-1e16), r"y is -1e\+16 in line 9 .*more than 1e\+15 for missing. Rescale"),
     "only a header": (sales(days=0), r"no rows under the header"),
     "dates as numbers": (sales().assign(ds=lambda f: f["ds"].str.replace("-", "")), r"dates written as integers"),
+    "a cycle beyond 64 bits": (
+        sales().assign(ds=lambda f: f.groupby("unique_id").cumcount().to_numpy().astype(np.uint64) + np.uint64(2**63)),
+        r"ds is 9223372036854775808 in line 2, which no 64-bit integer holds",
+    ),
+    "months among days": (
+        pd.concat([sales(), sales(24).assign(unique_id="m", ds=[*pd.date_range("2022-01", periods=24, freq="MS")] * 2)])
+        .drop_duplicates(["unique_id", "ds"])
+        .assign(ds=lambda f: pd.to_datetime(f["ds"]).dt.strftime("%Y-%m-%d")),
+        r"series m is every 'MS', most others are every 'D'.*a file of their own.*--freq D if",
+    ),
+    "hours and days": (
+        pd.concat([sales(), sales().assign(unique_id="h", ds=pd.date_range("2024", periods=120, freq="h"))]).assign(
+            ds=lambda f: pd.to_datetime(f["ds"]).dt.strftime("%Y-%m-%d %H:%M")
+        ),
+        r"series north is every 'D', most others are every 'h'|off the grid of 'D', first .* of series h",
+    ),
     "no common step": (
         sales().assign(ds=lambda f: pd.to_datetime(f["ds"]) + pd.to_timedelta(np.arange(len(f)) ** 2 % 9999, "min")),
         r"the step cannot be inferred.*--freq",
@@ -493,6 +533,11 @@ BAD_FILES = {
     "cut.parquet": (parquet(sales())[:900], r"not a whole Parquet file .*truncated or damaged"),
     "utf16.csv": (sales().to_csv(index=False).encode("utf-16"), r"is not UTF-8"),
     "quote.csv": (b'unique_id,ds,y\n"a,2024-01-01,1\n', r"Check the separators and quotes"),
+    "semicolons.csv": (
+        sales().to_csv(index=False, sep=";", decimal=",").encode(),
+        r"its first line seems to be separated by ';'\. Save it with commas",
+    ),
+    "tabs.csv": (sales().to_csv(index=False, sep="\t").encode(), r"separated by '\\t'"),
     "ragged.csv": (b"unique_id,ds,y\na,2024-01-01,1,2,3\n", r"more fields than the header|not a table with commas"),
     "notes.txt": (b"hello", r"cannot read \.txt; known: \.csv, \.csv\.gz, \.parquet"),
 }
@@ -544,6 +589,7 @@ SOURCES = {
     ".": r"this is a folder",
     "sales.csv/x.csv": r"no such file",
     "ltsf/ETTh1": r"MNEMO_DATA_DIR is not set.*Origin",
+    "store:": r"store:: there is no store in this version yet\. Give a file, or a name",
 }
 
 
@@ -598,6 +644,8 @@ OPTIONS = {
     "--horizon x": r"'--horizon'",
     "--horizon 1000": r"no series is long enough.*Shorten --horizon",
     "--season 0": r"'--season'",
+    "--season 99999999999999999999": r"'--season'.*less than or equal to 1000000",
+    "--stride 99999999999999999999": r"'--stride'.*less than or equal to",
     "--test-size 2": r"a test of 2 steps is shorter than the horizon of 3",
     "--test-size 5000": r"before the test",
     "--test-size 9 --cutoff 2024-02-01": r"give --test-size or --cutoff, not both",
@@ -625,6 +673,7 @@ OPTIONS = {
     "--freq 0D": r"must be positive",
     "--freq 0B": r"must be positive",
     "--freq=-1D": r"must be positive",
+    "--freq h": r"no two rows of a series are less than 24 steps of 'h' apart. Give the real step",
     "--freq 3": r"time stamps need a pandas alias",
     "--freq MS": r"off the grid of 'MS'",
     "--task nope": r"no task 'nope'; the tasks are forecast, classify, regress",
@@ -635,6 +684,7 @@ OPTIONS = {
     "--set nope": r"--set takes FIELD=VALUE, such as hidden=64; got 'nope'",
     "--set =1": r"--set takes FIELD=VALUE",
     "--set hidden=x": r"hidden takes a value of type int, not 'x'",
+    "--set hidden=99999999999999999999": r"hidden takes a value of type int, not '99999999999999999999'",
     "--set hidden=-1": r"hidden and layers are at least 1",
     "--set dropout=nan": r"dropout lies in \[0, 1\)",
     "--set learning_rate=nan": r"learning_rate is above 0, not nan",
@@ -915,6 +965,27 @@ def test_a_forecast_that_cannot_be_is_refused_and_leaves_nothing(forecaster, pla
     said = mnemo("forecast", "--bundle", forecaster.bundle, "--data", "sales.csv", *options.split())
     assert re.search(message, said.error)
     assert tree(place) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--data sales.csv --out sales.csv", r"sales\.csv: is the data; --out would replace them"),
+        ("--data sal*.csv --out ./sales.csv", r"sales\.csv: is the data; --out would replace them"),
+        ("--data sales.csv --out f.csv --save-state sales.csv", r"sales\.csv: is the data; --save-state would"),
+        ("--data sales.csv --out f.csv --save-state f.csv", r"f\.csv: is the file of --save-state too"),
+        ("--data sales.csv --out old.csv --state old.csv", r"old\.csv: is the file of --state too"),
+        ("--data sales.csv --out f.csv --save-state folder", r"folder: is a folder; --save-state takes a file"),
+        ("--data sales.csv --out f.csv --save-state sales.csv/s.npz", r"sales\.csv: is a file, not a folder"),
+    ],
+)
+def test_no_result_is_written_over_the_data_or_over_another(forecaster, place, options, message):
+    sales().to_csv("sales.csv", index=False)
+    Path("folder").mkdir()
+    before, content = tree(place), Path("sales.csv").read_bytes()
+    assert re.search(message, mnemo("forecast", "--bundle", forecaster.bundle, *options.split()).error)
+    assert tree(place) == before
+    assert Path("sales.csv").read_bytes() == content
 
 
 def test_a_bundle_without_units_takes_a_data_set_with_them(place):
