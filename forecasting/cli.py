@@ -396,8 +396,8 @@ def backtest(
     model: Annotated[
         str,
         typer.Option(
-            help="Names from `mnemo models`, with commas, or sktime:CLASS, which is fitted at every cut-off; "
-            "naive and ridge join."
+            help="Names from `mnemo models`, with commas; auto: the best on validation; sktime:CLASS: fitted at every "
+            "cut-off; naive and ridge join."
         ),
     ],
     out: Annotated[
@@ -435,6 +435,8 @@ def backtest(
     In the leaderboard pinball and coverage_80 are of the quantiles in forecasts.parquet, which are calibrated where
     the column calibrated says so; pinball_raw and coverage_80_raw are of those that the model itself gives.
     """
+    from dataclasses import replace
+
     from forecasting.task import TaskError
 
     if test_size is not None and cutoff is not None:
@@ -450,15 +452,24 @@ def backtest(
     from forecasting.results import write_report
     from forecasting.training import on_a_terminal
 
-    chosen = _settings(settings)
+    chosen: dict[str, Any] = dict(_settings(settings))
     _check_place(out)
+    names, notes = _names(model), tuple[str, ...]()
+    if "auto" in names:
+        from forecasting.pipeline import with_auto
+
+        names, chosen, notes = with_auto(
+            dataset, names, asked, test_size=test_size, cutoff=cutoff, seed=seed, settings=chosen,
+            progress=on_a_terminal(),
+        )  # fmt: skip
+        dataset = replace(dataset, notes=(*dataset.notes, *notes))
     report = engine.backtest(
-        dataset, _names(model), asked, test_size=test_size, cutoff=cutoff, stride=stride,
+        dataset, names, asked, test_size=test_size, cutoff=cutoff, stride=stride,
         refit=None if refit == "never" else int(refit), seed=seed, settings=chosen, progress=on_a_terminal(),
         calibrated=calibrate, ensembles=_names(ensemble) if ensemble else (),
     )  # fmt: skip
     write_report(report, out, dataset=dataset.name, seed=seed, settings=dict(chosen))
-    for note in report.notes[len(dataset.notes) :]:
+    for note in (*notes, *report.notes[len(dataset.notes) :]):
         _say(f"note: {note}")
     for why in report.failures:
         _say(f"error: {why}")

@@ -79,6 +79,30 @@ def train_bundle(
     return report, export_winner(report, model, dataset, parts, out, seed=seed, judged_on=judged_on)
 
 
+def with_auto(
+    dataset: Dataset,
+    models: Sequence[str],
+    task: Task,
+    *,
+    test_size: int | None = None,
+    cutoff: Any = None,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> tuple[list[str], dict[str, Any], tuple[str, ...]]:
+    """The models with the catalog's best on validation in the place of "auto", the settings that they have, and a note.
+
+    The arguments are those of `backtest`; nothing of its test is looked at.
+    """
+    parts = split(dataset, to_panel(dataset, task.labels or None), task, test_size=test_size, cutoff=cutoff)
+    best, note = select(parts, task, seed=seed, settings=settings, progress=progress)
+    names = list(dict.fromkeys(best if name == "auto" else name for name in models))
+    given = dict(settings or {})
+    if not any(map(is_refit, names)):
+        given = settings_of((*ALWAYS, *names), given)
+    return names, given, (note,)
+
+
 def settings_of(models: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that one of these models has; the others were for models that were not chosen."""
     known = {field.name for field in fields(TrainingConfig)}.union(*map(field_defaults, models))

@@ -51,8 +51,9 @@ class Rule:
     expansion: int = 4  # width of the MLP's hidden layers, in widths of a head
     bias: Literal["l2", "lp", "huber", "kl", "dot"] = "l2"
     power: float = 3.0  # p of the lp bias
-    retention: Literal["decay", "lq", "softmax"] = "decay"
-    dual_power: float = 4.0  # of the lq retention: 4 is Moneta's
+    retention: Literal["decay", "lq", "lq as printed", "softmax", "elastic"] = "decay"
+    dual_power: float = 4.0  # of the lq retentions: 4 is Moneta's
+    threshold: float = 0.01  # of the elastic retention: an accumulated weight up to it is none
     mass: float = 1.0  # sum of every slice of weights under softmax retention, in widths of the slice
     optimiser: Literal["descent", "momentum", "muon"] = "momentum"
     window: int = 1  # c of the Omega rule
@@ -73,11 +74,11 @@ class Rule:
             raise ModelError(
                 "decay_first is defined for a matrix that decays, under plain descent, with a window of 1."
             )
-        if self.power < 1 or self.dual_power <= 1 or self.mass <= 0 or self.radius <= 0:
-            raise ModelError("power is at least 1, dual_power above 1, mass and radius above 0.")
+        if not (self.power >= 1 and self.dual_power > 1 and self.mass > 0 and self.radius > 0 and self.threshold >= 0):
+            raise ModelError("power is at least 1, dual_power above 1, mass and radius above 0, threshold 0 or more.")
         for name, known in (
             ("bias", ("l2", "lp", "huber", "kl", "dot")),
-            ("retention", ("decay", "lq", "softmax")),
+            ("retention", ("decay", "lq", "lq as printed", "softmax", "elastic")),
             ("optimiser", ("descent", "momentum", "muon")),
         ):
             if getattr(self, name) not in known:
@@ -210,6 +211,12 @@ def weights_of(rule: Rule, accumulator: Tensor) -> Tensor:
         return accumulator
     if rule.retention == "softmax":
         return rule.mass * accumulator.softmax(-2)
+    if rule.retention == "elastic":  # argmin 1/2 |W|^2 + threshold |W|_1 - <A, W>: exact zeros
+        return accumulator.sign() * (accumulator.abs() - rule.threshold).clamp(min=0.0)
+    if rule.retention == "lq as printed":
+        # Miras' print, A / |A|_p^(p-2), is no minimiser but for p = 2 and grows as A falls: only the ball bounds it.
+        norm = accumulator.abs().clamp(min=1e-9).pow(rule.dual_power).sum((-2, -1), keepdim=True)
+        return into_ball(accumulator / norm.pow((rule.dual_power - 2) / rule.dual_power).clamp(min=1e-12), rule.radius)
     # The exact minimiser of the lq stability: sign(A) |A|^(p-1) / |A|_p^(p-2), of degree 1 in A.
     # `largest` cancels, so no gradient flows through it; the sum is 1 or more unless A is 0, where W is 0 as well.
     largest = accumulator.detach().abs().amax((-2, -1), keepdim=True).clamp(min=1e-20)

@@ -821,6 +821,26 @@ def test_train_auto_says_what_it_chose_and_takes_settings_of_any_model(place):
     assert "'nope'" in mnemo("train", "--data", "sales.csv", *asked, "--set", "nope=1").error
 
 
+def test_a_backtest_of_auto_judges_what_was_the_best_before_the_test(place, monkeypatch):
+    from forecasting import pipeline
+
+    few = {name: pipeline.MODELS[name] for name in ("naive", "ridge", "drift", "window-average", "gru")}
+    monkeypatch.setattr(pipeline, "MODELS", few)
+    asked = ["backtest", "--data", "sales.csv", "--model", "window-average,auto", "--horizon", 3, "--test-size", 9]
+    given = [*SMALL, "--set", "lags=8"]
+    said = done(*asked, "--out", "first", *given)
+    chosen = re.search(r"note: auto chose ([\w-]+) by mase on validation: .*gru ", said.err)
+    assert chosen is not None
+    board, run = pd.read_csv("first/leaderboard.csv"), json.loads(Path("first/run.json").read_text())
+    assert set(board["model"]) == {"naive", "ridge", "window-average", chosen[1]}
+    assert any(note.startswith("auto chose") for note in run["notes"])
+    # What the test holds decides nothing.
+    frame = sales()
+    last = frame.groupby("unique_id").cumcount() >= 51
+    frame.assign(y=frame["y"].where(~last, 1000 - frame["y"])).to_csv("sales.csv", index=False)
+    assert f"auto chose {chosen[1]} by" in done(*asked, "--out", "second", *given).err
+
+
 def test_train_resumes_with_its_checkpoint_and_refuses_those_of_other_runs(forecaster, place):
     last = forecaster.bundle.with_name("bundle.training") / "last.ckpt"
     asked = ["--data", forecaster.data, "--horizon", 3, "--covariates", "promo", "--out", "b", *SMALL]

@@ -34,6 +34,8 @@ REPRESENTATIVE = {
     "yaad": Rule(depth=2, expansion=2, bias="huber", optimiser="descent", chunk=4),
     "memora": Rule(depth=2, expansion=2, retention="softmax", optimiser="descent", chunk=4),
     "memora with muon": Rule(depth=1, retention="softmax", optimiser="muon", bias="kl", chunk=4),
+    "elastic": Rule(depth=2, expansion=2, retention="elastic", threshold=0.1, optimiser="descent", chunk=4),
+    "moneta as printed": Rule(depth=1, bias="lp", retention="lq as printed", optimiser="descent", chunk=4, radius=3.0),
     "small ball": Rule(depth=2, expansion=2, chunk=4, radius=0.5),
 }
 
@@ -43,7 +45,7 @@ def rules(draw: st.DrawFn) -> Rule:
     depth = draw(st.integers(0, 4))
     optimiser = draw(st.sampled_from(["descent", "momentum", "muon"]))
     window = draw(st.sampled_from([1, 1, 2, 5]))
-    retention = draw(st.sampled_from(["decay", "lq", "softmax"]))
+    retention = draw(st.sampled_from(["decay", "lq", "lq as printed", "softmax", "elastic"]))
     gated = depth == 0 and optimiser == "descent" and window == 1 and retention == "decay"
     return Rule(
         depth=depth,
@@ -52,6 +54,7 @@ def rules(draw: st.DrawFn) -> Rule:
         power=draw(st.sampled_from([1.0, 2.0, 3.0])),
         retention=retention,
         dual_power=draw(st.sampled_from([2.0, 4.0])),
+        threshold=draw(st.sampled_from([0.01, 0.3])),
         optimiser=optimiser,
         window=window,
         chunk=draw(st.sampled_from(CHUNKS)),
@@ -298,6 +301,8 @@ def test_gated_delta_takes_its_gradient_at_the_faded_memory():
         ({"decay_first": True, "depth": 0, "optimiser": "descent", "retention": "lq"}, "a matrix that decays"),
         ({"power": 0.5}, "power is at least 1"),
         ({"radius": 0.0}, "radius above 0"),
+        ({"threshold": -0.1}, "threshold 0 or more"),
+        ({"power": math.nan}, "power is at least 1"),
         ({"bias": "l3"}, "bias is one of l2, lp, huber, kl, dot, not 'l3'"),
         ({"retention": "none"}, "retention is one of"),
         ({"optimiser": "adam"}, "optimiser is one of"),

@@ -616,9 +616,49 @@ def test_the_lq_map_is_the_minimiser_of_its_objective(dual_power):
     assert distance(weights_of(Rule(retention="lq", dual_power=dual_power), 10 * accumulator), 10 * weights) < 1e-12
 
 
-def test_the_lq_map_of_nothing_is_nothing_and_has_a_gradient():
+def test_the_printed_lq_map_is_another_and_shrinks_where_its_memory_grows():
+    accumulator = torch.tensor([[1.0, -2.0, 0.5], [-0.7, 0.3, 1.5]], dtype=torch.float64)
+    printed, exact = (Rule(retention=name, dual_power=4.0) for name in ("lq as printed", "lq"))
+    norm = accumulator.pow(4).sum() ** 0.25
+    assert distance(weights_of(printed, accumulator), accumulator / norm**2) < 1e-12
+    assert distance(weights_of(printed, accumulator), weights_of(exact, accumulator)) > 0.1
+    assert distance(weights_of(printed, 10 * accumulator), weights_of(printed, accumulator) / 10) < 1e-12
+    both = (weights_of(Rule(retention=name, dual_power=2.0), accumulator) for name in ("lq as printed", "lq"))
+    assert distance(*both) < 1e-12
+    tiny = weights_of(Rule(retention="lq as printed", radius=5.0), 1e-6 * accumulator)
+    assert torch.linalg.matrix_norm(tiny) <= 5 + 1e-12
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.4, 5.0])
+def test_the_elastic_map_is_the_minimiser_of_its_objective_and_has_exact_zeros(threshold):
+    accumulator = torch.randn(3, 4, dtype=torch.float64)
+    weights = weights_of(Rule(retention="elastic", threshold=threshold), accumulator)
+    a, w = accumulator.numpy().ravel(), weights.numpy().ravel()
+
+    def objective(w):
+        return 0.5 * (w**2).sum() + threshold * np.abs(w).sum() - a @ w
+
+    assert (w == 0).sum() == (np.abs(a) <= threshold).sum()
+    assert threshold != 0.4 or 0 < (w == 0).sum() < 12
+    for place in range(12):  # convex and separable: no single weight can be better elsewhere
+        for step in (-1e-4, 1e-4):
+            moved = w.copy()
+            moved[place] += step
+            assert objective(moved) > objective(w)
+
+
+def test_an_elastic_memory_forgets_weights_to_nothing_at_all():
+    rule = Rule(depth=0, retention="elastic", threshold=0.1, optimiser="descent", chunk=4)
+    tokens, state = random_tokens(rule, 40), start(rule, random_memory(rule))
+    _, faded, _ = chunked(rule, tokens._replace(rate=0 * tokens.rate, keep=0 * tokens.keep + 0.8), state)
+    assert faded["memory0"].abs().max() > 0
+    assert weights_of(rule, faded["memory0"]).abs().max() == 0
+
+
+@pytest.mark.parametrize("retention", ["lq", "lq as printed", "elastic"])
+def test_the_map_of_nothing_is_nothing_and_has_a_gradient(retention):
     empty = torch.zeros(3, 2, requires_grad=True)
-    weights = weights_of(Rule(retention="lq"), empty)
+    weights = weights_of(Rule(retention=retention), empty)
     weights.sum().backward()
     assert weights.abs().max() == 0
     assert empty.grad is not None
