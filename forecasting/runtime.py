@@ -223,16 +223,20 @@ class LoadedBundle:
 
         future: (B, H, F) where the bundle has covariates known ahead, nothing else.
         """
-        return self._run(self.step_session, x, mask, state, *future)
+        return self._run(self.step_session, 2, x, mask, state, *future)
 
     def run_scan(self, x: ArrayLike, mask: ArrayLike, state: State, *future: ArrayLike) -> tuple[Array, State]:
         """T observations of B series: x, mask (B, T, C), future (B, T, H, F) give predictions (B, T, ...) and the next
         state."""
-        return self._run(self.scan_session, x, mask, state, *future)
+        x = np.asarray(x, np.float32)
+        if x.ndim == 3 and 0 in x.shape[:2]:  # onnxruntime would divide by the number of steps, and end the process
+            self._feeds(3, x, mask, state, *future)
+            return np.empty((*x.shape[:2], *self.prediction_shape), np.float32), {n: state[n] for n in self.state_names}
+        return self._run(self.scan_session, 3, x, mask, state, *future)
 
     def run_look(self, x: ArrayLike, mask: ArrayLike, state: State) -> tuple[Array, State, Inside]:
         """`run_step` with a look inside: for each name of `look_names` (B, heads)."""
-        feeds, wanted = self._feeds(x, mask, state)
+        feeds, wanted = self._feeds(2, x, mask, state)
         wanted += [f"look.{name}" for name in self.look_names]
         prediction, *rest = self.look_session.run(wanted, feeds)
         after, look = rest[: len(self.state_names)], rest[len(self.state_names) :]
@@ -261,7 +265,7 @@ class LoadedBundle:
         else:
             names = None if series is None else [series]
         if state is None:
-            return self.fresh(names or list(self.fitted) or [ANONYMOUS], adapt)
+            return self.fresh((list(self.fitted) or [ANONYMOUS]) if names is None else names, adapt)
         return restored(self, state, names, adapt)
 
     def forecast(
@@ -368,6 +372,20 @@ class LoadedBundle:
         panel, self.notes, self.failures = read_frame(self, frame)
         return panel
 
+    def check_state(self, state: Mapping[str, Array], rows: int, where: object = None) -> None:
+        """Raise BundleError unless a state is that of so many series of this bundle; `where` is what it came from."""
+        for name in self.state_names:
+            wanted = (rows, *self._initial[name].shape[1:])
+            found = state[name].shape if name in state else "absent"
+            if found != wanted:
+                raise BundleError(
+                    f"{where or self.path}: the state {name} is {found}, expected {wanted}: a row for each of {rows} "
+                    "series. Take it from initial_state of as many series, or from the step before."
+                )
+
+    def _channel_names(self) -> list[str]:
+        return [channel["name"] for channel in self.task["channels"]]
+
     def _open(self, name: str) -> onnxruntime.InferenceSession:
         return open_graph(self._files[name], self.path / name, self._asked, self.threads)
 
@@ -375,17 +393,35 @@ class LoadedBundle:
         return [node.name for node in self._session.get_inputs()]
 
     def _run(
-        self, session: onnxruntime.InferenceSession, x: ArrayLike, mask: ArrayLike, state: State, *future: ArrayLike
+        self,
+        session: onnxruntime.InferenceSession,
+        dims: int,
+        x: ArrayLike,
+        mask: ArrayLike,
+        state: State,
+        *future: ArrayLike,
     ) -> tuple[Array, State]:
-        feeds, wanted = self._feeds(x, mask, state, *future)
+        feeds, wanted = self._feeds(dims, x, mask, state, *future)
         prediction, *after = session.run(wanted, feeds)
         return prediction, dict(zip(self.state_names, after, strict=True))
 
     def _feeds(
-        self, x: ArrayLike, mask: ArrayLike, state: State, *future: ArrayLike
+        self, dims: int, x: ArrayLike, mask: ArrayLike, state: State, *future: ArrayLike
     ) -> tuple[dict[str, Array], list[str]]:
-        """What enters a graph, and the names of the prediction and the next state."""
+        """What enters a graph whose x has so many dimensions, and the names of the prediction and the next state.
+
+        Raises:
+            BundleError: x, mask or the state is of another shape than the graph takes.
+        """
         feeds = {"x": np.asarray(x, np.float32), "mask": np.asarray(mask, np.float32)}
+        shape = feeds["x"].shape
+        if len(shape) != dims or shape[-1] != self.width or feeds["mask"].shape != shape:
+            wanted = f"({'B, T' if dims == 3 else 'B'}, {self.width})"
+            raise BundleError(
+                f"{self.path}: x and mask are {wanted}, with the channels {', '.join(self._channel_names())}; got "
+                f"{shape} and {feeds['mask'].shape}."
+            )
+        self.check_state(state, shape[0])
         if future:
             feeds["future"] = np.asarray(future[0], np.float32)
         feeds |= {f"state.{name}": state[name] for name in self.state_names}

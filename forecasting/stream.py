@@ -397,6 +397,7 @@ def restored(
     rows = len(arrays["series"]) if "series" in arrays else 0
     if set(arrays) != wanted or any(len(arrays[name]) != rows for name in wanted - {"step_sha256"}):
         raise BundleError(f"{where}: the state is not complete; start without it.")
+    _check_numbers(bundle, arrays, rows, where)
     saved = Stream(
         bundle,
         arrays["series"].tolist(),
@@ -410,3 +411,24 @@ def restored(
     if names is None or names == saved.series:
         return saved
     return saved.extended([name for name in names if name not in saved.row]).chosen(names)
+
+
+def _check_numbers(bundle: LoadedBundle, arrays: Mapping[str, Array], rows: int, where: str) -> None:
+    """Raise BundleError unless what a file holds is of the shapes and types of a stream's own: a graph takes no other,
+    and one number that is none would stay in a state for good."""
+    own = bundle.initial_state(1)
+    state = {name: arrays[f"state.{name}"] for name in own}
+    bundle.check_state(state, rows, where)
+    bad = [name for name, value in state.items() if value.dtype != own[name].dtype]
+    bad += [
+        n for n, value in state.items() if n not in bad and np.isfinite(own[n]).all() and not np.isfinite(value).all()
+    ]
+    shape = (rows, *bundle.prediction_shape)
+    bad += ["predictions"] if arrays["predictions"].shape != shape or arrays["predictions"].dtype.kind != "f" else []
+    kind = "M" if isinstance(bundle.task["freq"], str) else "f"
+    bad += ["last"] if arrays["last"].dtype.kind != kind else []
+    bad += ["since"] if arrays["since"].dtype.kind != "i" else []
+    if bad:
+        raise BundleError(
+            f"{where}: {', '.join(bad[:3])} of the state holds other numbers than a stream saves; start without it."
+        )

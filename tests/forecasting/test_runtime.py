@@ -388,6 +388,56 @@ def test_a_file_that_is_no_state_is_refused(daily, tmp_path):
         daily.stream(state=daily.path / "state.npz")
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("state.norm.count", lambda a: a[:, :1], r"the state norm.count is \(2, 1\), expected \(2, 2\)"),
+        ("state.norm.count", lambda a: a.astype(np.float64), "norm.count of the state holds other numbers"),
+        ("state.norm.count", lambda a: a * np.nan, "norm.count of the state holds other numbers"),
+        ("predictions", lambda a: a[:, :1], "predictions of the state holds other numbers"),
+        ("last", lambda a: np.zeros(len(a)), "last of the state holds other numbers"),
+        ("since", lambda a: a + 0.5, "since of the state holds other numbers"),
+    ],
+)
+def test_a_state_that_holds_what_no_stream_saves_is_refused(daily, tmp_path, name, change, message):
+    stream = daily.stream(["a", "b"])
+    stream.step(np.ones((2, 2), np.float32))
+    stream.save(tmp_path / "state.npz")
+    arrays = dict(np.load(tmp_path / "state.npz"))
+    np.savez(tmp_path / "other.npz", **(arrays | {name: change(arrays[name])}))
+    with pytest.raises(BundleError, match=message):
+        daily.stream(state=tmp_path / "other.npz")
+
+
+def test_a_graph_is_given_what_it_takes_or_says_what_that_is(daily):
+    x = np.ones((3, 2), np.float32)
+    for rows in (1, 2):
+        with pytest.raises(BundleError, match=rf"norm.count is \({rows}, 2\), expected \(3, 2\): a row for each of 3"):
+            daily.run_step(x, x, daily.initial_state(rows))
+    with pytest.raises(BundleError, match=r"norm.count is absent"):
+        daily.run_step(x, x, {})
+    for wrong in (np.ones((3, 1)), np.ones(3), np.ones((3, 4, 2))):
+        with pytest.raises(BundleError, match=r"x and mask are \(B, 2\), with the channels"):
+            daily.run_step(wrong, wrong, daily.initial_state(3))
+    with pytest.raises(BundleError, match=r"x and mask are \(B, T, 2\), with the channels"):
+        daily.run_scan(x, x, daily.initial_state(3))
+
+
+def test_a_scan_over_no_steps_or_no_series_is_nothing_and_ends_no_process(daily):
+    state = daily.initial_state(3)
+    none = np.zeros((3, 0, 2), np.float32)
+    prediction, after = daily.run_scan(none, none, state)
+    assert prediction.shape == (3, 0, *daily.prediction_shape)
+    assert all(np.array_equal(after[name], state[name]) for name in state)
+    none = np.zeros((0, 4, 2), np.float32)
+    assert daily.run_scan(none, none, daily.initial_state(0))[0].shape == (0, 4, *daily.prediction_shape)
+
+
+def test_a_stream_of_no_series_is_refused(daily):
+    with pytest.raises(BundleError, match="a stream needs at least one series"):
+        daily.stream([])
+
+
 def test_a_state_that_cannot_be_written_leaves_the_old_one(daily, tmp_path, monkeypatch):
     stream = daily.stream(["a"])
     stream.save(tmp_path / "state.npz")
