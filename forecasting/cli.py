@@ -652,7 +652,7 @@ def bridge(
 def main() -> None:
     """Run the command; errors of our own are one line on stderr and exit code 2, never a traceback."""
     try:
-        app(standalone_mode=True)
+        app(prog_name="mnemo", standalone_mode=True)
     except SystemExit as ended:
         if ended.code == 130:  # what typer makes of Ctrl-C
             _say("interrupted.")
