@@ -142,8 +142,9 @@ def _sizes(name: str, measure: str, blocks: int, chunk: int) -> Iterator[Size]:
     for width in range(2, 4096):
         if name == "attention" and measure == "state_floats":
             yield Size(16, blocks, window=width)
-        elif name in INNER and width % heads_of(INNER[name], width) == 0:
-            yield Size(width, blocks, chunk)
+        elif name in INNER and (inner := INNER[name]) and width % heads_of(inner, width) == 0:
+            if width > heads_of(inner, width) or not inner.depth:  # one value a head is no MLP memory
+                yield Size(width, blocks, chunk)
         elif name not in INNER and (name != "attention" or width % ATTENTION_HEADS == 0):
             yield Size(width, blocks)
 
