@@ -24,6 +24,7 @@ from models.memory.hybrid import ContextConfig, MacBackbone, MagBackbone, MalBac
 from models.naive import NaiveConfig, Prior, SeasonalNaive
 from models.network import Network, NetworkConfig
 from models.recurrent import Bidirectional, Convolutional, ConvolutionalConfig, Recurrent, RecurrentConfig
+from models.ring_forest import RingConfig, RingForest, RingForestConfig
 from models.rocket import Rocket, RocketConfig
 from models.sarimax import Sarimax, SarimaxConfig
 from models.simple import AverageConfig, Drift, HistoricAverage, WindowAverage
@@ -153,6 +154,13 @@ MODELS: dict[str, Entry] = {
         "random forest on statistics or the path of the past",
         ClassForest,
         (PathConfig, ClassForestConfig),
+        ("classify",),
+        "library",
+    ),
+    "ring-forest": Entry(
+        "two forests and a memory of gestures, for a ring of EMG sensors",
+        RingForest,
+        (RingConfig, RingForestConfig),
         ("classify",),
         "library",
     ),

@@ -82,26 +82,38 @@ class ClassForest(StepModel, Fitted):
         mean, variance, _ = channel_statistics(batches, 0.0)
         self.features.calibrate(mean, unit_where_still(variance.sqrt(), mean))
         seed = torch.initial_seed() % 2**32
-        total = sum(int(keep.sum()) for _, keep in self._positions(batches))
-        if not total:
-            raise ModelError("class-forest found no position with a label in the training data.")
-        rng = np.random.default_rng(seed)
-        chosen = np.sort(rng.choice(total, min(self.config.rows, total), replace=False, shuffle=False))
-        features, labels, seen = [], [], 0
-        for batch, keep in self._positions(batches):
-            count = int(keep.sum())
-            here = torch.from_numpy(chosen[(chosen >= seen) & (chosen < seen + count)] - seen)
-            seen += count
-            windows, _ = self.features.scan(batch.x, batch.mask, self.initial_state(len(keep)))
-            for places in keep.nonzero()[here].split(max(1, NUMBERS_AT_ONCE // self._width())):
-                at = tuple(places.T)
+        features, labels = [], []
+        for batch, places in drawn(batches, self.config.rows, seed, "class-forest"):
+            windows, _ = self.features.scan(batch.x, batch.mask, self.initial_state(len(batch.x)))
+            for some in places.split(max(1, NUMBERS_AT_ONCE // self._width())):
+                at = tuple(some.T)
                 features.append(self.features(windows.at(at)).float())
                 labels.append(batch.target[at])
         rows = torch.cat(features).numpy(), torch.cat(labels).numpy().astype(np.int64)
         fit_class_forest(self.trees, self.forest, rows, seed)
 
-    def _positions(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Tensor]]:
-        """Each batch and the positions (B, T) that have a label and a past."""
-        for batch in batches:
-            began = observed(batch.x, batch.mask).any(-1).cummax(1).values
-            yield batch, (batch.target >= 0) & began
+
+def drawn(batches: Iterable[Batch], rows: int, seed: int, name: str) -> Iterator[tuple[Batch, Tensor]]:
+    """Each batch and those of its positions (n, 2) to learn from: `rows` of all that have a label and a past, or all.
+
+    Raises:
+        ModelError: there is none; `name` is the model's.
+    """
+    total = sum(int(keep.sum()) for _, keep in _positions(batches))
+    if not total:
+        raise ModelError(f"{name} found no position with a label in the training data.")
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.choice(total, min(rows, total), replace=False, shuffle=False))
+    seen = 0
+    for batch, keep in _positions(batches):
+        count = int(keep.sum())
+        here = torch.from_numpy(chosen[(chosen >= seen) & (chosen < seen + count)] - seen)
+        seen += count
+        yield batch, keep.nonzero()[here]
+
+
+def _positions(batches: Iterable[Batch]) -> Iterator[tuple[Batch, Tensor]]:
+    """Each batch and the positions (B, T) that have a label and a past."""
+    for batch in batches:
+        began = observed(batch.x, batch.mask).any(-1).cummax(1).values
+        yield batch, (batch.target >= 0) & began

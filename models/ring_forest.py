@@ -1,0 +1,210 @@
+"""Two forests and a memory for a ring of muscle sensors, such as an armband: is the hand at work, and at what.
+
+The first forest tells a gesture from none. It sees how strong the channels are over several pasts, mostly sorted by
+size, so that it does not matter which sensor lies over which muscle: another person wears the ring turned, or has
+stronger hands. The second tells the gestures apart from the statistics of class-forest; half of its trees learn from
+every gesture as it was, half also from what it would have been with the ring turned by `turn` sensors either way.
+
+What it said of gestures while the hand was at work fades slowly (`memory`) and weighs on what it says next: who has
+just made one gesture probably makes it again. That suits exercises and recordings of one gesture at a time; where
+gestures follow each other in any order, `memory=0` is right. It is told nothing of how long a gesture or a rest lasts.
+
+The class that is no gesture is the most frequent one of the training data. Channels are of one kind, in the order of
+the ring, the last beside the first.
+
+Shapes: B series, T time, C channels, N buffer, K classes, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from models.class_forest import drawn
+from models.contract import Batch, Fitted, ModelError, Signature, State, StepModel
+from models.lag_features import GRID, LIMIT
+from models.network import channel_statistics
+from models.observation import NUMBERS_AT_ONCE, linear_recurrence, unit_where_still
+from models.path_features import PathFeatures, Window
+from models.trees import ForestConfig, TreeEnsemble, fit_class_forest
+
+PARTS = 5  # of the window, whose powers are seen one by one
+LONGER = (2, 4)  # windows of which the power is seen too
+FLOOR = 3e-3  # of a power, in the variance of all channels; below it a channel is silent
+DOUBT = 0.01  # of every gesture, whatever the forest says
+NEVER = -1e4  # logit of a class that is no gesture, or was never shown
+
+
+@dataclass(frozen=True)
+class RingConfig:
+    window: int = 100  # steps of the past that a gesture is told by; power is seen over up to four times as many
+    rows: int = 12_000  # that the forests learn from at most, without the turned ones
+    turn: int = 2  # sensors by which the ring may sit turned, either way; 0 for one that never is
+    memory: int = 4000  # steps after which what was said before has faded to a third; 0 for none
+    trust: float = 0.3  # weight of a window's evidence in the memory; neighbouring windows say the same again
+
+    def __post_init__(self) -> None:
+        if self.window < PARTS or self.rows < 1 or self.turn < 0 or self.memory < 0 or not 0 <= self.trust <= 1:
+            raise ModelError(
+                f"ring-forest needs a window of at least {PARTS} steps, at least 1 row, turn and memory of 0 or more "
+                "and trust from 0 to 1; got " + ", ".join(f"{name}={value}" for name, value in vars(self).items())
+            )
+
+
+@dataclass(frozen=True)
+class RingForestConfig(ForestConfig):
+    """Of both forests; deeper and purer than one that forecasts."""
+
+    trees: int = 100  # of each, and as many that have seen the ring turned
+    depth: int = 16
+    leaf_rows: int = 2
+    column_share: float = 0.08
+
+
+class RingForest(StepModel, Fitted):
+    """Probabilities: none from the first forest, the others' shares of the rest from the second and from the memory."""
+
+    tasks = ("classify",)
+    library = "sklearn"
+    none: Tensor  # (K,) one-hot, the class that is no gesture
+    shares: Tensor  # (K,) of the gestures in the training data; 0 where there was none
+
+    def __init__(self, signature: Signature, config: RingConfig, forest: RingForestConfig) -> None:
+        super().__init__(signature)
+        self.config, self.forest = config, forest
+        self.context = LONGER[-1] * config.window
+        self.past = PathFeatures(signature.channels, self.context, "statistics")  # whose buffer serves both
+        self.statistics = PathFeatures(signature.channels, config.window, "statistics")
+        self.work = TreeEnsemble(2)
+        self.upright, self.turned = TreeEnsemble(signature.classes), TreeEnsemble(signature.classes)
+        self.register_buffer("none", torch.zeros(signature.classes))
+        self.register_buffer("shares", torch.zeros(signature.classes))
+        ends = [part * config.window // PARTS for part in range(1, PARTS + 1)]
+        self.ends = (*ends, *(times * config.window for times in LONGER))  # of stretches of the past, newest first
+
+    def initial_state(self, batch: int) -> State:
+        return self.past.initial_state(batch) | {"said": self.zeros(batch, self.signature.classes)}
+
+    def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        window, after = self.past.step(x, mask, state)
+        working, logits = self._seen(window)
+        said = self._keep * state["said"] + self._evidence(working, logits, window.age)
+        return self._answer(working, logits, state["said"]), after | {"said": said}
+
+    def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        windows, after = self.past.scan(x, mask, state)
+        at_once = max(1, NUMBERS_AT_ONCE // (x.shape[0] * self._width()))
+        pieces = range(0, x.shape[1], at_once)
+        seen = [self._seen(windows.at((slice(None), slice(i, i + at_once)))) for i in pieces]
+        working, logits = (torch.cat(part, 1) for part in zip(*seen, strict=True))
+        evidence = self._evidence(working, logits, windows.age)
+        said = linear_recurrence(torch.full_like(evidence, self._keep), evidence, state["said"])
+        before = torch.cat([state["said"][:, None], said[:, :-1]], 1)
+        return self._answer(working, logits, before), after | {"said": said[:, -1]}
+
+    @property
+    def _keep(self) -> float:
+        return 1 - 1 / self.config.memory if self.config.memory else 0.0
+
+    def _width(self) -> int:
+        """Numbers in memory for one series at one time."""
+        return 3 * self.context * self.signature.channels + self.statistics.features
+
+    def _seen(self, window: Window) -> tuple[Tensor, Tensor]:
+        """How surely the hand is at work (..., 1), and log-probabilities of the gestures (..., K) if it is."""
+        shape = window.age.shape[:-1]
+        working = self.work(self._strength(window).flatten(0, -2).float())[:, 1:]
+        statistics = self.statistics(self._short(window)).flatten(0, -2).float()
+        found = self.upright(statistics) + self.turned(statistics)
+        found = found / found.sum(-1, keepdim=True).clamp(min=1e-30) + DOUBT * self.shares
+        found = found / found.sum(-1, keepdim=True).clamp(min=1e-30)
+        logits = torch.where(self.shares > 0, found.clamp(min=1e-30).log(), NEVER)
+        return working.unflatten(0, shape), logits.unflatten(0, shape)
+
+    def _evidence(self, working: Tensor, logits: Tensor, age: Tensor) -> Tensor:
+        """(..., K) what one step adds to the memory: for each gesture how much likelier than it was beforehand."""
+        ratio = torch.where(self.shares > 0, logits - self.shares.clamp(min=1e-30).log(), 0.0)
+        sure = (2 * working - 1).clamp(min=0.0) * age.clamp(max=1.0)
+        return sure * ratio / self.config.window
+
+    def _answer(self, working: Tensor, logits: Tensor, said: Tensor) -> Tensor:
+        trust = self.config.trust if self.config.memory else 0.0
+        return (1 - working) * self.none + working * (logits + trust * said).softmax(-1)
+
+    def _short(self, window: Window) -> Window:
+        """The last `window` steps of it."""
+        length = self.statistics.length
+        return Window(window.values[..., -length:, :], window.started, window.age.clamp(max=length))
+
+    def _powers(self, window: Window) -> Tensor:
+        """(..., PARTS + 3, C) logarithms: of the parts of the window, newest first, of all of it, of longer pasts."""
+        values = (window.values.double() - self.statistics.centre.double()) / self.statistics.spread.double()
+        values = values * window.started[..., None, :].double()
+        age = window.age.double()
+        place = torch.arange(self.context - 1, -1, -1, dtype=age.dtype, device=age.device)  # steps ago
+        squares = values.square() * (place < age)[..., None].to(values.dtype)
+        sums, counts, begin = [], [], 0
+        for end in self.ends:
+            stretch = squares[..., self.context - end : self.context - begin, :]
+            sums.append(stretch.sum(-2))
+            counts.append((age - begin).clamp(min=0.0, max=end - begin))
+            begin = end
+        for longer in range(PARTS, len(self.ends) + 1):  # all so far, after each stretch from the whole window on
+            sums.append(torch.stack(sums[:longer]).sum(0))
+            counts.append(torch.stack(counts[:longer]).sum(0))
+        chosen = [*range(PARTS), *range(len(self.ends), len(sums))]
+        return torch.stack([(sums[i] / counts[i].clamp(min=1.0) + FLOOR).log() for i in chosen], -2)
+
+    def _strength(self, window: Window) -> Tensor:
+        """(..., F) what tells work from rest, all but the last C of it whichever way the ring sits."""
+        powers = self._powers(window)
+        parts, whole, longer = powers[..., :PARTS, :], powers[..., PARTS, :], powers[..., PARTS + 1 :, :]
+        level = longer[..., -1, :].mean(-1, keepdim=True)
+        sizes = [each.sort(-1).values for each in (whole, parts[..., 0, :], whole - longer[..., -1, :])]
+        means = parts.mean(-1)
+        found = [means, parts.amax(-1), means - level, longer.mean(-1), longer.amax(-1), *sizes, whole]
+        return (torch.cat(found, -1).clamp(-LIMIT, LIMIT) * GRID).round() / GRID
+
+    def _turned(self, statistics: Tensor, by: int) -> Tensor:
+        """(n, F) as if every sensor sat where the one `by` further on does."""
+        return statistics.unflatten(-1, (-1, self.signature.channels)).roll(by, -1).flatten(-2)
+
+    def fit(self, batches: Iterable[Batch], validation: Iterable[Batch] = ()) -> None:
+        """Fit the forests to positions of the training windows, drawn evenly.
+
+        Raises:
+            ModelError: no label, or labels of one class alone.
+        """
+        mean, variance, _ = channel_statistics(batches, 0.0)
+        spread = unit_where_still(variance.mean().sqrt(), mean.abs().max())  # one for all, or turning would change it
+        self.statistics.calibrate(mean, spread.expand_as(mean))
+        seed = torch.initial_seed() % 2**32
+        strengths, statistics, labels = [], [], []
+        for batch, places in drawn(batches, self.config.rows, seed, "ring-forest"):
+            windows, _ = self.past.scan(batch.x, batch.mask, self.past.initial_state(len(batch.x)))
+            for some in places.split(max(1, NUMBERS_AT_ONCE // self._width())):
+                at = tuple(some.T)
+                strengths.append(self._strength(windows.at(at)).float())
+                statistics.append(self.statistics(self._short(windows.at(at))).float())
+                labels.append(batch.target[at])
+        label = torch.cat(labels)
+        counts = torch.bincount(label, minlength=self.signature.classes)
+        none = int(counts.argmax())
+        self.none.copy_(one_hot(counts.argmax(), self.signature.classes))
+        gestures = counts * (1 - self.none)
+        self.shares.copy_(gestures / gestures.sum().clamp(min=1.0))
+        working = label != none
+        fit_class_forest(self.work, self.forest, (torch.cat(strengths).numpy(), working.long().numpy()), seed)
+        if int((gestures > 0).sum()) > 1:
+            seen, made = torch.cat(statistics)[working], label[working].numpy().astype(np.int64)
+            fit_class_forest(self.upright, self.forest, (seen.numpy(), made), seed)
+            channels = self.signature.channels
+            turns = sorted({0, self.config.turn % channels, -self.config.turn % channels})
+            if len(turns) > 1:
+                turned = torch.cat([self._turned(seen, by) for by in turns])
+                fit_class_forest(self.turned, self.forest, (turned.numpy(), np.tile(made, len(turns))), seed)
