@@ -118,7 +118,7 @@ class RingForest(StepModel, Fitted):
     def _seen(self, window: Window) -> tuple[Tensor, Tensor]:
         """How surely the hand is at work (..., 1), and log-probabilities of the gestures (..., K) if it is."""
         shape = window.age.shape[:-1]
-        working = self.work(self._strength(window).flatten(0, -2).float())[:, 1:]
+        working = self.work(self._strength(window).flatten(0, -2).float())[:, 1:].clamp(0.0, 1.0)  # sums of shares
         statistics = self.statistics(self._short(window)).flatten(0, -2).float()
         found = self.upright(statistics) + self.turned(statistics)
         found = found / found.sum(-1, keepdim=True).clamp(min=1e-30) + DOUBT * self.shares
