@@ -5,9 +5,10 @@ size, so that it does not matter which sensor lies over which muscle: another pe
 stronger hands. The second tells the gestures apart from the statistics of class-forest; half of its trees learn from
 every gesture as it was, half also from what it would have been with the ring turned by `turn` sensors either way.
 
-What it said of gestures while the hand was at work fades slowly (`memory`) and weighs on what it says next: who has
-just made one gesture probably makes it again. That suits exercises and recordings of one gesture at a time; where
-gestures follow each other in any order, `memory=0` is right. It is told nothing of how long a gesture or a rest lasts.
+While the hand is at work, what is said of the gesture adds up, and fades when it rests. With `memory` it fades only
+after so many steps, rest or not: who has just made one gesture probably makes it again. That suits exercises and
+recordings of one gesture at a time, and is wrong where gestures follow each other in any order. Nothing is learned of
+how long a gesture or a rest lasts.
 
 The class that is no gesture is the most frequent one of the training data. Channels are of one kind, in the order of
 the ring, the last beside the first.
@@ -45,14 +46,13 @@ class RingConfig:
     window: int = 100  # steps of the past that a gesture is told by; power is seen over up to four times as many
     rows: int = 12_000  # that the forests learn from at most, without the turned ones
     turn: int = 2  # sensors by which the ring may sit turned, either way; 0 for one that never is
-    memory: int = 4000  # steps after which what was said before has faded to a third; 0 for none
-    trust: float = 0.3  # weight of a window's evidence in the memory; neighbouring windows say the same again
+    memory: int = 0  # steps after which what was said before has faded to a third; 0 for as soon as the hand rests
 
     def __post_init__(self) -> None:
-        if self.window < PARTS or self.rows < 1 or self.turn < 0 or self.memory < 0 or not 0 <= self.trust <= 1:
+        if self.window < PARTS or self.rows < 1 or self.turn < 0 or self.memory < 0:
             raise ModelError(
-                f"ring-forest needs a window of at least {PARTS} steps, at least 1 row, turn and memory of 0 or more "
-                "and trust from 0 to 1; got " + ", ".join(f"{name}={value}" for name, value in vars(self).items())
+                f"ring-forest needs a window of at least {PARTS} steps, at least 1 row, and turn and memory of 0 or "
+                "more; got " + ", ".join(f"{name}={value}" for name, value in vars(self).items())
             )
 
 
@@ -93,8 +93,9 @@ class RingForest(StepModel, Fitted):
     def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
         window, after = self.past.step(x, mask, state)
         working, logits = self._seen(window)
-        said = self._keep * state["said"] + self._evidence(working, logits, window.age)
-        return self._answer(working, logits, state["said"]), after | {"said": said}
+        said = self._kept(working) * state["said"]
+        prediction = self._answer(working, logits, said)
+        return prediction, after | {"said": said + self._evidence(working, logits, window.age)}
 
     def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
         windows, after = self.past.scan(x, mask, state)
@@ -102,14 +103,16 @@ class RingForest(StepModel, Fitted):
         pieces = range(0, x.shape[1], at_once)
         seen = [self._seen(windows.at((slice(None), slice(i, i + at_once)))) for i in pieces]
         working, logits = (torch.cat(part, 1) for part in zip(*seen, strict=True))
-        evidence = self._evidence(working, logits, windows.age)
-        said = linear_recurrence(torch.full_like(evidence, self._keep), evidence, state["said"])
+        kept, evidence = self._kept(working), self._evidence(working, logits, windows.age)
+        said = linear_recurrence(kept, evidence, state["said"])
         before = torch.cat([state["said"][:, None], said[:, :-1]], 1)
-        return self._answer(working, logits, before), after | {"said": said[:, -1]}
+        return self._answer(working, logits, kept * before), after | {"said": said[:, -1]}
 
-    @property
-    def _keep(self) -> float:
-        return 1 - 1 / self.config.memory if self.config.memory else 0.0
+    def _kept(self, working: Tensor) -> Tensor:
+        """(..., 1) the share of what was said that one step leaves."""
+        if self.config.memory:
+            return torch.full_like(working, 1 - 1 / self.config.memory)
+        return (2 * working).clamp(max=1.0) ** (1 / self.config.window)
 
     def _width(self) -> int:
         """Numbers in memory for one series at one time."""
@@ -133,8 +136,7 @@ class RingForest(StepModel, Fitted):
         return sure * ratio / self.config.window
 
     def _answer(self, working: Tensor, logits: Tensor, said: Tensor) -> Tensor:
-        trust = self.config.trust if self.config.memory else 0.0
-        return (1 - working) * self.none + working * (logits + trust * said).softmax(-1)
+        return (1 - working) * self.none + working * (logits + said).softmax(-1)
 
     def _short(self, window: Window) -> Window:
         """The last `window` steps of it."""
