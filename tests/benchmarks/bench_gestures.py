@@ -7,7 +7,9 @@ robot would get: the rules of recognition that decide as early as 95 % precision
 to the test: precision and recall of decisions, the share of a gesture that was seen when it was decided, false
 activations per minute of rest.
 
-A streaming model is one for all fractions and is asked at every frame; random forest and MiniRocket are trained anew
+A streaming model is one for all fractions and is asked at every frame. One that chooses no epoch, such as class-forest
+and ring-forest, learns from the validation part too, as its peers do; decisions are those of another that does not.
+Random forest and MiniRocket are trained anew
 for each fraction, on series cut there, as a batch method would have to be. They stand beside in the same run: random
 forest with scikit-learn, on statistics and (resampled-pca) on UC2017's features, a gesture resampled to 20 frames and
 the principal axis of its frames; windowed-forest (of continuous recordings) is the first of them with the mean
@@ -60,7 +62,8 @@ from forecasting.passes import one_pass
 from forecasting.task import Task
 from forecasting.training import TrainingConfig, fit_model
 from forecasting.windows import Parts, Span, known_before
-from models.catalog import field_defaults
+from models.catalog import entry, field_defaults
+from models.contract import StepModel
 from models.observation import RunningNormaliser
 from sensors.calibrate import Calibrated, Judgement, Labelled, calibrate, judge
 from tests.benchmarks.figures import machine, table
@@ -164,20 +167,26 @@ def ours(
     def spans(group: list[Series]) -> list[Span]:
         return [Span(series, 0, len(series.values), known.get(series.unique_id)) for series in group]
 
-    parts = Parts(spans(fold.train), spans(fold.validation), spans(fold.test))
-    fields = {*field_defaults(name), *vars(TrainingConfig())}
-    own = {field: value for field, value in settings.items() if field in fields}
-    trained = fit_model(name, task, parts, settings=own, seed=seed)
-    normaliser = getattr(trained.model, "normaliser", None)
-    if adapt and isinstance(normaliser, RunningNormaliser):
-        normaliser.prior = float(adapt)
+    def fitted(train: list[Series], validation: list[Series]) -> StepModel:
+        fields = {*field_defaults(name), *vars(TrainingConfig())}
+        own = {field: value for field, value in settings.items() if field in fields}
+        model = fit_model(
+            name, task, Parts(spans(train), spans(validation), spans(fold.test)), settings=own, seed=seed
+        ).model
+        normaliser = getattr(model, "normaliser", None)
+        if adapt and isinstance(normaliser, RunningNormaliser):
+            normaliser.prior = float(adapt)
+        return model
 
-    def everywhere(group: list[Series]) -> list[Labelled]:
+    def everywhere(model: StepModel, group: list[Series]) -> list[Labelled]:
         frames = [np.arange(len(series.values)) for series in group]
-        rows = one_pass(trained.model, spans(group), frames)
+        rows = one_pass(model, spans(group), frames)
         return [Labelled(row.values, np.asarray(series.target)) for row, series in zip(rows, group, strict=True)]
 
-    test = everywhere(fold.test)
+    # Who chooses no epoch learns from all that the peers do; rules are of one that never saw the validation part.
+    chooses = entry(name).learns == "gradient"
+    model = fitted(fold.train, fold.validation) if chooses else fitted([*fold.train, *fold.validation], [])
+    test = everywhere(model, fold.test)
     found = [recording.probabilities.argmax(-1) for recording in test]
     said = {
         fraction: np.concatenate([labels[judged_at(s)[fraction]] for labels, s in zip(found, fold.test, strict=True)])
@@ -185,9 +194,12 @@ def ours(
     }
     decided = None
     if len(fold.test[0].values) > 1:
+        if not chooses and fold.validation:
+            model = fitted(fold.train, [])
+            test = everywhere(model, fold.test)
         none, lag = [REST] if REST in task.labels else [], LAG.get(data, 0)
         rate = 1 / float(task.freq)  # type: ignore[arg-type]
-        rules = calibrate(everywhere(fold.validation), task.labels, none, rate, target=PRECISION, lag=lag)
+        rules = calibrate(everywhere(model, fold.validation), task.labels, none, rate, target=PRECISION, lag=lag)
         decided = rules, judge(test, task.labels, none, rules.rules, rate, lag)
     return Judged(truths(fold.test), owners(fold.test), said, decided)
 
