@@ -64,7 +64,7 @@ class Ets(LinearGaussian):
         ets.sigma2: the variance of the (relative, where multiplicative) errors; ets.alpha, beta, gamma, phi
         ets.ramp (H,): phi + ... + phi^h, which the trend counts for h steps ahead
         ets.kind (2,): 1 where the errors, where the season is multiplicative
-        ets.spread (H, 3): the coefficients of the variance (`spread_of`)
+        ets.spread (3, H): the coefficients of the variance (`spread_of`)
         ets.started: 1 once there is a level
         ets.errors: how many errors `ets.sigma2` is the mean square of; below 0 where it was fitted and stays
         ets.season (m,): the next step's value first; ets.trend, ets.level
@@ -131,7 +131,7 @@ class Ets(LinearGaussian):
         expected = level + state["ets.ramp"] * trend
         mean = torch.where(multiplicative, expected * season, expected + season)
         # Class 1: sigma2 times a constant; the other two are computed for the series that are of them.
-        variance = sigma2 * coefficients[..., 0]
+        variance = sigma2 * coefficients[..., 0, :]
         for member, of_class in ((relative & ~multiplicative, _class2), (relative & multiplicative, _class3)):
             rows = member[:, 0].nonzero()[:, 0]
             parts = (coefficients, sigma2, mean, level, trend)
@@ -158,15 +158,15 @@ def _class2(spread: Tensor, sigma2: Tensor, mean: Tensor, level: Tensor, trend: 
     square = mean * mean
     echo = torch.zeros_like(square)
     for lag in range(1, square.shape[1]):
-        late = spread[:, lag : lag + 1, 0] * square[:, :-lag]
+        late = spread[:, 0, lag : lag + 1] * square[:, :-lag]
         echo = echo + torch.nn.functional.pad(late, (lag, 0))
     return sigma2 * square + (1 + sigma2) * echo
 
 
 def _class3(spread: Tensor, sigma2: Tensor, mean: Tensor, level: Tensor, trend: Tensor) -> Tensor:
     """(B, H): a quadratic form of level and trend, still to be multiplied by the season's square."""
-    powers = torch.stack([level * level, level * trend, trend * trend], -1)  # (B, 1, 3)
-    return (spread * powers).sum(-1)
+    powers = torch.stack([level * level, level * trend, trend * trend], -2)  # (B, 3, 1)
+    return (spread * powers).sum(-2)
 
 
 def fit_ets(values: Values, season: int, model: str = "ZZZ", damped: str = "auto") -> Fit:
@@ -256,7 +256,7 @@ def parameters_of(parameters: Mapping[str, Tensor], kind: Tensor, signature: Sig
 
 
 def spread_of(parameters: Mapping[str, Tensor], kind: Tensor, signature: Signature) -> Tensor:
-    """(B, H, 3): what makes the variance v_h of the h-step forecast out of the state (Hyndman et al. 2008, chapter 6).
+    """(B, 3, H): what makes the variance v_h of the h-step forecast out of the state (Hyndman et al. 2008, chapter 6).
 
     With c_j = alpha + beta (phi + ... + phi^j) + gamma [m divides j], the response j steps after an error:
     additive errors (class 1, 6.1): v_h = sigma2 K_h with K_h = 1 + c_1^2 + ... + c_{h-1}^2; (K_h, 0, 0).
@@ -277,7 +277,7 @@ def spread_of(parameters: Mapping[str, Tensor], kind: Tensor, signature: Signatu
         earlier = torch.stack(echoes[::-1], -1)
         echoes.append(sigma2 * (response[:, :step] * earlier).sum(-1))
     first = torch.where(relative[:, None], torch.stack(echoes, -1), constant)
-    spread = torch.stack([first, torch.zeros_like(first), torch.zeros_like(first)], -1)
+    spread = torch.stack([first, torch.zeros_like(first), torch.zeros_like(first)], -2)
     products = (relative & multiplicative).nonzero()[:, 0]
     if len(products):
         spread[products] = _product_spread({name: value[products] for name, value in parameters.items()}, signature)
@@ -285,7 +285,7 @@ def spread_of(parameters: Mapping[str, Tensor], kind: Tensor, signature: Signatu
 
 
 def _product_spread(parameters: Mapping[str, Tensor], signature: Signature) -> Tensor:
-    """(B, H, 3): the variance of y_h = q_h s_h (1 + e_h) as a quadratic form of level and trend, times s_h^2.
+    """(B, 3, H): the variance of y_h = q_h s_h (1 + e_h) as a quadratic form of level and trend, times s_h^2.
 
     Level and trend follow x' = (A + g w e) x with A = [[1, phi], [0, phi]], g = (alpha, beta), w = (1, phi), q = w x; a
     season that comes back has been multiplied by (1 + gamma e) of each time that it was there. So for every season
@@ -317,4 +317,4 @@ def _product_spread(parameters: Mapping[str, Tensor], signature: Signature) -> T
             even * f * f * bb + odd * 2 * b * r + fourth * b * b * q,
         )
         l, t = mean + w * v * a * mean, f * t + w * v * b * mean  # noqa: E741
-    return torch.stack(result, 1)
+    return torch.stack(result, -1)
