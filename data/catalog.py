@@ -84,21 +84,27 @@ def load(source: str, **options: Any) -> Dataset:
         FrameError: an unknown name, an option or column that does not suit the data set, or what its reader found.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    kind, _, path = source.partition(":")
-    if kind in ("csv", "parquet") and path:
+    path = path_of(source)
+    if path is not None:
         return read_source(path, **given)
     entry = _ENTRIES.get(source)
     if entry is not None:
         _refuse_file_options(entry, given)
         return _with_options(entry.load(), given)
-    if _looks_like_a_path(source):
-        return read_source(source, **given)
-    if kind == "store":
+    if source.partition(":")[0] == "store":
         raise FrameError(f"{source}: there is no store in this version yet. Give a file, or a name: `mnemo datasets`.")
     near = difflib.get_close_matches(source, _ENTRIES, n=3, cutoff=0.5)
     close = f"Did you mean {' or '.join(near)}? " if near else ""
     known = ", ".join([*near, *(name for name in _ENTRIES if name not in near)])
     raise FrameError(f"{source}: no data set and no file of this name. {close}Known: {known}.")
+
+
+def path_of(source: str) -> str | None:
+    """The path or pattern of files that a source is; None where it is a name."""
+    kind, _, path = source.partition(":")
+    if kind in ("csv", "parquet") and path:
+        return path
+    return source if source not in _ENTRIES and _looks_like_a_path(source) else None
 
 
 def _looks_like_a_path(source: str) -> bool:

@@ -1,7 +1,7 @@
 """Every cut-off in one pass, with naive and ridge always beside.
 
-Quantiles are calibrated before they are judged: on the forecasts that a model, fitted to the training part, makes of
-the validation part. Nothing of the test is used.
+Quantiles are calibrated before they are judged: on the forecasts that a model makes of the validation
+part, or the last horizon of it, fitted to what precedes that. Nothing of the test is used.
 
 How each series is scanned once is `forecasting.passes`, how predictions are judged `forecasting.scores`, and the frames
 of a report are `forecasting.report_frames`; here is what is fitted, calibrated and predicted when.
@@ -125,7 +125,8 @@ def backtest(
         refit: train anew after every so many cut-offs, on all that is known by then; None trains once.
         settings: fields of the models' configs; each is given to the models that have it.
         calibrated: whether forecast quantiles are calibrated on the validation part, once, before the test. A model
-            that is fitted per series is then fitted a second time, to the training part alone.
+            that is fitted per series is then fitted a second time, to the training part alone, or, where there are many
+            series, to all but their last horizon before the test.
         ensembles: "mean", "median" or both: of the models named, as further rows such as mean(ets,arima).
 
     A model that these data do not suit is left out of the report, as is a series of which a covariate is missing ahead:
@@ -297,7 +298,7 @@ def _check(
     settings: Mapping[str, Any],
     naive: Sequence[Rows],
 ) -> list[Rows]:
-    """Forecasts of the validation part by a model that was fitted to the training part alone."""
+    """Forecasts of the validation part by a model that was fitted to nothing that it forecasts."""
     if isinstance(trained, RefitModel):
         last = [at[-1:] for at in positions]  # every one more is a fit
         fallback = [row.at(at) for row, at in zip(naive, last, strict=True)]

@@ -31,7 +31,7 @@ app = typer.Typer(
     epilog="Try first: mnemo demo",
 )
 
-MOST = 10**9  # steps; more is a slip of the finger, and no number that numpy can count to
+MOST = 10**9  # steps; more is a slip of the finger
 LONGEST_SEASON = 10**6  # every series keeps one in its state
 
 # One place for what several commands take.
@@ -205,11 +205,12 @@ def _check_place(path: Path) -> None:
 
 def _keep_apart(data: str, out: Path | None, state: Path | None, save_state: Path | None) -> None:
     """Refuse to write a result over the data, or two results, or a state and a result, into one file."""
-    from glob import glob
-
+    from data.catalog import path_of
+    from data.readers import find_files
     from forecasting.results import ResultError
 
-    read = {Path(name).resolve() for name in glob(data.removeprefix("csv:").removeprefix("parquet:"))}
+    path = path_of(data)
+    read = set() if path is None else {file.resolve() for file in find_files(path)}
     for option, file in (("--out", out), ("--save-state", save_state)):
         if file is not None and file.resolve() in read:
             raise ResultError(f"{file}: is the data; {option} would replace them. Give another file.")
@@ -454,7 +455,8 @@ def backtest(
 
     chosen: dict[str, Any] = dict(_settings(settings))
     _check_place(out)
-    names, notes = _names(model), tuple[str, ...]()
+    names = _names(model)
+    notes: tuple[str, ...] = ()
     if "auto" in names:
         from forecasting.pipeline import with_auto
 

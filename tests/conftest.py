@@ -34,7 +34,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_exports() -> Iterator[None]:
-    """Some hundred bundles are exported, and no test looks at how exactly the latency on their cards was measured.
+    """Some hundred bundles are exported, and 200 steps are enough for what the tests ask of the latency on their cards.
 
     What the exporter knows of torch's operations is the same at every export; to read it anew takes as long as a small
     graph.

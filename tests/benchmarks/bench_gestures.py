@@ -9,13 +9,12 @@ activations per minute of rest.
 
 A streaming model is one for all fractions and is asked at every frame. One that chooses no epoch, such as class-forest
 and ring-forest, learns from the validation part too, as its peers do; decisions are those of another that does not.
-Random forest and MiniRocket are trained anew
-for each fraction, on series cut there, as a batch method would have to be. They stand beside in the same run: random
-forest with scikit-learn, on statistics and (resampled-pca) on UC2017's features, a gesture resampled to 20 frames and
-the principal axis of its frames; windowed-forest (of continuous recordings) is the first of them with the mean
-magnitude of longer pasts beside the half second, which ones chosen by leaving out each person, or session, of the
-training part in turn; MiniRocket and MultiRocket-Hydra where aeon is installed (`pip install aeon` into an
-environment that has this project); else the run says that they are left out.
+Random forest and MiniRocket are trained anew for each fraction, on series cut there, as a batch method would have to
+be. They stand beside in the same run: random forest with scikit-learn, on statistics and (resampled-pca) on UC2017's
+features, a gesture resampled to 20 frames and the principal axis of its frames; windowed-forest (of continuous
+recordings) is the first of them with the mean magnitude of longer pasts beside the half second, which ones chosen by
+leaving out each person, or session, of the training part in turn; MiniRocket and MultiRocket-Hydra where aeon is
+installed (`pip install aeon` into an environment that has this project); else the run says that they are left out.
 
 Sets and folds: `isl_myo`, the last repetitions of 20; `vmg30_glove`, the source's validation part; `uc2017_sg`, each
 user in turn (one frame a gesture, so only 100 %); `myo_wrist`, each person in turn, and each session of those who have

@@ -992,6 +992,8 @@ def test_a_forecast_that_cannot_be_is_refused_and_leaves_nothing(forecaster, pla
     [
         ("--data sales.csv --out sales.csv", r"sales\.csv: is the data; --out would replace them"),
         ("--data sal*.csv --out ./sales.csv", r"sales\.csv: is the data; --out would replace them"),
+        ("--data **/sales.csv --out deep/er/sales.csv", r"sales\.csv: is the data; --out would replace them"),
+        ("--data odd[1].csv --out odd[1].csv", r"odd\[1\]\.csv: is the data; --out would replace them"),
         ("--data sales.csv --out f.csv --save-state sales.csv", r"sales\.csv: is the data; --save-state would"),
         ("--data sales.csv --out f.csv --save-state f.csv", r"f\.csv: is the file of --save-state too"),
         ("--data sales.csv --out old.csv --state old.csv", r"old\.csv: is the file of --state too"),
@@ -1002,6 +1004,9 @@ def test_a_forecast_that_cannot_be_is_refused_and_leaves_nothing(forecaster, pla
 def test_no_result_is_written_over_the_data_or_over_another(forecaster, place, options, message):
     sales().to_csv("sales.csv", index=False)
     Path("folder").mkdir()
+    Path("deep/er").mkdir(parents=True)
+    sales().assign(unique_id="deep").to_csv("deep/er/sales.csv", index=False)
+    sales().to_csv("odd[1].csv", index=False)
     before, content = tree(place), Path("sales.csv").read_bytes()
     assert re.search(message, mnemo("forecast", "--bundle", forecaster.bundle, *options.split()).error)
     assert tree(place) == before

@@ -247,9 +247,9 @@ def test_among_many_series_a_fit_is_calibrated_on_what_follows_it_at_once(count)
     channels = (Channel("y", ""),)
     data = Dataset("many", pd.concat(pieces), "forecast", channels, 1, 1, 2, Splits(test_size=2), "y", ())
     task, panel = Task.of(data), to_panel(data)
-    parts = split(data, panel, task)  # validation is 21 to 26, test 27 and 28
+    parts = split(data, panel, task)  # validation is 22 to 26, test 27 and 28
     found = compare(parts, ["theta"], task).calibrations["theta"]
-    if count < 100:  # the parameters of 22 values for three horizons of each
+    if count < 100:  # the parameters of 22 values for two horizons of each
         fitted, chosen = fit_local("theta", task, replace(parts, validation=[]), {}), [22, 24]
     else:  # those of 25 for the last
         late = replace(parts, train=[replace(span, end=25) for span in parts.train], validation=[])
