@@ -9,9 +9,10 @@ memory is of the process, in one of its own for each row, above what it held bef
 
 The last table gives what the issue of the memories asks for: how many times the peer's tokens/s, its peak memory, how
 time grows with T, and for depth 2 which share of this machine's single-precision matrix-product rate the operations of
-the dual form alone make up (`operations`; forward and a backward of twice as many).
+the dual form alone make up (`operations`; forward and a backward of twice as many). A longer chunk of ours makes more
+operations a token, in larger products: more of the rate, fewer tokens/s.
 
-Options: --device cuda, --lengths 256,1024,4096, --threads 1, --memory-gb.
+Options: --device cuda, --lengths 256,1024,4096, --threads 1, --memory-gb, --chunks 64,128: ours.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from queue import Empty
@@ -98,19 +101,28 @@ def recurrent(kind: type[nn.RNNBase]) -> Callable[[Tensor], Tensor]:
     return Recurrent()
 
 
-KINDS: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
-    "ours, depth 1, b = 64": lambda: ours(1, 64),
-    "ours, depth 1, with convolution": lambda: ours(1, 64, kernel=4),
-    "titans-pytorch, depth 1, chunk 1": lambda: peer(1, 1),
-    "titans-pytorch, depth 1, chunk 64": lambda: peer(1, 64),
-    "ours, depth 2, b = 64": lambda: ours(2, 64),
-    "ours, depth 2, with convolution": lambda: ours(2, 64, kernel=4),
-    "titans-pytorch, depth 2, chunk 1": lambda: peer(2, 1),
-    "titans-pytorch, depth 2, chunk 64": lambda: peer(2, 64),
-    "LSTM": lambda: recurrent(nn.LSTM),
-    "GRU": lambda: recurrent(nn.GRU),
-    "causal attention": Attention,
-}
+def kinds(chunks: tuple[int, ...]) -> dict[str, Callable[[], Callable[[Tensor], Tensor]]]:
+    """The layers to measure; chunks: ours."""
+    found: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {}
+    for depth in (1, 2):
+        for chunk in chunks:
+            found[mine(depth, chunk)] = partial(ours, depth, chunk)
+        found[f"ours, depth {depth}, with convolution"] = partial(ours, depth, chunks[0], kernel=4)
+        for chunk in (1, 64):
+            found[theirs(depth, chunk)] = partial(peer, depth, chunk)
+    return found | {
+        "LSTM": partial(recurrent, nn.LSTM),
+        "GRU": partial(recurrent, nn.GRU),
+        "causal attention": Attention,
+    }
+
+
+def mine(depth: int, chunk: int) -> str:
+    return f"ours, depth {depth}, b = {chunk}"
+
+
+def theirs(depth: int, chunk: int) -> str:
+    return f"titans-pytorch, depth {depth}, chunk {chunk}"
 
 
 def operations(depth: int, chunk: int) -> int:
@@ -131,11 +143,13 @@ def status_mb(field: str) -> float:
     return int(lines[field].split()[0]) / 1024
 
 
-def measure(kind: str, length: int, device: str, threads: int, repeats: int, limit_s: float) -> tuple[float, float]:
+def measure(
+    make: Callable[[], Callable[[Tensor], Tensor]], length: int, device: str, threads: int, repeats: int, limit_s: float
+) -> tuple[float, float]:
     """Median seconds of forward and backward, and peak MB above the start; as many repeats as the limit allows."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    model = KINDS[kind]().to(device)  # type: ignore[attr-defined]
+    model = make().to(device)  # type: ignore[attr-defined]
     x = torch.randn(BATCH, length, WIDTH, device=device, requires_grad=True)
     before = torch.cuda.memory_allocated() / 2**20 if device == "cuda" else status_mb("VmRSS")
     spent: list[float] = []
@@ -188,6 +202,7 @@ def main() -> None:
     options.add_argument("--lengths", default="256,1024,4096")
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--chunks", default="64")
     options.add_argument("--memory-gb", type=float, default=0.7 * physical_gb(), help="of a row on the CPU, at most")
     options.add_argument("--kinds", default="", help="only those whose name holds this text")
     chosen = options.parse_args()
@@ -204,13 +219,14 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     limit = chosen.memory_gb if chosen.device == "cpu" else None  # CUDA reserves addresses that it does not use
     lengths = [int(length) for length in chosen.lengths.split(",")]
+    chunks = tuple(int(chunk) for chunk in chosen.chunks.split(","))
     found: dict[tuple[str, int], tuple[float, float]] = {}  # tokens/s, peak MB
     for length in lengths:
-        for kind in KINDS:
+        for kind, make in kinds(chunks).items():
             if chosen.kinds not in kind:
                 continue
             queue = context.Queue()
-            arguments = (kind, length, chosen.device, chosen.threads, chosen.repeats, 20.0)
+            arguments = (make, length, chosen.device, chosen.threads, chosen.repeats, 20.0)
             process = context.Process(target=_child, args=(queue, limit, *arguments))
             process.start()
             seen = answer(queue, process)
@@ -219,24 +235,24 @@ def main() -> None:
                 continue
             found[kind, length] = (BATCH * length / seen[0], seen[1])
             print(f"{kind:36}{length:6}{found[kind, length][0]:12.0f}{seen[1]:10.0f}", flush=True)
-    summary(found, lengths, statistics.median(rates) * 1e9)
+    summary(found, lengths, chunks, statistics.median(rates) * 1e9)
 
 
-def summary(found: dict[tuple[str, int], tuple[float, float]], lengths: list[int], rate: float) -> None:
+def summary(
+    found: dict[tuple[str, int], tuple[float, float]], lengths: list[int], chunks: tuple[int, ...], rate: float
+) -> None:
     """Ours beside the peer, from what was measured in this run; rate: of a matrix product, in operations a second."""
-    print(f"\n{'depth':>5}{'T':>6}{'x chunk 1':>11}{'x chunk 64':>12}{'MB':>6}{'chunk 1':>9}{'chunk 64':>10}"
+    print(f"\n{'depth':>5}{'b':>5}{'T':>6}{'x chunk 1':>11}{'x chunk 64':>12}{'MB':>6}{'chunk 1':>9}{'chunk 64':>10}"
           f"{'s per T, rel.':>15}{'of the matrix rate':>20}")  # fmt: skip
     nothing = (math.nan, math.nan)
-    for depth in (1, 2):
-        mine = {length: found.get((f"ours, depth {depth}, b = 64", length), nothing) for length in lengths}
+    for depth, chunk in product((1, 2), chunks):
+        first = found.get((mine(depth, chunk), lengths[0]), nothing)[0]
         for length in lengths:
-            fine, coarse = (
-                found.get((f"titans-pytorch, depth {depth}, chunk {chunk}", length), nothing) for chunk in (1, 64)
-            )
-            speed, peak = mine[length]
-            share = 3 * operations(depth, 64) * speed / rate
-            print(f"{depth:5}{length:6}{speed / fine[0]:11.1f}{speed / coarse[0]:12.2f}{peak:6.0f}{fine[1]:9.0f}"
-                  f"{coarse[1]:10.0f}{mine[lengths[0]][0] / speed:15.2f}{share:20.0%}")  # fmt: skip
+            speed, peak = found.get((mine(depth, chunk), length), nothing)
+            fine, coarse = (found.get((theirs(depth, other), length), nothing) for other in (1, 64))
+            share = 3 * operations(depth, chunk) * speed / rate
+            print(f"{depth:5}{chunk:5}{length:6}{speed / fine[0]:11.1f}{speed / coarse[0]:12.2f}{peak:6.0f}"
+                  f"{fine[1]:9.0f}{coarse[1]:10.0f}{first / speed:15.2f}{share:20.0%}")  # fmt: skip
 
 
 if __name__ == "__main__":
