@@ -38,10 +38,10 @@ from forecasting.report_frames import (
 )
 from forecasting.scores import actual_of, interval_scores, leaderboard_of, score_classes, score_forecasts, score_numbers
 from forecasting.task import Task, TaskError
-from forecasting.training import Trained, TrainingConfig, fit_local, fit_model, parse_settings
+from forecasting.training import Trained, TrainingConfig, begins_known, fit_local, fit_model, parse_settings
 from forecasting.windows import Parts, Span, split
 from models.catalog import build, entry, field_defaults
-from models.contract import ModelError
+from models.contract import ModelError, StepModel
 
 ALWAYS = ("naive", "ridge")
 MANY_SERIES = 100  # from how many on the last horizon of each is enough to calibrate a model on that is fitted to each
@@ -136,7 +136,8 @@ def backtest(
         TaskError, ModelError: what cannot be done, before anything is trained; or nothing of what was named could be.
     """
     panel = to_panel(dataset, task.labels or None)
-    parts = split(dataset, panel, task, test_size=test_size, cutoff=cutoff)
+    known = begins_known(settings)
+    parts = split(dataset, panel, task, test_size=test_size, cutoff=cutoff, known_owner=known)
     if not parts.test:
         raise TaskError(f"{dataset.name}: no series has a test part of at least {task.horizon} steps.")
     return compare(
@@ -257,13 +258,19 @@ def compare(
             measures |= {"calibrated": name in judged, **{f"{measure}_raw": value for measure, value in own.items()}}
     leaderboard = leaderboard_of(task, rows, costs, scores, stride)
     frame = {"forecast": forecast_frame, "classify": class_frame, "regress": number_frame}[task.kind](task, rows)
-    for one in trained.values():
+    for name, one in trained.items():
         if isinstance(one, Trained):
             notes += one.notes()
+        if name in models and begins_known(settings) and not _has_owner(one):
+            notes.append(f"{name}: keeps no statistics of an owner, so known_owner changes nothing.")
     instead = substitutes_frame(rows)
     notes += _substitute_notes(instead, rows)
     history = history_frame(task, parts)
     return Report(task, leaderboard, frame, history, trained, tuple(notes), instead, calibrations, tuple(failures))
+
+
+def _has_owner(trained: Trained | RefitModel) -> bool:
+    return isinstance(trained, Trained) and type(trained.model).state_of_known is not StepModel.state_of_known
 
 
 def _check_positions(parts: Parts, task: Task) -> list[np.ndarray]:

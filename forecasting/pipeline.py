@@ -19,7 +19,7 @@ from forecasting.refit import RefitModel, is_refit
 from forecasting.refit_bundle import export_refit
 from forecasting.scores import JUDGED_BY
 from forecasting.task import Task, TaskError
-from forecasting.training import TrainingConfig
+from forecasting.training import TrainingConfig, begins_known
 from forecasting.windows import Parts, split
 from models.catalog import MODELS, entry, field_defaults
 
@@ -51,7 +51,7 @@ def train_bundle(
     if is_refit(model) and resume is not None:
         raise TaskError(f"{model} is fitted when it forecasts, so there is no training that --resume could go on with.")
     panel = to_panel(dataset, task.labels or None)
-    parts = split(dataset, panel, task, cutoff=until, hold_out=False)
+    parts = split(dataset, panel, task, cutoff=until, hold_out=False, known_owner=begins_known(settings))
     notes: tuple[str, ...] = dataset.notes
     if model == "auto":
         if resume is not None:
@@ -94,7 +94,8 @@ def with_auto(
 
     The arguments are those of `backtest`; nothing of its test is looked at.
     """
-    parts = split(dataset, to_panel(dataset, task.labels or None), task, test_size=test_size, cutoff=cutoff)
+    panel, known = to_panel(dataset, task.labels or None), begins_known(settings)
+    parts = split(dataset, panel, task, test_size=test_size, cutoff=cutoff, known_owner=known)
     best, note = select(parts, task, seed=seed, settings=settings, progress=progress)
     names = list(dict.fromkeys(best if name == "auto" else name for name in models))
     given = dict(settings or {})

@@ -49,6 +49,7 @@ class TrainingConfig:
     stride: int = 0  # steps from one training window to the next; 0 chooses: an eighth of the lookback
     context: int = 0  # steps at the start of a window that are not supervised; 0 supervises every position
     every: int = 1  # of the other positions so many-th only is supervised, counted back from the window's end
+    known_owner: bool = False  # each series begins with what its owner, such as a person, has shown before it
     mirror: float = (
         0.0  # share of a forecast's training windows turned upside down, so that no drift is learned by heart
     )
@@ -138,6 +139,15 @@ def parse_settings(name: str, settings: Mapping[str, Any]) -> tuple[dict[str, An
     values = {field: _as_type(field, value, type(known[field])) for field, value in settings.items()}
     training = TrainingConfig(**{field: value for field, value in values.items() if field in of_training})
     return {field: value for field, value in values.items() if field in of_model}, training
+
+
+def begins_known(settings: Mapping[str, Any] | None) -> bool:
+    """`known_owner` of settings whose values may be text, for `split`, which has to know it before any model does.
+
+    Raises:
+        TaskError: it is neither true nor false.
+    """
+    return bool(_as_type("known_owner", (settings or {}).get("known_owner", False), bool))
 
 
 def _as_type(field: str, value: Any, kind: type) -> Any:
@@ -280,6 +290,8 @@ def fit_model(
     if not 0 <= seed < 2**32:
         raise TaskError(f"the seed is a whole number from 0 to {2**32 - 1}, not {seed}.")
     model_settings, config = parse_settings(name, settings or {})
+    if config.known_owner and all(span.known is None for span in parts.train):
+        raise TaskError("known_owner: these series do not say what their owners have shown; see `windows.split`.")
     if entry(name).learns == "per series":
         if resume:
             raise TaskError(f"{name} is fitted in one go: there is nothing to resume.")

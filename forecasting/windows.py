@@ -70,6 +70,7 @@ def split(
     cutoff: Any = None,
     hold_out: bool = True,
     validation_share: float = 0.2,
+    known_owner: bool = False,
 ) -> Parts:
     """Cut every series, or the set of series, into training, validation and test.
 
@@ -78,10 +79,39 @@ def split(
         cutoff: the last `ds` before the test; instead of the data set's own split.
         hold_out: whether to keep a fifth for the test where nothing else says where it begins.
         validation_share: of what precedes the test, where the data set has no validation part of its own.
+        known_owner: whether each series begins with what its owner has shown before it, see `known_before`.
 
     Raises:
-        TaskError: a part would be empty, or no series is longer than the horizon allows.
+        TaskError: a part would be empty, no series is longer than the horizon allows, or nothing of an owner can be
+            known before a series.
     """
+    parts = _split(dataset, panel, task, test_size, cutoff, hold_out, validation_share)
+    if not known_owner:
+        return parts
+    owners = dataset.splits.group
+    if owners is None or dataset.splits.entity is None or test_size is not None or cutoff is not None:
+        # Cut in time, what an owner's earlier series show would lie after the cut-off in part.
+        raise TaskError(
+            f"{dataset.name}: known_owner takes data whose parts are whole series and that say whose each is, such as "
+            "the gestures of several people; leave it out here."
+        )
+    known = known_before(panel, owners)
+    begun = {
+        part: [replace(span, known=known[span.series.unique_id]) for span in getattr(parts, part)]
+        for part in ("train", "validation", "test")
+    }
+    return replace(parts, **begun)
+
+
+def _split(
+    dataset: SeriesDataset,
+    panel: Sequence[Series],
+    task: Task,
+    test_size: int | None,
+    cutoff: Any,
+    hold_out: bool,
+    validation_share: float,
+) -> Parts:
     if task.future:
         panel = [without_what_is_ahead(series, len(task.future)) for series in panel]
     splits = dataset.splits

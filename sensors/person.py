@@ -2,7 +2,7 @@
 
 A model normalises by running statistics that are a part of its state (`models.observation.RunningNormaliser`), so it
 adapts to whoever moves. Here that part is given a weight, saved for a person and given back when the person returns.
-The rest of the state starts anew.
+The rest of the state starts anew. A model that was trained with `known_owner` has learned from series that begin so.
 
 Shapes: C channels.
 """

@@ -16,7 +16,7 @@ from forecasting.conformal import calibrate
 from forecasting.passes import cutoff_positions, one_pass, rewindowed
 from forecasting.scores import LEADERBOARD
 from forecasting.task import Task, TaskError
-from forecasting.training import fit_model
+from forecasting.training import Trained, fit_model
 from forecasting.windows import Parts, Span, known_before, split
 from models.contract import ModelError
 
@@ -558,3 +558,37 @@ def test_a_series_of_a_known_person_is_seen_as_by_a_stream_that_went_on(name):
     np.testing.assert_allclose(found, expected[0].detach(), rtol=1e-4, atol=1e-6)
     stranger, _ = model.scan(x, torch.ones_like(x), model.initial_state(1))
     assert not np.allclose(found, stranger[0].detach(), rtol=1e-3)
+
+
+def test_known_owner_is_what_models_learn_and_are_judged_with():
+    names = [f"{person}/{number}" for person in ("ana", "bo", "cy") for number in range(1, 5)]
+    splits = Splits(
+        entity={name: {"a": "train", "b": "validation", "c": "test"}[name[0]] for name in names},
+        group={name: name.split("/")[0] for name in names},
+    )
+    # Whether a series is up shows beside its person's level alone.
+    rng = np.random.default_rng(0)
+    levels = np.array([{"a": -50.0, "b": 0.0, "c": 50.0}[name[0]] for name in names])
+    up = np.tile([0, 1, 1, 0], 3)
+    frame = pd.DataFrame({"unique_id": np.repeat(names, 14), "ds": np.tile(np.arange(14), len(names))})
+    frame["x"] = np.repeat(levels + 4.0 * up, 14) + rng.normal(size=len(frame))
+    frame["label"] = np.repeat(np.where(up, "up", "down"), 14)
+    people = Dataset("people", frame, "classify", (Channel("x", "g"),), 1, 1, 1, splits, "label")
+    given = SMALL | {"known_owner": "true"}
+    report = backtest(people, ["gru", "class-forest"], Task.of(people), settings=given)
+    unknown = backtest(people, ["gru"], Task.of(people), settings=SMALL)
+    judged, alone = (frame.forecasts[frame.forecasts["model"] == "gru"].reset_index() for frame in (report, unknown))
+    moved = (judged["p_up"] - alone["p_up"]).abs()
+    assert moved[judged["unique_id"] != "cy/1"].min() > 0
+    model = report.models["gru"]
+    assert isinstance(model, Trained)
+    assert model.config["known_owner"] is True
+    said = [note for note in report.notes if "known_owner" in note]
+    assert said == ["class-forest: keeps no statistics of an owner, so known_owner changes nothing."]
+
+
+def test_known_owner_without_owners_is_refused_by_the_fit():
+    data = dataset(walk(60))
+    parts = split(data, to_panel(data), Task.of(data))
+    with pytest.raises(TaskError, match="do not say what their owners have shown"):
+        fit_model("gru", Task.of(data), parts, settings=SMALL | {"known_owner": True})

@@ -462,3 +462,36 @@ def test_windows_carry_what_is_known_of_their_person():
         assert told == {(0.0, 1.0, 2.0), (0.0, 0.0, 0.0)}
     (batch,) = window_loader([span_of(8)], forecast_task(), length=8, stride=8, context=0, batch_size=8)
     assert batch.known is None
+
+
+PEOPLE = Splits(
+    entity={
+        "ana/1": "train",
+        "ana/2": "train",
+        "bo/1": "validation",
+        "bo/2": "validation",
+        "cy/1": "test",
+        "cy/2": "test",
+    },
+    group={f"{person}/{number}": person for person in ("ana", "bo", "cy") for number in (1, 2)},
+)
+
+
+def test_with_known_owner_every_part_begins_with_what_its_people_have_shown():
+    hands = recordings(sorted(PEOPLE.group), splits=PEOPLE)
+    panel, task = to_panel(hands), Task.of(hands)
+    parts = split(hands, panel, task, known_owner=True)
+    for first, second in (parts.train, parts.validation, parts.test):
+        assert first.known is not None
+        assert not first.known.any()
+        shown = first.series.values
+        np.testing.assert_allclose(second.known, [[6], shown.mean(0), shown.var(0)])
+    assert all(span.known is None for span in split(hands, panel, task).test)
+
+
+def test_known_owner_is_refused_where_nobody_owns_a_series_or_parts_are_cut_in_time():
+    hands = recordings(sorted(PEOPLE.group), splits=PEOPLE)
+    nobodys = replace(hands, splits=replace(PEOPLE, group=None))
+    for data, cut in ((nobodys, {}), (hands, {"test_size": 3})):
+        with pytest.raises(TaskError, match="moves: known_owner takes data whose parts are whole series"):
+            split(data, to_panel(data), Task.of(data), known_owner=True, **cut)
