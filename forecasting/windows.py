@@ -96,11 +96,11 @@ def split(
             "the gestures of several people; leave it out here."
         )
     known = known_before(panel, owners)
-    begun = {
-        part: [replace(span, known=known[span.series.unique_id]) for span in getattr(parts, part)]
-        for part in ("train", "validation", "test")
-    }
-    return replace(parts, **begun)
+
+    def begun(spans: Sequence[Span]) -> list[Span]:
+        return [replace(span, known=known[span.series.unique_id]) for span in spans]
+
+    return replace(parts, train=begun(parts.train), validation=begun(parts.validation), test=begun(parts.test))
 
 
 def _split(
