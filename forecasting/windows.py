@@ -25,6 +25,8 @@ from data.panel import Series
 from forecasting.task import Task, TaskError
 from models.contract import LARGEST, Batch
 
+VALIDATION_SHARE = 0.2  # of what precedes the test, where the data set has no validation part of its own
+
 
 @dataclass(frozen=True)
 class Span:
@@ -69,7 +71,6 @@ def split(
     test_size: int | None = None,
     cutoff: Any = None,
     hold_out: bool = True,
-    validation_share: float = 0.2,
     known_owner: bool = False,
 ) -> Parts:
     """Cut every series, or the set of series, into training, validation and test.
@@ -78,48 +79,36 @@ def split(
         test_size: the last so many positions of every series are the test; instead of the data set's own split.
         cutoff: the last `ds` before the test; instead of the data set's own split.
         hold_out: whether to keep a fifth for the test where nothing else says where it begins.
-        validation_share: of what precedes the test, where the data set has no validation part of its own.
         known_owner: whether each series begins with what its owner has shown before it, see `known_before`.
 
     Raises:
         TaskError: a part would be empty, no series is longer than the horizon allows, or nothing of an owner can be
             known before a series.
     """
-    parts = _split(dataset, panel, task, test_size, cutoff, hold_out, validation_share)
-    if not known_owner:
-        return parts
-    owners = dataset.splits.group
-    if owners is None or dataset.splits.entity is None or test_size is not None or cutoff is not None:
-        # Cut in time, what an owner's earlier series show would lie after the cut-off in part.
+    if task.future:
+        panel = [without_what_is_ahead(series, len(task.future)) for series in panel]
+    splits, whole = dataset.splits, test_size is None and cutoff is None
+    if known_owner and (splits.group is None or splits.entity is None or not whole):
+        # Cut in time, some of what an owner's other series show would lie after the cut-off.
         raise TaskError(
             f"{dataset.name}: known_owner takes data whose parts are whole series and that say whose each is, such as "
             "the gestures of several people; leave it out here."
         )
-    known = known_before(panel, owners)
+    if splits.entity is not None and whole:
+        parts = _by_entity(dataset, panel, splits.entity)
+        return _acquainted(parts, known_before(panel, splits.group)) if known_owner and splits.group else parts
+    if task.kind != "forecast" and whole and splits.train_until is None:
+        return _by_entity(dataset, panel, _random_entities(panel))
+    return _by_time(dataset, panel, task, test_size, cutoff, hold_out)
+
+
+def _acquainted(parts: Parts, known: Mapping[str, np.ndarray]) -> Parts:
+    """The parts with what is known of each series' owner."""
 
     def begun(spans: Sequence[Span]) -> list[Span]:
         return [replace(span, known=known[span.series.unique_id]) for span in spans]
 
     return replace(parts, train=begun(parts.train), validation=begun(parts.validation), test=begun(parts.test))
-
-
-def _split(
-    dataset: SeriesDataset,
-    panel: Sequence[Series],
-    task: Task,
-    test_size: int | None,
-    cutoff: Any,
-    hold_out: bool,
-    validation_share: float,
-) -> Parts:
-    if task.future:
-        panel = [without_what_is_ahead(series, len(task.future)) for series in panel]
-    splits = dataset.splits
-    if splits.entity is not None and test_size is None and cutoff is None:
-        return _by_entity(dataset, panel, splits.entity, validation_share)
-    if task.kind != "forecast" and test_size is None and cutoff is None and splits.train_until is None:
-        return _by_entity(dataset, panel, _random_entities(panel), validation_share)
-    return _by_time(dataset, panel, task, test_size, cutoff, hold_out, validation_share)
 
 
 def without_what_is_ahead(series: Series, covariates: int) -> Series:
@@ -130,7 +119,7 @@ def without_what_is_ahead(series: Series, covariates: int) -> Series:
     return replace(series, ds=series.ds[:end], values=series.values[:end], target=target)
 
 
-def _by_entity(dataset: SeriesDataset, panel: Sequence[Series], entity: Any, validation_share: float) -> Parts:
+def _by_entity(dataset: SeriesDataset, panel: Sequence[Series], entity: Any) -> Parts:
     members: dict[str, list[Span]] = {"train": [], "validation": [], "test": []}
     for series in panel:
         part = entity.get(series.unique_id)
@@ -141,7 +130,7 @@ def _by_entity(dataset: SeriesDataset, panel: Sequence[Series], entity: Any, val
         raise TaskError(f"{dataset.name}: no series is left to train on.")
     notes: tuple[str, ...] = ()
     if not members["validation"]:
-        every = max(2, round(1 / validation_share))
+        every = max(2, round(1 / VALIDATION_SHARE))
         members["validation"] = members["train"][every - 1 :: every] or members["train"][-1:]
         kept = {id(span) for span in members["validation"]}
         members["train"] = [span for span in members["train"] if id(span) not in kept] or members["validation"]
@@ -164,7 +153,6 @@ def _by_time(
     test_size: int | None,
     cutoff: Any,
     hold_out: bool,
-    validation_share: float,
 ) -> Parts:
     splits, horizon = dataset.splits, task.horizon
     if test_size is not None and test_size < horizon:
@@ -194,7 +182,7 @@ def _by_time(
         before = max(before, test_begin)
         if validation_begin is None:
             # A fifth of the past, and never so much that training is left with less than two horizons.
-            validation_begin = test_begin - max(horizon, round(validation_share * test_begin))
+            validation_begin = test_begin - max(horizon, round(VALIDATION_SHARE * test_begin))
             if validation_begin < 2 * horizon:
                 validation_begin = test_begin - horizon
         if validation_begin < horizon + 1:
