@@ -9,6 +9,11 @@ Without a gap the exact diffuse likelihood is that of the differenced series (bu
 ARMA places alone: so orders and parameters are found there, many times faster, and the whole model is filtered once.
 With gaps its parameters are estimated again with the gaps skipped, for differencing would widen them.
 
+On short series a maximum of the likelihood may lie where roots reach the unit circle; the initial variance has no end
+there, AR and MA cancel to the last digits, and forecasts are of any size. So of several candidates those with a root
+within 1.01 are dropped, as Hyndman and Khandakar do, and orders that were asked for are refused where one of their AR
+roots is on the circle for all that can be told.
+
 Shapes: T time, n places.
 """
 
@@ -30,6 +35,8 @@ from models.regressors import Regressors, parted
 CANDIDATES = ((0, 0, 0, 0), (1, 0, 1, 0), (0, 1, 0, 1), (1, 1, 0, 1), (2, 2, 1, 1))
 TRENDS = {"auto": "auto", "none": "n", "constant": "c"}
 ITERATIONS = 100  # of the optimiser
+NEAR = 1.01  # modulus of a root, AR or MA, below which a candidate is not chosen (Hyndman and Khandakar)
+ON = 1.0001  # modulus of an AR root below which a fit is none
 
 Orders = tuple[int, int, int]
 
@@ -113,7 +120,8 @@ def estimate(y: Values, season: int, config: SarimaxConfig, covariates: Values) 
     """statsmodels' results for a series (T,) with NaN where missing and its covariates (T, F), by the whole model.
 
     Raises:
-        ModelError: no model can be fitted to so few values, or a constant after two differences.
+        ModelError: no model can be fitted to so few values, a constant after two differences, or an AR root on the
+            unit circle.
     """
     from statsmodels.tsa.statespace.sarimax import SARIMAX
 
@@ -129,16 +137,19 @@ def estimate(y: Values, season: int, config: SarimaxConfig, covariates: Values) 
     trend = _trend(config, differences)
     regressors = Regressors(covariates, _difference_states(*differences, season)[0], constant=trend == "c")
     exog = regressors.values
-    fits = []
+    fits: list[Any] = []
     for p, q, seasonal_p, seasonal_q in _candidates(order, seasonal):
         orders = (p, differences[0], q), (seasonal_p, differences[1], seasonal_q, season if season > 1 else 0)
         fits.append(_differenced(complete, exog, *orders, trend))
-    best = min(filter(None, fits), key=lambda fit: fit.aicc, default=None)
+    fits = [fit for fit in fits if fit is not None]
+    # Where none is left all are, and what was asked for is refused below.
+    best = min([fit for fit in fits if _least_root(fit) >= NEAR] or fits, key=lambda fit: fit.aicc, default=None)
     if best is None:
         raise ModelError(f"{len(y)} values are too few for an ARIMA model of {_spelt(order, seasonal, season)}")
     if config.trend == "auto" and sum(differences) == 1:
         without = _differenced(complete, exog, best.model.order, best.model.seasonal_order, "n")
-        best = best if without is None or best.aicc <= without.aicc else without
+        if without is not None and without.aicc < best.aicc and _least_root(without) >= NEAR:
+            best = without
     model = SARIMAX(
         y, exog=exog, order=best.model.order, seasonal_order=best.model.seasonal_order, trend=best.model.trend,
         use_exact_diffuse=True,
@@ -148,9 +159,20 @@ def estimate(y: Values, season: int, config: SarimaxConfig, covariates: Values) 
         results.mle_retvals = best.mle_retvals
     else:
         results = model.fit(disp=0, maxiter=ITERATIONS, cov_type="none")
+    if _least_root(results, moving_average=False) < ON:
+        raise ModelError(
+            f"an AR root of order {best.model.order}, seasonal order {best.model.seasonal_order[:3]} is on the unit "
+            "circle, where forecasts are of any size; take more differences or fewer AR terms"
+        )
     if results.filter_results.nobs_diffuse >= len(y):
         raise ModelError(f"{len(y)} values with {missing} missing are too few to start its differences")
     return results, regressors
+
+
+def _least_root(fit: Any, moving_average: bool = True) -> float:
+    """The least modulus of the roots of the AR, and of the MA, polynomial; infinite where there is none."""
+    roots = [fit.arroots, *([fit.maroots] if moving_average else [])]
+    return float(np.abs(np.concatenate(roots)).min(initial=np.inf))
 
 
 def _unexplained(y: Values, covariates: Values) -> Values:

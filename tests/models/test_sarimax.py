@@ -122,3 +122,33 @@ def test_settings_out_of_range_are_named(fields, message):
 def test_a_constant_after_two_differences_is_refused():
     model = Sarimax(SIGNATURE, SarimaxConfig(order="0,1,1", seasonal_order="0,1,0", trend="constant"))
     assert "a trend that bends without end; take trend=none" in model.fit_series({"a": series()[0]}).failures["a"]
+
+
+# Series of 12 values of whose ARMA(2, 2) the likelihood is largest on the unit circle.
+ON_THE_CIRCLE = {
+    "doubled": [900, 1100, 1400, 1700, 2000, 2000, 1900, 1900, 1700, 2300, 2200, 2600],
+    "bent": [1200, 1300, 1500, 1700, 1800, 2400, 2500, 2800, 3200, 4100, 4900, 6200],
+    "slow": [900, 900, 1200, 1100, 1600, 1300, 1500, 1800, 2000, 2100, 2300, 2700],
+    "uneven": [1100, 1100, 1200, 1100, 1000, 1500, 1600, 1800, 2000, 2400, 2600, 2300],
+}
+
+
+@pytest.mark.parametrize("gaps", [(), (4,)], ids=["whole", "gap"])
+@pytest.mark.parametrize("name", ON_THE_CIRCLE)
+def test_a_short_series_does_not_get_a_root_on_the_unit_circle_with_forecasts_of_any_size(name, gaps):
+    past = np.array(ON_THE_CIRCLE[name], float)
+    past[list(gaps)] = np.nan
+    model = Sarimax(replace(SIGNATURE, season=1)).double()
+    fits = model.fit_series({"a": past})
+    assert not fits.failures
+    middle = at_the_end(model, fits.state)[:, 2]
+    assert np.abs(middle - past[-1]).max() < 3 * np.ptp(past[np.isfinite(past)])
+
+
+def test_asked_for_orders_with_an_ar_root_on_the_unit_circle_are_refused():
+    model = Sarimax(replace(SIGNATURE, season=1), SarimaxConfig(order="2,1,2", trend="constant"))
+    fits = model.fit_series({"a": np.array(ON_THE_CIRCLE["uneven"], float)})
+    assert fits.failures["a"] == (
+        "an AR root of order (2, 1, 2), seasonal order (0, 0, 0) is on the unit circle, where forecasts are of any "
+        "size; take more differences or fewer AR terms"
+    )
