@@ -7,8 +7,10 @@ are those of the file (line 1 of a CSV is its header). What a frame must look li
 from __future__ import annotations
 
 import bisect
+import codecs
 import difflib
 import glob
+import gzip
 import re
 import zlib
 from collections.abc import Callable, Sequence
@@ -106,12 +108,20 @@ def read_source(
     notes: list[str] = []
     taken = [name for name in covariates or () if name in own or name in own.values()]
     if taken:
-        raise FrameError(f"{source}: column {taken[0]} cannot be a covariate: it is an id, the time or the target.")
+        why = (
+            "it is an id, the time or the target"
+            if taken[0] in own.values()
+            else "our frames call a column of their own so"
+        )
+        raise FrameError(f"{source}: column {taken[0]} cannot be a covariate: {why}. Leave it out, or rename it.")
     inputs, unused = _choose(table, task, covariates, TARGETS[task])
     if unused and covariates is None and not wide:
         notes.append(f"{source}: not used: {', '.join(unused)}. Name columns in --covariates to use them.")
     if channels is None:
         channels = [Channel(name, "") for name in inputs]
+    given = freq is not None
+    if freq is not None:
+        freq = canonical(freq, source)
     frame, mended = check_frame(
         table,
         source=source,
@@ -121,11 +131,9 @@ def read_source(
         leave_out_empty=True,
         named=renamed,
         where=where,
+        freq=freq,
     )
-    given = freq is not None
-    if freq is not None:
-        freq = canonical(freq, source)
-    elif task == "forecast" or not _single_rows(frame):
+    if not given and (task == "forecast" or not _single_rows(frame)):
         freq = infer_freq(frame, source)
     dataset = Dataset(
         name=source,
@@ -245,9 +253,9 @@ def _read(file: Path, as_text: Sequence[str]) -> _Part:
     if _extension(file) == ".parquet":
         table = _read_parquet(file)
         return _Part(file, table, np.arange(1, len(table) + 1), "row")
-    table = _read_csv(file, as_text)
+    table, header = _read_csv(file, as_text)
     blank = (table.isna() | (table == "")).all(axis="columns").to_numpy()
-    lines = np.arange(2, len(table) + 2)  # the header is line 1
+    lines = np.arange(header + 1, header + 1 + len(table))
     return _Part(file, table[~blank], lines[~blank], "line")
 
 
@@ -264,19 +272,18 @@ def _read_parquet(file: Path) -> pd.DataFrame:
     return table.reset_index()  # keys that were written as the index are columns here
 
 
-def _read_csv(file: Path, as_text: Sequence[str]) -> pd.DataFrame:
+def _read_csv(file: Path, as_text: Sequence[str]) -> tuple[pd.DataFrame, int]:
+    """The table, and the line of its header."""
     try:
-        header = pd.read_csv(file, nrows=0, encoding="utf-8-sig").columns
-        if len(header) == 1 and (mark := next((mark for mark in ";\t|" if mark in str(header[0])), None)):
-            raise FrameError(
-                f"{file}: not a table with commas: its first line seems to be separated by {mark!r}. Save it with "
-                "commas between the fields and points in the numbers."
-            )
+        header, blank = _header(file)
         # In names and labels "NA" and "None" are values: Namibia and the class None are not missing.
         missing = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>", "n/a"]
         table = pd.read_csv(
             file,
             encoding="utf-8-sig",
+            names=header,
+            header=0,
+            skiprows=blank,
             dtype={name: str for name in as_text if name in header},
             keep_default_na=False,
             na_values={name: missing for name in header if name not in as_text},
@@ -285,7 +292,7 @@ def _read_csv(file: Path, as_text: Sequence[str]) -> pd.DataFrame:
         )
         if not isinstance(table.index, pd.RangeIndex):  # pandas takes a surplus first field for an index
             raise FrameError(f"{file}: its rows have more fields than the header ({len(header)}). Complete the header.")
-        return table
+        return table, blank + 1
     except UnicodeDecodeError as error:
         raise FrameError(
             f"{file}: byte 0x{error.object[error.start]:02x} at position {error.start} is not UTF-8. "
@@ -300,6 +307,36 @@ def _read_csv(file: Path, as_text: Sequence[str]) -> pd.DataFrame:
     except (EOFError, OSError, zlib.error) as error:
         _refuse_unreadable(file, error)
         raise FrameError(f"{file}: not a whole gzip file ({_first_line(error)}). Write or copy it anew.") from error
+
+
+def _header(file: Path) -> tuple[list[str], int]:
+    """The names of a CSV's columns, and how many blank lines precede them."""
+    written = pd.read_csv(file, header=None, nrows=1, dtype=str, na_filter=False, encoding="utf-8-sig").iloc[0]
+    names = [name or f"Unnamed: {place}" for place, name in enumerate(written)]
+    if len(names) == 1 and (mark := next((mark for mark in ";\t|" if mark in names[0]), None)):
+        raise FrameError(
+            f"{file}: not a table with commas: its first line seems to be separated by {mark!r}. Save it with "
+            "commas between the fields and points in the numbers."
+        )
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:  # pandas would number them, and one of them would be taken without a word
+        raise FrameError(f"{file}: column {twice[0]} occurs more than once in the header. Rename one of them.")
+    blank, line = 0, 1
+    with (gzip.open if file.name.lower().endswith(".gz") else open)(file, "rb") as stream:
+        for text in stream:
+            if text.removeprefix(codecs.BOM_UTF8).strip():
+                break
+            blank += 1
+        stream.seek(0)
+        while chunk := stream.read(2**20):
+            before, nul, _ = chunk.partition(b"\0")
+            line += before.count(b"\n")
+            if nul:  # pandas would end the field there, and read a smaller number
+                raise FrameError(
+                    f"{file}: line {line} holds a NUL byte, as damaged files and those in UTF-16 do. Copy it anew, or "
+                    "save it as UTF-8."
+                )
+    return names, blank
 
 
 def _refuse_unreadable(file: Path, error: Exception) -> None:

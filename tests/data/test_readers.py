@@ -54,6 +54,42 @@ def test_a_file_without_an_id_is_one_series_with_the_files_name(table, tmp_path)
         read_source(tmp_path / "oslo.csv", id="city")
 
 
+@pytest.mark.parametrize(("header", "wide"), [("unique_id,ds,y,y", False), ("ds,north,north", True)])
+def test_two_columns_of_one_name_are_refused(tmp_path, header, wide):
+    path = tmp_path / "twice.csv"
+    path.write_text(f"{header}\n" + "a,2024-01-01,1,2\n"[0 if not wide else 2 :])
+    with pytest.raises(
+        FrameError, match=rf"{path}: column {header[-1] if not wide else 'north'} occurs more than once"
+    ):
+        read_source(path, wide=wide)
+
+
+def test_columns_without_a_name_and_lines_before_the_header_are_passed_over(table, tmp_path):
+    path = tmp_path / "exported.csv"
+    body = table[["unique_id", "ds", "y"]].to_csv(index=False)
+    path.write_text("\ufeff\n  \n" + body.replace("\n", ",,\n"), encoding="utf-8")
+    pd.testing.assert_frame_equal(read_source(path).frame, table[["unique_id", "ds", "y"]])
+    path.write_text("\n\n" + body.replace("39.0", "some"))
+    with pytest.raises(FrameError, match="y is 'some' in line 43 "):  # two blank, the header, forty rows
+        read_source(path)
+
+
+@pytest.mark.parametrize("name", ["damaged.csv", "damaged.csv.gz"])
+def test_a_nul_byte_is_an_error_not_the_end_of_a_number(table, tmp_path, name):
+    path = tmp_path / name
+    content = table.to_csv(index=False).encode().replace(b",12.0,", b",1\x002.0,")
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(FrameError, match=rf"{name}: line 14 holds a NUL byte.*Copy it anew"):
+        read_source(path)
+
+
+def test_a_covariate_that_has_our_name_for_the_target_is_to_be_renamed(table, tmp_path):
+    path = tmp_path / "sales.csv"
+    table.rename(columns={"y": "sold", "price": "y"}).to_csv(path, index=False)
+    with pytest.raises(FrameError, match=r"y cannot be a covariate: our frames call a column of their own so.*rename"):
+        read_source(path, target="sold", covariates=["y"])
+
+
 def test_files_of_a_glob_that_share_a_name_keep_apart(table, tmp_path):
     for year in ("2023", "2024"):
         (tmp_path / year).mkdir()
