@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from pandas.tseries.offsets import Day, Tick
 
 from data.calendar import CalendarError, calendar_channels
 
@@ -29,6 +30,10 @@ TARGETS: dict[str, str] = {"forecast": "y", "classify": "label", "regress": "y"}
 
 # Models compute in float32 and take what is larger for missing (`models.contract`): said here, not hidden there.
 LARGEST = 1e15
+
+# A stream's clock keeps cycles as float64 (`forecasting.stream_clock`), which holds no larger integers one by one:
+# epoch times in nanoseconds would be rounded, and so would the times of their forecasts.
+LATEST_CYCLE = 2**53
 
 # Below this share of equal steps the "most common" spacing is chance, and the grid would be mostly holes.
 REGULAR_SHARE = 0.5
@@ -159,6 +164,7 @@ def check_frame(
     leave_out_empty: bool = False,
     named: Mapping[str, str] | None = None,
     where: Callable[[int], str] | None = None,
+    freq: Freq | None = None,
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Return the frame sorted and typed, or raise FrameError with what is wrong with it. The input is not changed.
 
@@ -174,6 +180,7 @@ def check_frame(
             refused with all of them.
         named: what the source itself calls a column, where that differs, for messages.
         where: says where a row (0-based) lies in the source; default "row 1" for the first.
+        freq: the step, where it is known: midnights in a time zone are dates, but for those of a shorter step.
 
     Returns:
         frame: columns [unique_id, ds, target, channels...], sorted by (unique_id, ds), RangeIndex; unique_id str;
@@ -184,7 +191,7 @@ def check_frame(
         FrameError: a missing column, wrong type, duplicate key, mixed time zones, an infinite value, a value outside
             its channel's limits, a series without any value, no rows, a missing key or a missing target.
     """
-    check = _Check(source, named or {}, where or (lambda row: f"row {row + 1}"))
+    check = _Check(source, named or {}, where or (lambda row: f"row {row + 1}"), not _is_within_a_day(freq))
     if task not in TARGETS:
         raise FrameError(f"{source}: no task {task!r}; the tasks are {', '.join(TARGETS)}.")
     target = TARGETS[task]
@@ -267,6 +274,7 @@ class _Check:
     source: str
     named: Mapping[str, str]
     where: Callable[[int], str]
+    dates: bool  # whether midnights in a time zone are dates
 
     def name(self, column: str) -> str:
         return self.named.get(column, column)
@@ -317,12 +325,13 @@ class _Check:
                 return self._texts(column)
             column = numbers
         if pd.api.types.is_integer_dtype(column.dtype):
-            beyond = (column > np.iinfo(np.int64).max).to_numpy(dtype=bool)
-            if beyond.any():  # numpy would wrap it around to a negative cycle without a word
+            beyond = ((column > LATEST_CYCLE) | (column < -LATEST_CYCLE)).to_numpy(dtype=bool)
+            if beyond.any():
                 row = int(beyond.argmax())
                 raise FrameError(
-                    f"{self.source}: {self.name(TIME)} is {column.iloc[row]} in {self.where(row)}, which no 64-bit "
-                    "integer holds. Count cycles from a later one, or write time stamps."
+                    f"{self.source}: {self.name(TIME)} is {column.iloc[row]} in {self.where(row)}, beyond "
+                    f"{LATEST_CYCLE}: the clock of a stream would round it. Count cycles from a later one, or write "
+                    "time stamps."
                 )
             steps = column.to_numpy(dtype="int64")
             self._no_compact_dates(steps)
@@ -338,7 +347,9 @@ class _Check:
         zone = column.dt.tz
         if zone is not None:
             local = column.dt.tz_localize(None)
-            if _are_dates(local, column.dt.tz_convert("UTC")):
+            # Of all data of a step of days or longer, whatever part of the year a file holds: in UTC the days would
+            # be those before, and jump with summer time.
+            if self.dates and str(zone) != "UTC" and (local == local.dt.normalize()).all():
                 column = local
                 note = f"{self.source}: {self.name(TIME)} holds midnights in {zone}; they are taken as dates."
             else:
@@ -486,12 +497,13 @@ class _Check:
                 )
 
 
-def _are_dates(local: pd.Series, utc: pd.Series) -> bool:
-    """Whether local midnights stand for dates: in UTC they would jump with summer time, or fall into weekends."""
-    if not (local == local.dt.normalize()).all():
+def _is_within_a_day(freq: Freq | None) -> bool:
+    """Whether a step is shorter than a day; one that is not known is not, for where all times are midnights it will be
+    inferred to be a day or longer."""
+    if not isinstance(freq, str):
         return False
-    jumps = (utc.dt.hour != utc.dt.hour.iloc[0]).any()
-    return bool(jumps or ((utc.dt.dayofweek >= 5).any() and not (local.dt.dayofweek >= 5).any()))
+    offset = pd.tseries.frequencies.to_offset(freq)
+    return isinstance(offset, Tick) and offset.nanos < Day(1).nanos
 
 
 def show_time(time: Any) -> str:

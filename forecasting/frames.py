@@ -59,6 +59,7 @@ def read_frame(bundle: LoadedBundle, frame: pd.DataFrame | Dataset) -> ReadFrame
         channels=channels,
         target_required=False,
         leave_out_empty=True,
+        freq=bundle.task["freq"],
     )
     dataset = Dataset(
         name=source,

@@ -318,7 +318,10 @@ class LoadedBundle:
         else:
             stream = restored(self, state, None, adapt)
             known = set(stream.series)
-            stream = stream.extended([name for name in ids if name not in known])
+            fresh = [name for name in ids if name not in known]
+            if fresh:
+                self.notes += (_started_anew(fresh, stream.series, bool(self.fitted)),)
+            stream = stream.extended(fresh)
         self.failures |= stream.catch_up(panel, ahead)
         panel = self._kept(panel)
         ids = _ids(panel)
@@ -437,6 +440,15 @@ class LoadedBundle:
         rows, own = [stream.row[name] for name in fresh], [self.fitted[name] for name in fresh]
         future = np.stack([ahead[name][-int(self.task["horizon"]) :] for name in fresh])  # (n, H, F)
         stream.tell(rows, self._fitted_predictions[own] + (future * self._effects[own][:, None]).sum(-1)[..., None])
+
+
+def _started_anew(fresh: list[str], known: list[str], fitted: bool) -> str:
+    """What is to be known of series that a state does not hold: a file's own name, say, where it names no series."""
+    where = "after the fit" if fitted else "from these rows alone, as if nothing had been seen before them"
+    return (
+        f"the state knows the {len(known)} series {shorten(known)}, and not {shorten(fresh)}: forecast {where}. A file "
+        "without a column of ids is a series named after the file."
+    )
 
 
 def _ids(panel: Iterable[Series]) -> list[str]:

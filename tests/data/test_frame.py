@@ -153,6 +153,17 @@ def test_midnights_across_summer_time_stay_dates():
     assert "taken as dates" in notes[0]
 
 
+def test_midnights_in_a_zone_are_dates_in_every_part_of_the_year_and_by_the_step_else():
+    winter = pd.date_range("2024-01-08", periods=6, tz="Europe/Berlin")  # a Monday: in UTC the Sunday before
+    for step in (None, "D", "W-MON", "MS", "24h"):
+        checked, _ = forecast(sales().assign(ds=winter), freq=step)
+        assert checked["ds"].tolist() == winter.tz_localize(None).tolist()
+    checked, _ = forecast(sales().assign(ds=winter), freq="h")  # of hours these are some
+    assert checked["ds"].tolist() == winter.tz_convert("UTC").tz_localize(None).tolist()
+    _, notes = forecast(sales().assign(ds=winter.tz_localize(None).tz_localize("UTC")))
+    assert notes == ()
+
+
 def test_mixed_time_zones_are_refused():
     with pytest.raises(FrameError, match=r"mixes time zones: 2024-01-01T01:00:00\+02:00 in row 1, .*in row 2\. .*UTC"):
         forecast(sales(2).assign(ds=["2024-01-01T01:00:00+02:00", "2024-01-01T02:00:00+03:00"]))

@@ -470,7 +470,11 @@ BAD_TABLES = {
     "dates as numbers": (sales().assign(ds=lambda f: f["ds"].str.replace("-", "")), r"dates written as integers"),
     "a cycle beyond 64 bits": (
         sales().assign(ds=lambda f: f.groupby("unique_id").cumcount().to_numpy().astype(np.uint64) + np.uint64(2**63)),
-        r"ds is 9223372036854775808 in line 2, which no 64-bit integer holds",
+        r"ds is 9223372036854775808 in line 2, beyond 9007199254740992: .*would round it",
+    ),
+    "epoch times in nanoseconds": (
+        sales().assign(ds=lambda f: pd.to_datetime(f["ds"]).astype("int64")),
+        r"ds is 1704067200000000000 in line 2, beyond 9007199254740992: .*write time stamps",
     ),
     "months among days": (
         pd.concat([sales(), sales(24).assign(unique_id="m", ds=[*pd.date_range("2022-01", periods=24, freq="MS")] * 2)])
@@ -528,7 +532,7 @@ BAD_FILES = {
     "junk.csv": (JUNK, r"is not UTF-8"),
     "junk.csv.gz": (JUNK, r"not a whole gzip file"),
     "junk.parquet": (JUNK, r"not a whole Parquet file"),
-    "nul.csv": (bytes(500), r"no column ds, y"),
+    "nul.csv": (bytes(500), r"line 1 holds a NUL byte"),
     "cut.csv.gz": (PACKED[: len(PACKED) // 2], r"not a whole gzip file"),
     "cut.parquet": (parquet(sales())[:900], r"not a whole Parquet file .*truncated or damaged"),
     "utf16.csv": (sales().to_csv(index=False).encode("utf-16"), r"is not UTF-8"),
@@ -1017,6 +1021,17 @@ def test_a_bundle_without_units_takes_a_data_set_with_them(place):
     done("train", "--data", "sales.csv", "--model", "naive", "--horizon", 2, "--out", "b")
     said = done("forecast", "--bundle", "b", "--data", "sp500", "--out", "-")
     assert len(said.out.splitlines()) == 3
+
+
+def test_a_file_of_new_rows_that_names_no_series_is_not_taken_for_the_one_of_the_state_in_silence(place):
+    rows = sales()[sales()["unique_id"] == "north"][["ds", "y"]]
+    rows[:40].to_csv("shop.csv", index=False)
+    rows[40:].to_csv("new.csv", index=False)
+    done("train", "--data", "shop.csv", "--model", "ridge", "--horizon", 3, "--out", "b")
+    said = done("forecast", "--bundle", "b", "--data", "shop.csv", "--out", "f.csv", "--save-state", "s.npz")
+    assert "the state knows" not in said.err
+    said = done("forecast", "--bundle", "b", "--data", "new.csv", "--out", "f.csv", "--state", "s.npz")
+    assert "note: the state knows the 1 series shop, and not new: forecast from these rows alone" in said.err
 
 
 def test_the_state_of_another_bundle_is_refused(forecaster, classifier, place):
