@@ -83,7 +83,10 @@ class _NormalEquations:
     def solve(self, penalty: float) -> Tensor:
         """The least weights that do best: zeros where the features say nothing, as of constant series."""
         if self.gram is None or self.cross is None:
-            raise ModelError("ridge found nothing to learn from: no training window has a known target.")
+            raise ModelError(
+                "ridge found nothing to learn from: no training window has a known target. Give longer series, or "
+                "fewer lags."
+            )
         return solve_ridge(self.gram, self.cross, penalty).float()
 
     def components(self, weight: Tensor, count: int) -> Tensor:
@@ -159,9 +162,9 @@ class Lags(NamedTuple):
 
 
 def thinned_quantiles(rows: Tensor, levels: tuple[float, ...]) -> Tensor:
-    """(n, outputs) -> (outputs, Q) quantiles, of rows thinned evenly to what a sort can bear."""
+    """(n, outputs) -> (outputs, Q) quantiles of what is not NaN, of rows thinned evenly to what a sort can bear."""
     rows = rows[:: max(1, len(rows) // ROWS_SORTED)]
-    return torch.quantile(rows, rows.new_tensor(levels), dim=0).T.contiguous()
+    return torch.nanquantile(rows, rows.new_tensor(levels), dim=0).T.contiguous()
 
 
 class RidgeForecaster(StepModel, Fitted):
@@ -285,32 +288,61 @@ class RidgeForecaster(StepModel, Fitted):
         for features, target, _, scale in self._examples(batches):
             equations.add(features / scale, target / scale)
             units.append(scale)
-        self.weight.copy_(equations.solve(self.config.penalty))
+        whole = equations.rows >= self.config.lags
+        if whole:
+            self.weight.copy_(equations.solve(self.config.penalty))
+        else:
+            equations, units = self._fit_each_step(batches)
         if self.level is not None:
             zero = torch.zeros(1)
             self.level.calibrate(zero, zero + 1, 1e-4 * torch.cat(units).mean(0))
         if self.errors is not None:
             self.errors.to_key.copy_(equations.components(self.weight, self.config.error_keys))
         residuals = []
-        for features, target, running, _ in self._examples(batches):
+        for features, target, running, _ in self._examples(batches, whole):
             residuals.append(((target - features @ self.weight) / running.clamp(min=1e-30))[running[:, 0] > 0])
         rows = torch.cat(residuals)
         if not len(rows):  # every series is constant: there is no spread to learn
             return
         levels = torch.tensor(self.signature.quantiles)
-        spread = thinned_quantiles(rows, self.signature.quantiles)
+        spread = thinned_quantiles(rows, self.signature.quantiles).nan_to_num()  # of a step that no row knows
         # The mean forecast is the middle of the fan: residuals of a least-squares fit are centred up to sampling noise.
         middle = (spread * _trapezoid(levels).to(spread)).sum(-1, keepdim=True)
         self.spread.copy_(spread - middle)
 
-    def _examples(self, batches: Iterable[Batch]) -> Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Per batch: features (n, L) and targets (n, H) relative to the level, running and series scale (n, 1)."""
+    def _fit_each_step(self, batches: Iterable[Batch]) -> tuple[_NormalEquations, list[Tensor]]:
+        """Fit each step of the horizon to the rows that know its target, where few or none know all: a shop that is
+        closed on Sundays has no two weeks without a gap.
+
+        Returns:
+            The equations of all rows, and the scale of each.
+        """
+        everyone, units = _NormalEquations(), []
+        steps = [_NormalEquations() for _ in range(self.signature.horizon)]
+        for features, target, _, scale in self._examples(batches, whole=False):
+            known = target.isfinite()
+            everyone.add(features / scale, target.nan_to_num() / scale)
+            units.append(scale)
+            for h, step in enumerate(steps):
+                rows = known[:, h]
+                step.add(features[rows] / scale[rows], target[rows, h : h + 1] / scale[rows])
+        for h, step in enumerate(steps):
+            if step.rows or not everyone.rows:  # of a step that no row knows the last value stands
+                self.weight[:, h : h + 1] = step.solve(self.config.penalty)
+        return everyone, units
+
+    def _examples(
+        self, batches: Iterable[Batch], whole: bool = True
+    ) -> Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Per batch: features (n, L) and targets (n, H) relative to the level, running and series scale (n, 1); of the
+        rows that know the whole target, or any of it and NaN."""
         for batch in batches:
             start = self.initial_state(batch.x.shape[0]) | self.known_level(batch)
             lags, square, _ = self._scan(batch.x, batch.mask, start, learn=False)
             values, level = lags.values, lags.values[..., -1:] - lags.offset
             target = batch.target - level
-            keep = target.isfinite().all(-1) & observed(batch.x[..., 0], batch.mask[..., 0])
+            known = target.isfinite()
+            keep = (known.all(-1) if whole else known.any(-1)) & observed(batch.x[..., 0], batch.mask[..., 0])
             keep[:, : min(self.config.lags, keep.shape[1]) - 1] = False
             scale = batch.scale[:, None, None].expand(*keep.shape, 1)
             yield (values - level)[keep], target[keep], square.sqrt()[keep], scale[keep]

@@ -1034,6 +1034,15 @@ def test_a_file_of_new_rows_that_names_no_series_is_not_taken_for_the_one_of_the
     assert "note: the state knows the 1 series shop, and not new: forecast from these rows alone" in said.err
 
 
+def test_a_shop_that_is_closed_on_sundays_is_forecast_over_two_weeks(place):
+    days = pd.date_range("2024-01-01", periods=120)
+    shop = pd.DataFrame({"ds": days, "y": 50 + 10 * np.sin(days.dayofweek * 0.9) + np.arange(120) % 5})
+    shop[days.dayofweek != 6].to_csv("shop.csv", index=False)
+    assert "error" not in done("train", "--data", "shop.csv", "--model", "naive", "--horizon", 14, "--out", "b").err
+    done("forecast", "--bundle", "b", "--data", "shop.csv", "--out", "f.csv")
+    assert pd.read_csv("f.csv")["mean"].notna().all()
+
+
 def test_the_state_of_another_bundle_is_refused(forecaster, classifier, place):
     asked = ["--data", forecaster.data, "--out", "f.csv"]
     done("forecast", "--bundle", forecaster.bundle, *asked, "--save-state", "s.npz")

@@ -6,6 +6,7 @@ Shapes: B series, T time, C channels, L lags, H horizon, Q quantiles, K classes.
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.linear_model import Ridge
@@ -119,6 +120,29 @@ def test_unknown_targets_and_gaps_are_not_learned_from():
     gaps = values.copy()
     gaps[:, 50:] = np.nan
     torch.testing.assert_close(fitted([batch_of(gaps)]).weight, fitted([batch_of(values[:, :50])]).weight)
+
+
+def test_each_step_is_learned_from_the_rows_that_know_it_where_none_know_all():
+    values = with_momentum(5, rows=2, steps=400)
+    values[:, ::HORIZON] = np.nan  # one target of every window, as of a shop that is closed on Sundays
+    model = fitted([batch_of(values)])
+    filled = pd.DataFrame(values.astype(np.float32).astype(np.float64)).ffill(axis=1).to_numpy()
+    for h in range(HORIZON):
+        x, y = [], []
+        for row, full in zip(values, filled, strict=True):
+            for t in range(LAGS - 1, len(row) - HORIZON):
+                if np.isfinite(row[t]) and np.isfinite(row[t + 1 + h]) and np.isfinite(full[t - LAGS + 1]):
+                    x.append(full[t - LAGS + 1 : t + 1] - full[t])
+                    y.append(row[t + 1 + h] - full[t])
+        x, y = np.array(x), np.array(y)
+        alpha = 1e-5 * np.mean(np.sum(x * x, 0))
+        expected = Ridge(alpha=alpha, fit_intercept=False, solver="cholesky").fit(x, y).coef_
+        np.testing.assert_allclose(model.weight[:, h], expected, rtol=1e-2, atol=1e-2)
+    assert (model.spread[:, -1] > model.spread[:, 0]).all()
+    unknown = np.where(np.arange(400) % 2, with_momentum(5, rows=2, steps=400), np.nan)
+    model = fitted([batch_of(unknown)])  # a step that no row knows goes on at the last value
+    assert model.weight[:, 0].tolist() == [0.0] * LAGS
+    assert model.spread.isfinite().all()
 
 
 def test_a_training_set_without_a_known_target_is_an_error():
