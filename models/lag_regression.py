@@ -271,7 +271,7 @@ class LagForecaster(StepModel, Fitted):
         self._calibrate(batches)
         seed = torch.initial_seed() % 2**32
         rng = np.random.default_rng(seed)
-        known = any(bool(keep.any()) for _, keep in self._positions(validation, "all"))
+        known = any(bool(keep.any()) for _, keep in self._positions(validation, "all", whole=False))
         held_out = (validation, "all") if known else (batches, "tail")
         learned = self._draw(batches, "all" if known else "head", self.config.rows, rng)
         still = f"{learned.still} of {learned.still + len(learned.target)} drawn positions do not move: left out."
@@ -307,15 +307,16 @@ class LagForecaster(StepModel, Fitted):
         spread = (square / count - mean.square()).clamp(min=0).sqrt()
         self.features.calibrate(mean.float(), unit_where_still(spread, mean).float())
 
-    def _positions(self, batches: Iterable[Batch], which: str) -> Iterator[tuple[Batch, Tensor]]:
+    def _positions(self, batches: Iterable[Batch], which: str, whole: bool = True) -> Iterator[tuple[Batch, Tensor]]:
         """Each batch and the positions (B, T) to use: all, or the head or the tail of each window.
 
-        A position counts if its whole horizon is known and its buffer is what a stream's would be. The head ends a
-        horizon before the tail, so that nothing held out is learned from.
+        A position counts if its whole horizon is known, or any of it, and its buffer is what a stream's would be. The
+        head ends a horizon before the tail, so that nothing held out is learned from.
         """
         for batch in batches:
             t = torch.arange(batch.x.shape[1])
-            keep = batch.target.isfinite().all(-1) & observed(batch.x[..., 0], batch.mask[..., 0])
+            known = batch.target.isfinite()
+            keep = (known.all(-1) if whole else known.any(-1)) & observed(batch.x[..., 0], batch.mask[..., 0])
             begins = torch.zeros(len(keep)) if batch.position is None else batch.position
             first = torch.where(begins == 0, self.signature.season, self.context - 1)[:, None]
             keep &= t >= first
@@ -328,11 +329,15 @@ class LagForecaster(StepModel, Fitted):
             yield batch, keep
 
     def _draw(self, batches: Iterable[Batch], which: str, count: int, rng: np.random.Generator) -> _Drawn:
-        """At most `count` positions of series that move."""
-        total = sum(int(keep.sum()) for _, keep in self._positions(batches, which))
+        """At most `count` positions of series that move.
+
+        Where none knows its whole horizon, as with a gap in every week, those that know some of it.
+        """
+        whole = any(bool(keep.any()) for _, keep in self._positions(batches, which))
+        total = sum(int(keep.sum()) for _, keep in self._positions(batches, which, whole))
         chosen = torch.from_numpy(np.sort(rng.choice(total, min(count, total), replace=False, shuffle=False)))
         pasts, targets, seen = [], [], 0
-        for batch, keep in self._positions(batches, which):
+        for batch, keep in self._positions(batches, which, whole):
             here = chosen[(chosen >= seen) & (chosen < seen + int(keep.sum()))] - seen
             seen += int(keep.sum())
             if not len(here):
@@ -351,10 +356,11 @@ class LagForecaster(StepModel, Fitted):
         return _Drawn(drawn.past.at(moves), drawn.target[moves], int((~moves).sum()))
 
     def _rows(self, drawn: _Drawn, leads: slice, count: int, rng: np.random.Generator) -> Sample:
-        """At most `count` pairs of a position and one of the leads."""
+        """At most `count` pairs of a position and one of the leads whose target is known."""
         width = leads.stop - leads.start
-        pairs = len(drawn.target) * width
-        chosen = torch.from_numpy(np.sort(rng.choice(pairs, min(count, pairs), replace=False, shuffle=False)))
+        known = drawn.target[:, leads].isfinite().flatten().nonzero()[:, 0]
+        pairs = len(known)
+        chosen = known[np.sort(rng.choice(pairs, min(count, pairs), replace=False, shuffle=False))]
         position, lead = chosen // width, chosen % width
         features = []
         for rows in torch.arange(len(chosen)).split(max(1, NUMBERS_AT_ONCE // (width * self.features.features))):
@@ -374,7 +380,8 @@ class LagForecaster(StepModel, Fitted):
             errors.append((drawn.target[rows][..., None] - self._centre(past)) / past.scale[..., None])
         found = torch.cat(errors)  # (n, H, O)
         for index, level in enumerate(self.signature.quantiles):
-            self.shift[:, index] = torch.quantile(found[..., min(index, found.shape[-1] - 1)], level, dim=0).float()
+            errors_at = found[..., min(index, found.shape[-1] - 1)]
+            self.shift[:, index] = torch.nanquantile(errors_at, level, dim=0).nan_to_num().float()  # 0 if none is known
 
 
 def repeated(

@@ -55,6 +55,24 @@ def test_what_a_seasonal_naive_forecast_gets_wrong_is_learned_at_any_unit(name, 
     assert 0.66 < inside < 0.92  # of 80 %, over 240 values
 
 
+@pytest.mark.parametrize("validated", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gap_in_every_season_leaves_what_is_known_to_learn_from(name, validated):
+    values = [series(12, 80, 0), series(12, 60, 1), series(60, 84, 2)]
+    for one in values:
+        one[:, 1::4] = math.nan  # as of a shop that is closed on Sundays: no window of a week is whole
+    learned, checked, new = values
+    torch.manual_seed(0)
+    model = build(name, SIGNATURE, lags=12, rows=2000, **FAST[name])
+    model.fit([batch(learned)], [batch(checked)] if validated else [])
+    x = new[:, :-4, None]
+    found, _ = model.last(x, x.isfinite().float(), model.initial_state(len(x)))
+    assert found.isfinite().all()
+    known = new[:, -4:].isfinite()
+    error = (found[..., 4] - new[:, -4:]).abs()[known].mean()
+    assert error < 0.45 * (new[:, -8:-4] - new[:, -4:]).abs()[known].mean()
+
+
 def test_each_lead_can_have_models_of_its_own():
     shared, own = fitted("xgboost"), fitted("xgboost", leads=1)
     assert (len(shared.parts), len(own.parts)) == (1, 4)
