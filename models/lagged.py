@@ -21,6 +21,7 @@ from models.errors import ErrorMemory
 from models.observation import Buffered, LagBuffer, RunningNormaliser, linear_recurrence
 
 ROWS_SORTED = 20_000
+FEW_ROWS = 10  # a lag: below, a fit's own residuals are much smaller than its errors, and 0 with as many lags as rows
 WELL_CONDITIONED = 1e9  # condition up to which float64 solves to the digits of a float32
 
 
@@ -89,6 +90,18 @@ class _NormalEquations:
             )
         return solve_ridge(self.gram, self.cross, penalty).float()
 
+    def left_out(self, features: Tensor, targets: Tensor, penalty: float) -> Tensor:
+        """(n, K) what rows that are part of the equations would miss by if each were not: exact, without a refit.
+
+        features: (n, F); targets: (n, K), float64 both.
+        """
+        assert self.gram is not None
+        assert self.cross is not None
+        solved = solve_ridge(self.gram, torch.cat([self.cross, features.T], 1), penalty)
+        weight, pulls = solved.split([self.cross.shape[1], len(features)], 1)
+        leverage = (features * pulls.T).sum(1, keepdim=True)
+        return (targets - features @ weight) / (1 - leverage).clamp(min=1e-9)
+
     def components(self, weight: Tensor, count: int) -> Tensor:
         """(F, count) features -> the principal components of X weight, each of mean square 1; 0 where there is none."""
         assert self.gram is not None
@@ -99,6 +112,9 @@ class _NormalEquations:
         sizes = torch.where(there, values, 1.0).sqrt()
         found = weight @ (vectors / sizes) * there
         return torch.nn.functional.pad(found, (0, count - found.shape[1])).float()
+
+
+Step = tuple[slice, _NormalEquations]  # leads, and the equations that their weights solve
 
 
 class _WindowEquations:
@@ -178,8 +194,9 @@ class RidgeForecaster(StepModel, Fitted):
     starts empty and at every observation learns from the forecast made H steps ago.
 
     Training rows are weighted by 1 / scale^2 of their series, so that series of any size share the map; it has no
-    intercept, so it is equivariant to each series' level and scale. Quantiles are the training residuals', in units of
-    the running root mean square of the one-step differences (exponential over the last 10 L).
+    intercept, so it is equivariant to each series' level and scale. Quantiles are the training residuals', of few rows
+    those of each row left out, in units of the running root mean square of the one-step differences (exponential over
+    the last 10 L).
     """
 
     tasks = ("forecast",)
@@ -284,24 +301,32 @@ class RidgeForecaster(StepModel, Fitted):
         return mean[..., None] + square.sqrt()[..., None] * self.spread
 
     def fit(self, batches: Iterable[Batch], validation: Iterable[Batch] = ()) -> None:
-        equations, units = _NormalEquations(), []
+        equations, steps, units = _NormalEquations(), [], []
         for features, target, _, scale in self._examples(batches):
             equations.add(features / scale, target / scale)
             units.append(scale)
         whole = equations.rows >= self.config.lags
         if whole:
             self.weight.copy_(equations.solve(self.config.penalty))
+            steps = [(slice(0, self.signature.horizon), equations)]
         else:
-            equations, units = self._fit_each_step(batches)
+            equations, steps, units = self._fit_each_step(batches)
         if self.level is not None:
             zero = torch.zeros(1)
             self.level.calibrate(zero, zero + 1, 1e-4 * torch.cat(units).mean(0))
         if self.errors is not None:
             self.errors.to_key.copy_(equations.components(self.weight, self.config.error_keys))
         residuals = []
-        for features, target, running, _ in self._examples(batches, whole):
-            residuals.append(((target - features @ self.weight) / running.clamp(min=1e-30))[running[:, 0] > 0])
+        for features, target, running, scale in self._examples(batches, whole):
+            errors = target - features @ self.weight
+            for leads, step in steps:
+                if step.rows < FEW_ROWS * self.config.lags:
+                    x, y = (features / scale).double(), (target[:, leads] / scale).double()
+                    errors[:, leads] = (step.left_out(x, y, self.config.penalty) * scale).float()
+            residuals.append((errors / running.clamp(min=1e-30))[running[:, 0] > 0])
         rows = torch.cat(residuals)
+        if any(step.rows < FEW_ROWS * self.config.lags for _, step in steps):
+            rows = torch.cat([rows, -rows])  # the skew of few errors is chance, and one alone has no spread
         if not len(rows):  # every series is constant: there is no spread to learn
             return
         levels = torch.tensor(self.signature.quantiles)
@@ -310,12 +335,12 @@ class RidgeForecaster(StepModel, Fitted):
         middle = (spread * _trapezoid(levels).to(spread)).sum(-1, keepdim=True)
         self.spread.copy_(spread - middle)
 
-    def _fit_each_step(self, batches: Iterable[Batch]) -> tuple[_NormalEquations, list[Tensor]]:
+    def _fit_each_step(self, batches: Iterable[Batch]) -> tuple[_NormalEquations, list[Step], list[Tensor]]:
         """Fit each step of the horizon to the rows that know its target, where few or none know all: a shop that is
         closed on Sundays has no two weeks without a gap.
 
         Returns:
-            The equations of all rows, and the scale of each.
+            The equations of all rows, those of each step, and the scale of each row.
         """
         everyone, units = _NormalEquations(), []
         steps = [_NormalEquations() for _ in range(self.signature.horizon)]
@@ -329,7 +354,7 @@ class RidgeForecaster(StepModel, Fitted):
         for h, step in enumerate(steps):
             if step.rows or not everyone.rows:  # of a step that no row knows the last value stands
                 self.weight[:, h : h + 1] = step.solve(self.config.penalty)
-        return everyone, units
+        return everyone, [(slice(h, h + 1), step) for h, step in enumerate(steps) if step.rows], units
 
     def _examples(
         self, batches: Iterable[Batch], whole: bool = True

@@ -13,7 +13,7 @@ from sklearn.linear_model import Ridge
 
 from models.catalog import build
 from models.contract import Batch, ModelError, Signature
-from models.lagged import Lags, RidgeForecaster, RidgeReader
+from models.lagged import Lags, RidgeForecaster, RidgeReader, _NormalEquations
 
 LAGS, HORIZON = 6, 3
 FORECAST = Signature("forecast", channels=1, horizon=HORIZON)
@@ -101,6 +101,30 @@ def test_quantiles_are_calibrated_on_series_that_were_not_trained_on(lags):
     for group in (below[::2], below[1::2]):
         shares = group.mean((0, 1))  # (H, Q)
         np.testing.assert_allclose(shares, np.tile(np.arange(1, 10) / 10, (HORIZON, 1)), atol=0.04)
+
+
+@pytest.mark.parametrize("steps", [60, 100])  # 35 and 75 rows: its own residuals cover 38 and 60 % of what comes
+def test_intervals_of_a_fit_to_few_rows_have_the_width_of_its_errors_not_of_its_residuals(steps):
+    covered = []
+    for seed in range(12):
+        model = fitted([batch_of(with_momentum(seed, rows=1, steps=steps))], lags=24)
+        new = batch_of(with_momentum(200 + seed, rows=40, steps=80))
+        found, actual = forecast(model, new)[:, 24:-HORIZON], new.target[:, 24:-HORIZON]
+        covered.append(((actual >= found[..., 0]) & (actual <= found[..., -1])).float().mean())
+    assert 0.72 < np.mean(covered) < 0.88  # of 80 %
+
+
+def test_what_a_row_would_miss_by_if_it_were_left_out_is_that_of_a_fit_without_it():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(8, 6)), rng.normal(size=(8, 2))
+    equations = _NormalEquations()
+    equations.add(torch.from_numpy(x), torch.from_numpy(y))
+    found = equations.left_out(torch.from_numpy(x), torch.from_numpy(y), 1e-3)
+    strength = 1e-3 * np.mean(np.sum(x * x, 0))
+    for row in range(8):
+        rest = np.arange(8) != row
+        weight = np.linalg.solve(x[rest].T @ x[rest] + strength * np.eye(6), x[rest].T @ y[rest])
+        np.testing.assert_allclose(found[row], y[row] - x[row] @ weight, rtol=1e-9)
 
 
 def test_the_forecast_moves_and_grows_with_the_series():
