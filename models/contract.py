@@ -330,6 +330,17 @@ class Local(ABC):
 LARGEST = 1e15  # of a value, in its own unit; running squares of more would overflow float32 and stay so
 
 
+def known_to_the_end(target: Tensor, whole: bool) -> Tensor:
+    """(B, T): where the targets (B, T, H) are known: all of them, or all but gaps and none behind the last known."""
+    known = target.isfinite()
+    if whole:
+        return known.all(-1)
+    steps, horizon = (torch.arange(size, device=known.device) for size in known.shape[1:])
+    at = steps[:, None] + horizon  # (T, H)
+    last = torch.where(known, at, -1).amax((1, 2))
+    return known.any(-1) & (at[:, -1] <= last[:, None])
+
+
 def observed(x: Tensor, mask: Tensor) -> Tensor:
     """Boolean, shape of x: where there is a value to learn from; NaN, infinities and |x| > LARGEST are missing."""
     return (mask > 0.5) & (x.abs() <= LARGEST)

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.contract import Batch, Fitted, ModelError, Signature, State, StepModel, observed
+from models.contract import Batch, Fitted, ModelError, Signature, State, StepModel, known_to_the_end, observed
 from models.lag_features import LIMIT, SMALLEST, LagFeatures, Past
 from models.observation import NUMBERS_AT_ONCE, unit_where_still
 from models.trees import ForestConfig, Rows, TreeEnsemble, XGBoostConfig, fit_forest, fit_xgboost
@@ -310,13 +310,12 @@ class LagForecaster(StepModel, Fitted):
     def _positions(self, batches: Iterable[Batch], which: str, whole: bool = True) -> Iterator[tuple[Batch, Tensor]]:
         """Each batch and the positions (B, T) to use: all, or the head or the tail of each window.
 
-        A position counts if its whole horizon is known, or any of it, and its buffer is what a stream's would be. The
-        head ends a horizon before the tail, so that nothing held out is learned from.
+        A position counts if its whole horizon is known, or all but gaps in it, and its buffer is what a stream's would
+        be. The head ends a horizon before the tail, so that nothing held out is learned from.
         """
         for batch in batches:
             t = torch.arange(batch.x.shape[1])
-            known = batch.target.isfinite()
-            keep = (known.all(-1) if whole else known.any(-1)) & observed(batch.x[..., 0], batch.mask[..., 0])
+            keep = known_to_the_end(batch.target, whole) & observed(batch.x[..., 0], batch.mask[..., 0])
             begins = torch.zeros(len(keep)) if batch.position is None else batch.position
             first = torch.where(begins == 0, self.signature.season, self.context - 1)[:, None]
             keep &= t >= first

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models.contract import Batch, Fitted, Form, ModelError, Signature, State, StepModel, observed
+from models.contract import Batch, Fitted, Form, ModelError, Signature, State, StepModel, known_to_the_end, observed
 from models.errors import ErrorMemory
 from models.observation import Buffered, LagBuffer, RunningNormaliser, linear_recurrence
 
@@ -360,14 +360,13 @@ class RidgeForecaster(StepModel, Fitted):
         self, batches: Iterable[Batch], whole: bool = True
     ) -> Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Per batch: features (n, L) and targets (n, H) relative to the level, running and series scale (n, 1); of the
-        rows that know the whole target, or any of it and NaN."""
+        rows that know the whole target, or all of it but for gaps, which are NaN."""
         for batch in batches:
             start = self.initial_state(batch.x.shape[0]) | self.known_level(batch)
             lags, square, _ = self._scan(batch.x, batch.mask, start, learn=False)
             values, level = lags.values, lags.values[..., -1:] - lags.offset
             target = batch.target - level
-            known = target.isfinite()
-            keep = (known.all(-1) if whole else known.any(-1)) & observed(batch.x[..., 0], batch.mask[..., 0])
+            keep = known_to_the_end(target, whole) & observed(batch.x[..., 0], batch.mask[..., 0])
             keep[:, : min(self.config.lags, keep.shape[1]) - 1] = False
             scale = batch.scale[:, None, None].expand(*keep.shape, 1)
             yield (values - level)[keep], target[keep], square.sqrt()[keep], scale[keep]
