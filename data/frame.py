@@ -507,10 +507,10 @@ def _is_within_a_day(freq: Freq | None) -> bool:
 
 
 def show_time(time: Any) -> str:
-    """A time as messages show it: a day without its midnight, seconds without noise."""
+    """A time as messages show it: a day without its midnight, seconds to the nanosecond, so without noise."""
     if isinstance(time, np.datetime64):
         return str(pd.Timestamp(time)).removesuffix(" 00:00:00")
-    return f"{time:g}" if isinstance(time, float) else str(time)
+    return f"{round(time, 9):.15g}" if isinstance(time, float) else str(time)
 
 
 def infer_freq(frame: pd.DataFrame, source: str) -> Freq:

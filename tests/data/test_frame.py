@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.frame import Channel, Dataset, FrameError, Splits, check_frame, infer_freq
+from data.frame import Channel, Dataset, FrameError, Splits, check_frame, infer_freq, show_time
 
 
 def sales(rows: int = 6) -> pd.DataFrame:
@@ -271,3 +271,23 @@ def test_an_irregular_series_has_no_step(times):
         infer_freq(forecast(sales(len(times)).assign(ds=times))[0], "s")
     with pytest.raises(FrameError, match=r"no series has two rows. Give it with --freq"):
         infer_freq(forecast(sales(1))[0], "s")
+
+
+@pytest.mark.parametrize(
+    ("time", "shown"),
+    [
+        (np.datetime64("2024-01-31"), "2024-01-31"),
+        (np.datetime64("2024-01-31T06:30"), "2024-01-31 06:30:00"),
+        (np.int64(1_000_000), "1000000"),
+        (0.1 + 0.2, "0.3"),
+        (1 / 30, "0.033333333"),
+        (np.float64(1_700_000_000.25), "1700000000.25"),
+    ],
+)
+def test_a_time_is_shown_whole_and_without_noise(time, shown):
+    assert show_time(time) == shown
+
+
+@pytest.mark.parametrize("start", [0.0, 10_000.0, 1_700_000_000.0])
+def test_no_two_seconds_of_a_sensor_are_shown_alike(start):
+    assert len({show_time(time) for time in start + np.arange(2000) / 200}) == 2000
