@@ -72,20 +72,30 @@ def quantile_levels(frame: pd.DataFrame) -> dict[float, str]:
     return dict(sorted((float(name[1:]), name) for name in names))
 
 
-def interval_columns(frame: pd.DataFrame) -> list[tuple[int, str, str]]:
+def interval_columns(frame: pd.DataFrame) -> list[tuple[float, str, str]]:
     """Quantiles that mirror each other as intervals: (per cent, lower column, upper column), the widest first."""
     levels = quantile_levels(frame)
     found = []
     for level, lower in levels.items():
         upper = next((name for other, name in levels.items() if math.isclose(other, 1 - level)), None)
         if level < 0.5 and upper is not None:
-            found.append((round(100 * (1 - 2 * level)), lower, upper))
+            found.append((round(100 * (1 - 2 * level), 6), lower, upper))
     return found
 
 
 def centre_column(frame: pd.DataFrame) -> str:
     """The median where it was forecast, else the mean."""
     return quantile_levels(frame).get(0.5, "mean")
+
+
+def without_empty_quantiles(rows: pd.DataFrame) -> pd.DataFrame:
+    """One model's rows with the quantiles that it gives: a table of several models has the columns of all of them."""
+    return rows.drop(columns=[name for name in quantile_levels(rows).values() if rows[name].isna().all()])
+
+
+def stand_in(rows: pd.DataFrame) -> str:
+    """What made one model's forecast of one series and cut-off in its place; "" where the model itself did."""
+    return str(rows["substitute"].fillna("").iloc[0]) if len(rows) and "substitute" in rows else ""
 
 
 def forecast_chart(
@@ -105,8 +115,9 @@ def forecast_chart(
 
     Args:
         history: ds, y of one series; only what lies at or before the cut-off is drawn.
-        forecasts: of the same series; cutoff, ds, model, mean, q..., y.
-        models: the first one gets its intervals and the faint medians of past cut-offs, the others a line.
+        forecasts: of the same series; cutoff, ds, model, mean, q..., y, and substitute where something stood in.
+        models: the first one that forecast there gets its intervals and the faint medians of past cut-offs, the others
+            a line.
         colours: of every model.
         steps: of the history that are drawn; None for all.
         past: whether medians of earlier cut-offs are drawn.
@@ -115,16 +126,19 @@ def forecast_chart(
     known = history[history["ds"] <= cutoff]
     known = known if steps is None else known.tail(steps)
     now = forecasts[forecasts["cutoff"] == cutoff]
-    if past and models and len(known):
-        _add_past(figure, forecasts, cutoff, known["ds"].iloc[0], models[0], colours[models[0]])
+    drawn = [model for model in models if (now["model"] == model).any()]
+    if past and drawn and len(known):
+        _add_past(figure, forecasts, cutoff, known["ds"].iloc[0], drawn[0], colours[drawn[0]])
     _add_values(figure, known, "observed", palette.ink, 10, palette)
-    for index, model in reversed(list(enumerate(models))):  # the fan lies on top
-        rows = now[now["model"] == model].sort_values("ds")
+    for index, model in reversed(list(enumerate(drawn))):  # the fan lies on top
+        rows = without_empty_quantiles(now[now["model"] == model].sort_values("ds"))
+        instead = stand_in(rows)
+        name = f"{instead} for {model}" if instead else model
         if index == 0:
-            _add_bands(figure, rows, model, colours[model])
-        _add_centre(figure, rows, model, colours[model], dashed=index > 0, width=3 if index == 0 else 2)
-    if len(now):
-        came = now.drop_duplicates("ds").sort_values("ds")
+            _add_bands(figure, rows, name, colours[model])
+        _add_centre(figure, rows, name, colours[model], dashed=index > 0, width=3 if index == 0 else 2)
+    came = now.drop_duplicates("ds").sort_values("ds")
+    if came["y"].notna().any():
         style = {"mode": "lines+markers", "marker": {"size": 5}}
         _add_values(figure, came, "what then happened", palette.actual, 20, palette, **style)
     figure.add_vline(x=_plain(cutoff), line={"color": palette.quiet, "width": 1, "dash": "dot"})
@@ -370,7 +384,7 @@ def truth_chart(
             y=rows[centre],
             error_y=errors,
             text=rows["unique_id"],
-            name=f"{model}, with its {widest[0][0]} % interval" if widest else model,
+            name=f"{model}, with its {widest[0][0]:g} % interval" if widest else model,
             mode="markers",
             marker={"color": colours[model], "size": 8},
             hovertemplate="%{text}: predicted %{y:.4g}, truth %{x:.4g}<extra>" + model + "</extra>",
@@ -422,7 +436,7 @@ def _add_bands(figure: go.Figure, rows: pd.DataFrame, model: str, colour: str) -
     """One closed outline an interval: forward along the upper bound, back along the lower one."""
     intervals = interval_columns(rows)
     along = pd.concat([rows["ds"], rows["ds"][::-1]])
-    shares = ", ".join(str(percent) for percent, *_ in reversed(intervals))
+    shares = ", ".join(f"{percent:g}" for percent, *_ in reversed(intervals))
     for index, (percent, lower, upper) in enumerate(intervals):
         figure.add_scatter(
             x=along,
@@ -447,7 +461,7 @@ def _add_centre(figure: go.Figure, rows: pd.DataFrame, model: str, colour: str, 
     bounds = None
     for percent, lower, upper in interval_columns(rows)[:1]:
         bounds = rows[[lower, upper]].to_numpy()
-        hover += f" ({percent} %: %{{customdata[0]:.5g}} to %{{customdata[1]:.5g}})"
+        hover += f" ({percent:g} %: %{{customdata[0]:.5g}} to %{{customdata[1]:.5g}})"
     figure.add_scatter(
         x=rows["ds"],
         y=rows[centre],
@@ -464,11 +478,14 @@ def _add_centre(figure: go.Figure, rows: pd.DataFrame, model: str, colour: str, 
 def _add_past(figure: go.Figure, forecasts: pd.DataFrame, cutoff: Any, first: Any, model: str, colour: str) -> None:
     """The medians of earlier cut-offs as one broken line; of those that overlap by more than a half only the latest."""
     rows = forecasts[(forecasts["model"] == model) & (forecasts["cutoff"] < cutoff) & (forecasts["cutoff"] >= first)]
+    if "substitute" in rows:
+        rows = rows[rows["substitute"].fillna("") == ""]
+    rows = without_empty_quantiles(rows)
     centre = centre_column(rows)
     x: list[Any] = []
     y: list[float | None] = []
     drawn, longest = cutoff, 0
-    lines = {past: line.sort_values("ds") for past, line in rows.groupby("cutoff")}
+    lines: dict[Any, pd.DataFrame] = {past: line.sort_values("ds") for past, line in rows.groupby("cutoff")}
     for past in sorted(lines, reverse=True):
         line = lines[past]
         if line["ds"].iloc[(len(line) - 1) // 2] <= drawn:

@@ -113,6 +113,54 @@ def test_intervals_pair_the_quantiles_that_mirror_each_other():
     assert charts.centre_column(frame[["mean", "q0.1"]]) == "mean"
 
 
+def test_an_interval_is_named_by_the_share_that_it_is_and_not_by_a_rounder_one():
+    frame = pd.DataFrame(columns=["mean", "q0.001", "q0.0125", "q0.5", "q0.9875", "q0.999"])
+    assert charts.interval_columns(frame) == [(99.8, "q0.001", "q0.999"), (97.5, "q0.0125", "q0.9875")]
+
+
+def test_a_label_of_intervals_is_that_share(frames):
+    history, forecasts = frames
+    renamed = forecasts.rename(columns={"q0.1": "q0.0125", "q0.9": "q0.9875"})
+    assert named(draw((history, renamed)), "gru, 50, 97.5 %")
+
+
+def test_a_model_without_quantiles_is_drawn_by_its_mean_beside_others_that_have_them(frames):
+    history, forecasts = frames
+    pointwise = forecasts.copy()
+    quantiles = [name for name in forecasts if name.startswith("q")]
+    pointwise.loc[pointwise["model"] == "gru", quantiles] = np.nan
+    figure = draw((history, pointwise), past=True)
+    [mean], [past] = named(figure, "gru, mean"), named(figure, "gru, earlier")
+    assert list(mean.y) == list(rows_at(frames, forecasts["cutoff"].max(), "gru")["mean"])
+    assert not [trace for trace in figure.data if trace.fill]
+    assert any(value is not None and np.isfinite(value) for value in past.y)
+    assert named(figure, "ridge, median")
+
+
+def test_what_stood_in_for_a_model_is_named_and_never_drawn_as_the_model_itself(frames):
+    history, forecasts = frames
+    cutoffs = np.sort(forecasts["cutoff"].unique())
+    failed = forecasts["cutoff"].isin(cutoffs[-3:]) & (forecasts["model"] == "gru")
+    figure = draw((history, forecasts.assign(substitute=np.where(failed, "naive", ""))), past=True)
+    assert named(figure, "naive for gru, median")
+    assert named(figure, "naive for gru, 50, 80 %")
+    assert not [trace for trace in figure.data if (trace.name or "").startswith("gru, median")]
+    [past] = named(figure, "gru, earlier")
+    assert max(time for time in past.x if time is not None) <= cutoffs[-4] + np.timedelta64(4, "D")
+
+
+def test_a_cutoff_whose_outcome_is_not_known_shows_the_models_that_forecast_there(frames):
+    history, forecasts = frames
+    last = forecasts["cutoff"].max()
+    future = rows_at(frames, last, "ridge").assign(cutoff=history["ds"].max(), y=np.nan)
+    future["ds"] += history["ds"].max() - last
+    figure = draw((history, pd.concat([forecasts, future])), history["ds"].max())
+    assert {trace.meta["model"] for trace in figure.data if trace.fill} == {"ridge"}
+    names = [trace.name for trace in figure.data]
+    assert "what then happened" not in names
+    assert not [name for name in names if name and name.startswith(("gru", "naive"))]
+
+
 def classes(steps=5):
     ds = np.arange(steps) / 10
     history = pd.DataFrame({"ds": ds, "accel": ds, "gyro": -ds})
