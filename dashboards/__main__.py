@@ -42,16 +42,17 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _check(folder: Path, port: int | None) -> None:
-    from forecasting.results import ResultError, find_results
+    from forecasting.results import find_results
 
-    try:
-        if not find_results(folder):
-            _refuse(
-                f"{folder}: no results. `mnemo demo --out {folder}` or `mnemo backtest ... --out {folder / 'NAME'}` "
-                "puts some there."
-            )
-    except ResultError as error:
-        _refuse(str(error))
+    broken: list[str] = []
+    if not find_results(folder, broken):
+        _refuse(
+            "\n".join(broken)
+            or f"{folder}: no results. `mnemo demo --out {folder}` or `mnemo backtest ... --out {folder / 'NAME'}` "
+            "puts some there."
+        )
+    for said in broken:
+        sys.stderr.write(f"error: {said}\n")
     if port is None:
         return
     if not 1 <= port <= 65535:

@@ -21,7 +21,7 @@ from dashboards import FOLDER, charts
 from dashboards.replay import Replay
 from data.frame import show_time
 from forecasting.bundle import CARD, BundleError
-from forecasting.results import RUN, Result, find_results
+from forecasting.results import FORECASTS, HISTORY, LATEST, RUN, Result, ResultError, find_results
 from forecasting.runtime import LoadedBundle, load_bundle
 from forecasting.task import Task
 
@@ -30,12 +30,13 @@ UNSTATED_RATE_HZ = 10.0  # of a recording that is counted in frames, not seconds
 WINDOW = 60  # frames of the live chart
 WINDOW_S = 10.0  # and at least so many seconds
 SPEEDS = (1, 2, 5)
-HISTORY = {"3": 3, "10": 10, "all": None}  # horizons of history beside the forecast
-LEAST_HISTORY = 60  # steps, where the horizon is short
+PAST = {"short": 3, "long": 10, "all": None}  # horizons of history beside the forecast
+LEAST_HORIZON = 20  # steps, what counts as one there where the horizon is shorter
 SIGNIFICANT = 0.05
 UNREADABLE = (OSError, ValueError, KeyError, TypeError)  # whatever a damaged file provokes
 SHARE, PERCENT = "share", "percent"
 NOTHING = "-"
+KEYS = ("unique_id", "ds", "model")
 
 
 class Measure(NamedTuple):
@@ -72,39 +73,53 @@ KINDS = {"forecast": "forecast", "classify": "classification", "regress": "regre
 
 class Chosen(NamedTuple):
     result: Result
+    version: str
     task: Task
     board: pd.DataFrame  # the leaderboard, best first
+    models: list[str]  # those of the leaderboard, then those that forecast and were not judged
     series: str
+    forecasts: pd.DataFrame  # of the series
+    history: pd.DataFrame  # of the series
 
 
 def main() -> None:
     folder = Path(os.environ.get(FOLDER, "out"))
+    broken: list[str] = []
     try:
-        results = find_results(folder)
-    except UNREADABLE as error:
+        results = find_results(folder, broken)
+    except OSError as error:
         st.error(f"The results in {folder} cannot be read: {error}")
         return
+    for said in broken:
+        st.error(said)
     if not results:
-        draw_empty(folder)
+        if not broken:
+            draw_empty(folder)
         return
     with st.sidebar:
         result = choose_result(results)
     try:
-        task = result.task
-        board = rank(load_leaderboard(str(result.folder), modified(result)), task)
-        names = load_names(str(result.folder), modified(result))
+        task, place, version = result.task, str(result.folder), modified(result)
+        board = rank(load_leaderboard(place, version), task)
+        names, models, left_out = load_names(place, version, task)
     except UNREADABLE as error:
         st.error(
             f"The result in {result.folder} cannot be read: {error}. "
             f"`mnemo backtest ... --out {result.folder}` writes it again."
         )
         return
+    if left_out:
+        st.warning(
+            f"The newest forecast is not shown: {left_out}. `mnemo forecast --bundle ... --data ... --out "
+            f"{result.folder / LATEST}` writes it again."
+        )
     with st.sidebar:
         series = st.selectbox("Series", names, key=f"series of {result.name}")
     if series is None or board.empty:
         st.info(f"The result in {result.folder} holds no predictions; `mnemo backtest` with a longer test makes some.")
         return
-    chosen = Chosen(result, task, board, series)
+    models = list(dict.fromkeys([*board["model"], *models]))
+    chosen = Chosen(result, version, task, board, models, series, *load_series(place, version, task, series))
     draw_heading(chosen)
     {"forecast": forecast_view, "classify": class_view, "regress": number_view}[task.kind](chosen)
     draw_leaderboard(chosen)
@@ -114,11 +129,10 @@ def main() -> None:
 def forecast_view(chosen: Chosen) -> None:
     draw_best(chosen)
     models = choose_models(chosen)
-    forecasts, history = load_series(str(chosen.result.folder), modified(chosen.result), chosen.series)
-    cutoffs = list(np.sort(forecasts["cutoff"].unique()))
+    cutoffs = list(np.sort(chosen.forecasts["cutoff"].unique()))
     cutoff = cutoffs[-1]
     with st.sidebar:
-        shown = st.segmented_control("History, in horizons", list(HISTORY), default="3", required=True)
+        shown = st.segmented_control("History", list(PAST), default="short", required=True)
         past = st.toggle("Forecasts of earlier cut-offs", value=True)
     place = st.container()
     if len(cutoffs) > 1:
@@ -129,23 +143,22 @@ def forecast_view(chosen: Chosen) -> None:
             format_func=show_time,
             key=f"cut-off of {chosen.result.name}/{chosen.series}",
         )
-    horizons = HISTORY[shown or "3"]
-    steps = None if horizons is None else max(LEAST_HISTORY, horizons * chosen.task.horizon)
+    horizons = PAST[shown or "short"]
+    steps = None if horizons is None else horizons * max(LEAST_HORIZON, chosen.task.horizon)
     with place:
-        draw_forecast(chosen, history, forecasts, cutoff, models, steps, past)
+        draw_forecast(chosen, cutoff, models, steps, past)
 
 
 def class_view(chosen: Chosen) -> None:
     views = ["Live stream", "Whole series"] if chosen.result.bundle else ["Whole series"]
     view = st.segmented_control("View", views, default=views[0], required=True, label_visibility="collapsed")
-    forecasts, history = load_series(str(chosen.result.folder), modified(chosen.result), chosen.series)
     if view == "Live stream" and chosen.result.bundle:
-        live_view(chosen, chosen.result.bundle, history, forecasts)
+        live_view(chosen, chosen.result.bundle)
         return
     with st.sidebar:
         model = st.selectbox("Model", list(chosen.board["model"]))
     draw_best(chosen)
-    draw_classes(chosen, history, forecasts, model)
+    draw_classes(chosen, model)
 
 
 def number_view(chosen: Chosen) -> None:
@@ -154,19 +167,17 @@ def number_view(chosen: Chosen) -> None:
         st.info("Choose a model in the side bar.")
         return
     draw_best(chosen)
-    judged = load_judged(str(chosen.result.folder), modified(chosen.result))
-    estimates, _ = load_series(str(chosen.result.folder), modified(chosen.result), chosen.series)
-    draw_truth(chosen, judged, models)
-    if estimates["ds"].nunique() > 1:
-        draw_estimates(chosen, estimates, models)
+    draw_truth(chosen, load_judged(str(chosen.result.folder), chosen.version, chosen.task), models)
+    if chosen.forecasts["ds"].nunique() > 1:
+        draw_estimates(chosen, models)
 
 
-def live_view(chosen: Chosen, path: Path, history: pd.DataFrame, forecasts: pd.DataFrame) -> None:
+def live_view(chosen: Chosen, path: Path) -> None:
     """A recording of the test played through the bundle's step; the page is drawn anew while it plays."""
     try:
         bundle = load_live_bundle(str(path), (path / CARD).stat().st_mtime_ns if (path / CARD).exists() else 0)
         bundle.check_channels(chosen.task.channels)
-        replay = hold_replay(chosen, bundle, history, forecasts)
+        replay = hold_replay(chosen, bundle)
     except BundleError as error:
         st.error(f"The model cannot run live: {error}")
         return
@@ -188,7 +199,7 @@ def live_view(chosen: Chosen, path: Path, history: pd.DataFrame, forecasts: pd.D
     def tick() -> None:
         was_playing = replay.playing
         replay.tick(time.monotonic(), float(speed or 1))
-        draw_live(chosen, bundle, replay, history)
+        draw_live(chosen, bundle, replay)
         if was_playing and not replay.playing:
             st.rerun()  # at the end: the button says Play again, and the timer stops
 
@@ -202,27 +213,29 @@ def choose_result(results: Sequence[Result]) -> Result:
 
 def choose_models(chosen: Chosen) -> list[str]:
     """Of the chosen models the best first; the leaderboard shows all of them whatever is chosen."""
-    ranked = list(chosen.board["model"])
+    ranked = chosen.models
     trained = [name for name in ranked if name not in charts.REFERENCES][:1]
     with st.sidebar:
         picked = st.pills(
             "Models",
             ranked,
             selection_mode="multi",
-            default=[name for name in ranked if name in (*charts.REFERENCES, *trained)],
+            default=[n for n in ranked if n in (*charts.REFERENCES, *trained) or n not in set(chosen.board["model"])],
             help="The best of the chosen models is drawn with its intervals, the others as a line.",
             key=f"models of {chosen.result.name}",
         )
     return [model for model in ranked if model in picked]
 
 
-def modified(result: Result) -> int:
-    """When the result was written: run.json comes last, so one time stands for all of its files."""
-    return (result.folder / RUN).stat().st_mtime_ns
+def modified(result: Result) -> str:
+    """When the result was written: run.json comes last, so one time stands for all of its files, but for the latest
+    forecast, which is put there when there is a new one."""
+    latest = result.folder / LATEST
+    return f"{(result.folder / RUN).stat().st_mtime_ns}, {latest.stat().st_mtime_ns if latest.exists() else None}"
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
-def load_leaderboard(folder: str, modified_ns: int) -> pd.DataFrame:
+def load_leaderboard(folder: str, version: str) -> pd.DataFrame:
     """A row a model; measures that the file does not have are unknown."""
     board = Result(Path(folder), {}).leaderboard()
     needed = ["model", "n_series"]
@@ -230,31 +243,63 @@ def load_leaderboard(folder: str, modified_ns: int) -> pd.DataFrame:
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
-def load_names(folder: str, modified_ns: int) -> list[str]:
-    """The series that have predictions."""
-    return sorted(_load_whole(folder, modified_ns)[0]["unique_id"].unique())
+def load_names(folder: str, version: str, _task: Task) -> tuple[list[str], list[str], str]:
+    """The series that have predictions, the models that made them, and why the latest forecast is not among them."""
+    forecasts, _, left_out = _load_whole(folder, version, _task)
+    return sorted(forecasts["unique_id"].unique()), list(forecasts["model"].unique()), left_out
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def load_series(folder: str, modified_ns: int, series: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def load_series(folder: str, version: str, _task: Task, series: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One series' predictions and history."""
-    forecasts, history = _load_whole(folder, modified_ns)
+    forecasts, history, _ = _load_whole(folder, version, _task)
     return forecasts[forecasts["unique_id"] == series], history[history["unique_id"] == series]
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
-def load_judged(folder: str, modified_ns: int) -> pd.DataFrame:
+def load_judged(folder: str, version: str, _task: Task) -> pd.DataFrame:
     """The last prediction of each series and model whose truth is known."""
-    forecasts, _ = _load_whole(folder, modified_ns)
+    forecasts, *_ = _load_whole(folder, version, _task)
     known = forecasts[forecasts["y"].notna()].sort_values("ds", kind="stable")
     return known.groupby(["model", "unique_id"], as_index=False, observed=True).tail(1)
 
 
 # Shared and only read: a copy of a large result for every rerun would cost more than drawing it.
 @st.cache_resource(max_entries=4, show_spinner="Reading the result…")
-def _load_whole(folder: str, modified_ns: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _load_whole(folder: str, version: str, _task: Task) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     result = Result(Path(folder), {})
-    return result.forecasts(), result.history()
+    forecasts, history = result.forecasts(), result.history()
+    answer = {"forecast": ["cutoff", "mean"], "classify": ["label"], "regress": ["mean"]}[_task.kind]
+    answer += [f"p_{label}" for label in _task.labels]
+    check_columns(forecasts, [*KEYS, *answer, "y"], FORECASTS)
+    check_columns(history, ["unique_id", "ds", *(channel.name for channel in _task.channels)], HISTORY)
+    if _task.kind != "forecast":
+        return forecasts, history, ""
+    try:
+        latest = result.latest()
+        if latest is None:
+            return forecasts, history, ""
+        check_columns(latest, [*KEYS, *answer], LATEST)
+        return with_latest(forecasts, latest, history), history, ""
+    except UNREADABLE as error:
+        return forecasts, history, str(error)
+
+
+def check_columns(frame: pd.DataFrame, needed: Sequence[str], file: str) -> None:
+    missing = [name for name in needed if name not in frame]
+    if missing:
+        raise ResultError(f"{file} has no column {', '.join(missing)}")
+
+
+def with_latest(forecasts: pd.DataFrame, latest: pd.DataFrame, history: pd.DataFrame) -> pd.DataFrame:
+    """A backtest's forecasts, and behind them those of the same series from later than each one's last cut-off."""
+    times = {str(frame[name].dtype) for frame in (forecasts, latest) for name in ("cutoff", "ds")}
+    if len(times) > 1:
+        raise ResultError(f"{LATEST} is of other data: its times are {latest['ds'].dtype}, not {forecasts['ds'].dtype}")
+    last = latest["unique_id"].map(forecasts.groupby("unique_id")["cutoff"].max())
+    later = latest[latest["cutoff"] > last]
+    outcome = later.drop(columns="y", errors="ignore").merge(history[["unique_id", "ds", "y"]], "left")
+    return pd.concat([forecasts, outcome], ignore_index=True) if len(outcome) else forecasts
 
 
 @st.cache_resource(max_entries=4, show_spinner="Loading the model…")
@@ -262,11 +307,12 @@ def load_live_bundle(path: str, modified_ns: int) -> LoadedBundle:
     return load_bundle(path)
 
 
-def hold_replay(chosen: Chosen, bundle: LoadedBundle, history: pd.DataFrame, forecasts: pd.DataFrame) -> Replay:
+def hold_replay(chosen: Chosen, bundle: LoadedBundle) -> Replay:
     """This session's playback of the chosen series, at its beginning if another one was held."""
-    key = (str(bundle.path), bundle.card["sha256"][CARD], modified(chosen.result), chosen.series)
+    key = (str(bundle.path), bundle.card["sha256"][CARD], chosen.version, chosen.series)
     if st.session_state.get("replay key") != key:
-        first = forecasts.drop_duplicates("ds").set_index("ds")["y"]  # the truth is the same beside every model
+        history = chosen.history
+        first = chosen.forecasts.drop_duplicates("ds").set_index("ds")["y"]  # the truth is the same beside every model
         truth = history["ds"].map(first)
         st.session_state["replay"] = Replay(
             lambda: bundle.stream(series=[chosen.series]),
@@ -310,7 +356,7 @@ def palette() -> charts.Palette:
 
 
 def colours(chosen: Chosen) -> dict[str, str]:
-    return charts.model_colours(list(chosen.board["model"]), palette())
+    return charts.model_colours(chosen.models, palette())
 
 
 def draw_empty(folder: Path) -> None:
@@ -348,18 +394,10 @@ def draw_best(chosen: Chosen) -> None:
                 st.metric(measure.title, show_measure(measure, best[measure.column]), border=True, help=measure.help)
 
 
-def draw_forecast(
-    chosen: Chosen,
-    history: pd.DataFrame,
-    forecasts: pd.DataFrame,
-    cutoff: object,
-    models: Sequence[str],
-    steps: int | None,
-    past: bool,
-) -> None:
+def draw_forecast(chosen: Chosen, cutoff: object, models: Sequence[str], steps: int | None, past: bool) -> None:
     figure = charts.forecast_chart(
-        history,
-        forecasts,
+        chosen.history,
+        chosen.forecasts,
         cutoff,
         models,
         colours(chosen),
@@ -373,13 +411,22 @@ def draw_forecast(
     draw_chart(
         figure, "forecast", f"{chosen.series}: observed up to {show_time(cutoff)}, and the forecasts of {shown}."
     )
+    now = chosen.forecasts[chosen.forecasts["cutoff"] == cutoff]
+    absent = [model for model in models if model not in set(now["model"])]
+    if now["y"].isna().all():
+        st.caption("What comes after this cut-off is not known yet.")
+    if absent:
+        st.caption(f"Made no forecast at this cut-off: {', '.join(absent)}.")
 
 
-def draw_classes(chosen: Chosen, history: pd.DataFrame, forecasts: pd.DataFrame, model: str) -> None:
-    rows = forecasts[forecasts["model"] == model].sort_values("ds")
+def draw_classes(chosen: Chosen, model: str) -> None:
+    rows = chosen.forecasts[chosen.forecasts["model"] == model].sort_values("ds")
+    if rows.empty:
+        st.info(f"{model} made no prediction for {chosen.series}; choose another model or series in the side bar.")
+        return
     truth = list(rows["y"].dropna().unique())
     figure = charts.class_chart(
-        history,
+        chosen.history,
         rows,
         chosen.task.channels,
         chosen.task.labels,
@@ -398,15 +445,15 @@ def draw_truth(chosen: Chosen, judged: pd.DataFrame, models: Sequence[str]) -> N
     draw_chart(figure, "truth", f"Predictions of {', '.join(models)} against the truth, a point a series.")
 
 
-def draw_estimates(chosen: Chosen, estimates: pd.DataFrame, models: Sequence[str]) -> None:
+def draw_estimates(chosen: Chosen, models: Sequence[str]) -> None:
     st.markdown(f"**{chosen.series}** as it was observed")
     figure = charts.estimate_chart(
-        estimates, models, colours(chosen), time_label=time_label(chosen.task), palette=palette()
+        chosen.forecasts, models, colours(chosen), time_label=time_label(chosen.task), palette=palette()
     )
     draw_chart(figure, "estimates", f"{chosen.series}: predictions after each observation, and the truth.")
 
 
-def draw_live(chosen: Chosen, bundle: LoadedBundle, replay: Replay, history: pd.DataFrame) -> None:
+def draw_live(chosen: Chosen, bundle: LoadedBundle, replay: Replay) -> None:
     """The playback as it stands: counters, bars, and the last seconds of channels and probabilities."""
     position, total = replay.position, len(replay.frames)
     now = replay.probabilities[max(0, position - 1)]
@@ -432,9 +479,9 @@ def draw_live(chosen: Chosen, bundle: LoadedBundle, replay: Replay, history: pd.
         spent = f" The 99th percentile of a step is {latency[1]:,.0f} µs here." if latency else ""
         st.caption(f"Recording {chosen.series}, played at {stated}.{spent}")
     with right:
-        draw_recent(chosen, bundle, replay, history)
+        draw_recent(chosen, bundle, replay)
     if replay.looks:
-        draw_look(chosen, replay, history)
+        draw_look(chosen, replay)
 
 
 def draw_bars(bundle: LoadedBundle, replay: Replay) -> None:
@@ -447,11 +494,11 @@ def draw_bars(bundle: LoadedBundle, replay: Replay) -> None:
     )
 
 
-def draw_recent(chosen: Chosen, bundle: LoadedBundle, replay: Replay, history: pd.DataFrame) -> None:
+def draw_recent(chosen: Chosen, bundle: LoadedBundle, replay: Replay) -> None:
     """The channels, one chart a unit, above the class probabilities; both for the last seconds."""
-    times = history["ds"]
+    times = chosen.history["ds"]
     start, window = recent_window(replay, times)
-    recent = history.iloc[start : replay.position]
+    recent = chosen.history.iloc[start : replay.position]
     dates = isinstance(chosen.task.freq, str)
     names = [channel.name for channel in chosen.task.channels]
     shades = charts.channel_colours(names, palette())
@@ -459,7 +506,7 @@ def draw_recent(chosen: Chosen, bundle: LoadedBundle, replay: Replay, history: p
     st.markdown("**Sensor channels and class probabilities so far**")
     for unit in units:
         mine = [channel.name for channel in chosen.task.channels if channel.unit == unit]
-        limits = float(history[mine].min().min()), float(history[mine].max().max())
+        limits = float(chosen.history[mine].min().min()), float(chosen.history[mine].max().max())
         spec = charts.live_lines(
             {name: shades[name] for name in mine},
             title=unit or "unit not stated",
@@ -487,14 +534,14 @@ def draw_recent(chosen: Chosen, bundle: LoadedBundle, replay: Replay, history: p
     st.vega_lite_chart(frame, spec, key="live probabilities")
 
 
-def draw_look(chosen: Chosen, replay: Replay, history: pd.DataFrame) -> None:
+def draw_look(chosen: Chosen, replay: Replay) -> None:
     """What the memory did for the last seconds: how much it missed, what its gates let through, how large it is."""
-    start, window = recent_window(replay, history["ds"])
+    start, window = recent_window(replay, chosen.history["ds"])
     st.markdown("**Inside the memory**")
     lines = charts.look_columns(replay.look_names)
     for place, (title, parts) in zip(st.columns(len(lines), gap="medium"), lines.items(), strict=True):
         means = {line: np.mean([replay.looks[name] for name in names], 0) for line, names in parts.items()}
-        rows = pd.DataFrame(means).assign(ds=history["ds"].to_numpy()).iloc[start : replay.position]
+        rows = pd.DataFrame(means).assign(ds=chosen.history["ds"].to_numpy()).iloc[start : replay.position]
         spec = charts.live_lines(
             charts.channel_colours(list(parts), palette()),
             title=title,

@@ -2,7 +2,8 @@
 
 A result is a folder: leaderboard.csv, forecasts.parquet, history.parquet, substitutes.csv where something stood in for
 a model that could not forecast, and, written last, run.json, which says what ran. Each file is written beside and
-renamed, and the old run.json goes first, so a folder with a run.json is whole.
+renamed, and the old run.json goes first, so a folder with a run.json is whole. What `mnemo forecast` puts beside them
+as forecast.parquet, from the end of the data, belongs to the result too.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 RUN, LEADERBOARD, FORECASTS, HISTORY = "run.json", "leaderboard.csv", "forecasts.parquet", "history.parquet"
-SUBSTITUTES = "substitutes.csv"
+SUBSTITUTES, LATEST = "substitutes.csv", "forecast.parquet"
 
 
 class ResultError(ValueError):
@@ -59,6 +60,11 @@ class Result:
 
     def history(self) -> pd.DataFrame:
         return pd.read_parquet(self.folder / HISTORY)
+
+    def latest(self) -> pd.DataFrame | None:
+        """What was forecast from the end of the data, where that was put beside; its outcome may not be known yet."""
+        path = self.folder / LATEST
+        return pd.read_parquet(path) if path.exists() else None
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -110,8 +116,11 @@ def write_report(
     write_whole(folder / RUN, lambda path: path.write_text(json.dumps(run, indent=2) + "\n"))
 
 
-def find_results(root: Path) -> list[Result]:
+def find_results(root: Path, broken: list[str] | None = None) -> list[Result]:
     """Every whole result in `root` or one folder below it, by name.
+
+    Args:
+        broken: takes what is wrong with each run that cannot be read; without it the first one is raised.
 
     Raises:
         ResultError: a run.json that cannot be read, or of a newer schema.
@@ -119,13 +128,20 @@ def find_results(root: Path) -> list[Result]:
     found = []
     for path in sorted([*root.glob(RUN), *root.glob(f"*/{RUN}")]):
         try:
-            run = json.loads(path.read_text())
-            version = int(run["schema_version"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ResultError(f"{path}: not a readable run ({error}); run the backtest again.") from error
-        if version > SCHEMA_VERSION:
-            raise ResultError(
-                f"{path}: of schema {version}, this program reads up to {SCHEMA_VERSION}; upgrade mnemosyne."
-            )
-        found.append(Result(path.parent, run))
+            found.append(_read_run(path))
+        except ResultError as error:
+            if broken is None:
+                raise
+            broken.append(str(error))
     return found
+
+
+def _read_run(path: Path) -> Result:
+    try:
+        run = json.loads(path.read_text())
+        version = int(run["schema_version"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ResultError(f"{path}: not a readable run ({error}); run the backtest again.") from error
+    if version > SCHEMA_VERSION:
+        raise ResultError(f"{path}: of schema {version}, this program reads up to {SCHEMA_VERSION}; upgrade mnemosyne.")
+    return Result(path.parent, run)

@@ -1,3 +1,4 @@
+import base64
 import json
 import shutil
 import subprocess
@@ -6,6 +7,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from result_folders import forecast_frames
 from streamlit.testing.v1 import AppTest
 
 from dashboards import FOLDER, forecasts
@@ -46,6 +48,13 @@ def figures(page):
     return [json.loads(element.proto.spec) for element in page.get("plotly_chart")]
 
 
+def values(column):
+    """A column of a figure: a list, or plotly's base64."""
+    if isinstance(column, list):
+        return np.array(column, float)
+    return np.frombuffer(base64.b64decode(column["bdata"]), column["dtype"])
+
+
 def trace(figure, name):
     return next(trace for trace in figure["data"] if trace.get("name") == name)
 
@@ -80,6 +89,88 @@ def test_the_slider_moves_the_forecast_to_another_cutoff(results, open_page):
     first = find_results(results / "stock")[0].forecasts()["cutoff"].min()
     assert line[1] < line[0]
     assert pd.Timestamp(line[1]) == first
+
+
+def test_the_slider_tells_seconds_since_1970_apart(results, open_page, tmp_path):
+    shutil.copytree(results / "stock", tmp_path / "stock")
+    for name in ("history", "forecasts"):
+        frame = pd.read_parquet(tmp_path / "stock" / f"{name}.parquet")
+        for column in {"ds", "cutoff"} & set(frame):
+            frame[column] = 1.7e9 + (frame[column] - pd.Timestamp("2024-01-01")) / pd.Timedelta("4D")
+        frame.to_parquet(tmp_path / "stock" / f"{name}.parquet")
+    run = json.loads((tmp_path / "stock" / "run.json").read_text())
+    run["task"]["freq"] = 0.25
+    (tmp_path / "stock" / "run.json").write_text(json.dumps(run))
+    page = open_page(tmp_path)
+    cutoffs = np.sort(find_results(tmp_path)[0].forecasts()["cutoff"].unique())
+    page.select_slider[0].set_value(cutoffs[1]).run()
+    [figure] = figures(page)
+    assert figure["layout"]["shapes"][0]["x0"] == cutoffs[1]
+
+
+def test_each_choice_of_history_shows_another_one_where_the_horizon_is_short(results, open_page, tmp_path):
+    shutil.copytree(results / "stock", tmp_path / "stock")
+    history, forecasts = forecast_frames(steps=400)
+    history.to_parquet(tmp_path / "stock" / "history.parquet")
+    forecasts.to_parquet(tmp_path / "stock" / "forecasts.parquet")
+    page = open_page(tmp_path)
+    choice = next(group for group in page.button_group if group.label == "History")
+    shown = [len(trace(figures(choice.set_value(option).run())[0], "observed")["x"]) for option in choice.options]
+    assert len(set(shown)) == 3
+
+
+def test_the_newest_forecast_is_shown_first_and_its_numbers_are_those_of_the_file(results, open_page, tmp_path):
+    shutil.copytree(results / "stock", tmp_path / "stock")
+    history, forecasts = (pd.read_parquet(tmp_path / "stock" / f"{name}.parquet") for name in ("history", "forecasts"))
+    end, last = history["ds"].max(), forecasts["cutoff"].max()
+    made = forecasts[(forecasts["cutoff"] == last) & (forecasts["model"] == "gru")].drop(columns="y")
+    newest = made.assign(cutoff=end, ds=made["ds"] + (end - last), **{"q0.5": made["q0.5"] + 7})
+    another = newest.assign(unique_id="not in the result")
+    pd.concat([made, newest, another]).to_parquet(tmp_path / "stock" / "forecast.parquet")
+    page = open_page(tmp_path)
+    [figure] = figures(page)
+    assert pd.Timestamp(figure["layout"]["shapes"][0]["x0"]) == end
+    drawn = trace(figure, "gru, median")
+    assert list(pd.to_datetime(drawn["x"])) == list(newest.loc[newest["unique_id"] == "AAA", "ds"])
+    np.testing.assert_allclose(values(drawn["y"]), newest.loc[newest["unique_id"] == "AAA", "q0.5"])
+    assert "not known yet" in texts(page)
+    assert "no forecast at this cut-off: ridge, naive" in texts(page)
+    assert page.selectbox[1].options == ["AAA", "BBB"]
+    slider = page.select_slider[0]
+    slider.set_value(slider.options[-2]).run()
+    assert trace(figures(page)[0], "what then happened")
+    assert "not known yet" not in texts(page)
+
+
+def test_a_new_forecast_is_read_when_it_comes_and_a_model_that_was_not_judged_is_drawn(results, open_page, tmp_path):
+    shutil.copytree(results / "stock", tmp_path / "stock")
+    page = open_page(tmp_path)
+    history, forecasts = (pd.read_parquet(tmp_path / "stock" / f"{name}.parquet") for name in ("history", "forecasts"))
+    shift = history["ds"].max() - forecasts["cutoff"].max()
+    made = forecasts[(forecasts["cutoff"] == forecasts["cutoff"].max()) & (forecasts["model"] == "gru")]
+    made.assign(cutoff=made["cutoff"] + shift, ds=made["ds"] + shift, model="ets").to_parquet(
+        tmp_path / "stock" / "forecast.parquet"
+    )
+    page = open_page(tmp_path)
+    assert trace(figures(page)[0], "ets, median")
+    assert board(page)["model"].tolist() == ["gru", "ridge", "naive"]
+
+
+@pytest.mark.parametrize("damage", ["broken", "columns", "times"])
+def test_a_newest_forecast_that_cannot_be_shown_is_named_and_the_backtest_stays(results, open_page, tmp_path, damage):
+    shutil.copytree(results / "stock", tmp_path / "stock")
+    path = tmp_path / "stock" / "forecast.parquet"
+    forecasts = pd.read_parquet(tmp_path / "stock" / "forecasts.parquet")
+    if damage == "broken":
+        path.write_bytes(b"\x00")
+    elif damage == "columns":
+        forecasts.drop(columns="cutoff").to_parquet(path)
+    else:
+        forecasts.assign(cutoff=1, ds=2).to_parquet(path)
+    page = open_page(tmp_path)
+    assert "newest forecast is not shown" in page.warning[0].value
+    assert f"--out {path}" in page.warning[0].value
+    assert len(figures(page)) == 1
 
 
 def test_naive_and_ridge_stay_on_the_leaderboard_when_they_are_not_drawn(results, open_page):
@@ -223,6 +314,36 @@ def test_a_run_that_cannot_be_read_is_named(results, open_page, tmp_path, conten
     page = open_page(tmp_path)
     assert str(tmp_path) in page.error[0].value
     assert not page.metric
+
+
+def test_one_broken_run_is_named_and_the_others_are_shown(results, open_page, tmp_path):
+    shutil.copytree(results / "stock", tmp_path / "stock")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{")
+    page = open_page(tmp_path)
+    assert str(tmp_path / "broken" / "run.json") in page.error[0].value
+    assert metric(page, "Best model") == "gru"
+
+
+def test_a_model_that_said_nothing_of_a_series_is_no_traceback(results, open_page, tmp_path):
+    shutil.copytree(results / "gesture", tmp_path / "gesture")
+    path = tmp_path / "gesture" / "forecasts.parquet"
+    rows = pd.read_parquet(path)
+    rows[(rows["model"] != "gru") | (rows["unique_id"] != "test_01")].to_parquet(path)
+    page = open_page(tmp_path)
+    page.button_group[0].set_value("Whole series").run()
+    page.selectbox[2].select("gru").run()
+    assert not page.exception
+    assert "gru made no prediction for test_01" in page.info[0].value
+
+
+@pytest.mark.parametrize(("file", "column"), [("forecasts", "cutoff"), ("forecasts", "y"), ("history", "y")])
+def test_a_file_that_lacks_a_column_is_an_error_that_names_it(results, open_page, tmp_path, file, column):
+    shutil.copytree(results / "stock", tmp_path / "stock")
+    path = tmp_path / "stock" / f"{file}.parquet"
+    pd.read_parquet(path).drop(columns=column).to_parquet(path)
+    page = open_page(tmp_path)
+    assert f"{file}.parquet has no column {column}" in page.error[0].value
 
 
 @pytest.mark.parametrize("content", ["{}", '{"task": {"kind": "forecast"}, "dataset": "x"}', '{"task": null}'])
