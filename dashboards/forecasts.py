@@ -7,6 +7,7 @@ chooses and calls, `load_*` return frames, `draw_*` draw one thing.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -21,12 +22,13 @@ from dashboards import FOLDER, charts
 from dashboards.replay import Replay
 from data.frame import show_time
 from forecasting.bundle import CARD, BundleError
-from forecasting.results import FORECASTS, HISTORY, LATEST, RUN, Result, ResultError, find_results
+from forecasting.results import BUNDLE, FORECASTS, HISTORY, LATEST, RUN, Result, ResultError, find_results
 from forecasting.runtime import LoadedBundle, load_bundle
 from forecasting.task import Task
 
 TICK_S = 0.25  # how often the live panel is drawn
-UNSTATED_RATE_HZ = 10.0  # of a recording that is counted in frames, not seconds
+UNSTATED_RATE_HZ = 10.0  # of a recording that is counted in frames, or was made too slowly to be watched
+SLOWEST_S = 1.0  # between two frames that are waited for
 WINDOW = 60  # frames of the live chart
 WINDOW_S = 10.0  # and at least so many seconds
 SPEEDS = (1, 2, 5)
@@ -147,6 +149,9 @@ def forecast_view(chosen: Chosen) -> None:
     steps = None if horizons is None else horizons * max(LEAST_HORIZON, chosen.task.horizon)
     with place:
         draw_forecast(chosen, cutoff, models, steps, past)
+    newest = chosen.result.folder / LATEST
+    if not newest.exists():
+        st.caption(f"Of the end of the data: `mnemo forecast --bundle ... --data ... --out {newest}` is shown here.")
 
 
 def class_view(chosen: Chosen) -> None:
@@ -155,6 +160,9 @@ def class_view(chosen: Chosen) -> None:
     if view == "Live stream" and chosen.result.bundle:
         live_view(chosen, chosen.result.bundle)
         return
+    if not chosen.result.bundle:
+        beside = chosen.result.folder / BUNDLE
+        st.caption(f"Live: `mnemo train --data ... --model ... --out {beside}` puts a model there that plays.")
     with st.sidebar:
         model = st.selectbox("Model", list(chosen.board["model"]))
     draw_best(chosen)
@@ -338,9 +346,18 @@ def ranking(board: pd.DataFrame, task: Task) -> str:
     return next((name for name in measures if board[name].notna().all()), measures[-1])
 
 
+def recorded_s(task: Task) -> float | None:
+    """Seconds between two frames as they were recorded; None where the source does not state them."""
+    if isinstance(task.freq, str):
+        first, second = pd.date_range("2024-01-01", periods=2, freq=task.freq)
+        return float((second - first).total_seconds())
+    return task.freq if isinstance(task.freq, float) else None
+
+
 def period_s(task: Task) -> float:
-    """Seconds between two frames of a recording."""
-    return float(task.freq) if isinstance(task.freq, float) else 1 / UNSTATED_RATE_HZ
+    """Seconds between two frames as a recording is played."""
+    recorded = recorded_s(task)
+    return 1 / UNSTATED_RATE_HZ if recorded is None or recorded > SLOWEST_S else recorded
 
 
 def time_label(task: Task) -> str:
@@ -372,7 +389,7 @@ def draw_heading(chosen: Chosen) -> None:
     """What was run on what."""
     dataset, task = chosen.result.run["dataset"], chosen.task
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.subheader(dataset, width="content", anchor=False)
+        st.subheader(literal(dataset), width="content", anchor=False)
         st.badge(KINDS[task.kind], color="blue")
         if "simulated" in dataset.lower():
             st.badge("simulated data", color="orange", icon=":material/science:")
@@ -422,7 +439,10 @@ def draw_forecast(chosen: Chosen, cutoff: object, models: Sequence[str], steps: 
 def draw_classes(chosen: Chosen, model: str) -> None:
     rows = chosen.forecasts[chosen.forecasts["model"] == model].sort_values("ds")
     if rows.empty:
-        st.info(f"{model} made no prediction for {chosen.series}; choose another model or series in the side bar.")
+        st.info(
+            f"{literal(model)} made no prediction for {literal(chosen.series)}; choose another model or series in the "
+            "side bar."
+        )
         return
     truth = list(rows["y"].dropna().unique())
     figure = charts.class_chart(
@@ -435,7 +455,8 @@ def draw_classes(chosen: Chosen, model: str) -> None:
         palette=palette(),
     )
     st.markdown(
-        f"**{chosen.series}**: truth **{', '.join(truth) or 'unknown'}**, {model} ends at **{rows['label'].iloc[-1]}**."
+        f"**{literal(chosen.series)}**: truth **{literal(', '.join(truth) or 'unknown')}**, {literal(model)} ends at "
+        f"**{literal(rows['label'].iloc[-1])}**."
     )
     draw_chart(figure, "classes", f"{chosen.series}: channels, and the class probabilities of {model} over time.")
 
@@ -446,7 +467,7 @@ def draw_truth(chosen: Chosen, judged: pd.DataFrame, models: Sequence[str]) -> N
 
 
 def draw_estimates(chosen: Chosen, models: Sequence[str]) -> None:
-    st.markdown(f"**{chosen.series}** as it was observed")
+    st.markdown(f"**{literal(chosen.series)}** as it was observed")
     figure = charts.estimate_chart(
         chosen.forecasts, models, colours(chosen), time_label=time_label(chosen.task), palette=palette()
     )
@@ -474,10 +495,12 @@ def draw_live(chosen: Chosen, bundle: LoadedBundle, replay: Replay) -> None:
     left, right = st.columns([2, 3], gap="medium")
     with left:
         draw_bars(bundle, replay)
+        recorded = recorded_s(chosen.task)
+        said = "the source does not state a rate" if recorded is None else f"recorded one every {recorded:g} s"
         rate = f"{1 / replay.period_s:g} frames a second"
-        stated = rate if isinstance(chosen.task.freq, float) else f"{rate} (the source does not state a rate)"
+        stated = rate if recorded == replay.period_s else f"{rate} ({said})"
         spent = f" The 99th percentile of a step is {latency[1]:,.0f} µs here." if latency else ""
-        st.caption(f"Recording {chosen.series}, played at {stated}.{spent}")
+        st.caption(f"Recording {literal(chosen.series)}, played at {stated}.{spent}")
     with right:
         draw_recent(chosen, bundle, replay)
     if replay.looks:
@@ -601,15 +624,21 @@ def draw_leaderboard(chosen: Chosen) -> None:
 def draw_notes(chosen: Chosen) -> None:
     run = chosen.result.run
     for note in run.get("notes", []):
-        st.caption(f":material/info: {note}")
+        st.caption(f":material/info: {literal(note)}")
     with st.expander("What ran", icon=":material/receipt_long:"):
         created = (
             datetime.fromisoformat(run["created_at"]).strftime("%Y-%m-%d %H:%M %Z") if "created_at" in run else "?"
         )
         st.markdown(
-            f"Data set **{run['dataset']}**, seed {run.get('seed')}, written {created} in `{chosen.result.folder}`."
+            f"Data set **{literal(run['dataset'])}**, seed {run.get('seed')}, written {created} in "
+            f"`{chosen.result.folder}`."
         )
         st.json({"settings": run.get("settings"), "models": run.get("models")}, expanded=1)
+
+
+def literal(text: str) -> str:
+    """A name as Markdown shows it unchanged: `*a*`, `$5` and `:red[x]` are names here."""
+    return re.sub(r"[\\`*\[\]<$~|]|:(?=\w)|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
 
 
 def draw_chart(figure: Any, key: str, alt: str) -> None:

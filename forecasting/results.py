@@ -3,7 +3,7 @@
 A result is a folder: leaderboard.csv, forecasts.parquet, history.parquet, substitutes.csv where something stood in for
 a model that could not forecast, and, written last, run.json, which says what ran. Each file is written beside and
 renamed, and the old run.json goes first, so a folder with a run.json is whole. What `mnemo forecast` puts beside them
-as forecast.parquet, from the end of the data, belongs to the result too.
+as forecast.parquet, from the end of the data, and what `mnemo train` puts there as bundle belong to the result too.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from forecasting.bundle import CARD
 from forecasting.task import Task
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 RUN, LEADERBOARD, FORECASTS, HISTORY = "run.json", "leaderboard.csv", "forecasts.parquet", "history.parquet"
-SUBSTITUTES, LATEST = "substitutes.csv", "forecast.parquet"
+SUBSTITUTES, LATEST, BUNDLE = "substitutes.csv", "forecast.parquet", "bundle"
 
 
 class ResultError(ValueError):
@@ -49,8 +50,11 @@ class Result:
 
     @property
     def bundle(self) -> Path | None:
-        """The winner's bundle, where the run exported one."""
-        return self.folder / self.run["bundle"] if self.run.get("bundle") else None
+        """The winner's bundle, where the run exported one, or the one that `mnemo train` put beside."""
+        if self.run.get("bundle"):
+            return self.folder / self.run["bundle"]
+        beside = self.folder / BUNDLE
+        return beside if (beside / CARD).is_file() else None
 
     def leaderboard(self) -> pd.DataFrame:
         return pd.read_csv(self.folder / LEADERBOARD)

@@ -173,6 +173,11 @@ def test_a_newest_forecast_that_cannot_be_shown_is_named_and_the_backtest_stays(
     assert len(figures(page)) == 1
 
 
+def test_without_a_newest_forecast_the_page_says_which_command_puts_it_there(results, open_page):
+    page = open_page(results, "stock")
+    assert f"--out {results / 'stock' / 'forecast.parquet'}" in texts(page)
+
+
 def test_naive_and_ridge_stay_on_the_leaderboard_when_they_are_not_drawn(results, open_page):
     page = open_page(results, "stock")
     models = next(group for group in page.button_group if "gru" in group.options)
@@ -281,6 +286,54 @@ def test_the_speed_is_a_choice_and_the_end_offers_play_again(results, open_page,
     page.run()
     assert metric(page, "Frame") == "100 / 100"
     assert [button.label for button in page.button] == ["Play", "Reset"]
+
+
+@pytest.mark.parametrize(
+    ("freq", "period", "said"),
+    [
+        (None, 0.1, "10 frames a second (the source does not state a rate)"),
+        (1, 0.1, "10 frames a second (the source does not state a rate)"),
+        (0.005, 0.005, "200 frames a second."),
+        ("20ms", 0.02, "50 frames a second."),
+        ("min", 0.1, "10 frames a second (recorded one every 60 s)"),
+        (90.0, 0.1, "10 frames a second (recorded one every 90 s)"),
+    ],
+)
+def test_a_recording_plays_at_its_own_rate_where_that_can_be_watched(results, open_page, tmp_path, freq, period, said):
+    shutil.copytree(results / "gesture", tmp_path / "gesture")
+    path = tmp_path / "gesture" / "run.json"
+    run = json.loads(path.read_text())
+    run["task"]["freq"] = freq
+    path.write_text(json.dumps(run))
+    page = open_page(tmp_path)
+    assert page.session_state["replay"].period_s == pytest.approx(period)
+    assert said in texts(page)
+
+
+def test_a_bundle_that_is_put_beside_a_backtest_plays(results, open_page, tmp_path):
+    shutil.copytree(results / "gesture", tmp_path / "gesture", ignore=shutil.ignore_patterns("bundle"))
+    path = tmp_path / "gesture" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bundle": None}))
+    page = open_page(tmp_path)
+    assert f"--out {tmp_path / 'gesture' / 'bundle'}" in texts(page)
+    shutil.copytree(results / "gesture" / "bundle", tmp_path / "gesture" / "bundle")
+    page.run()
+    assert metric(page, "Live model") == "gru"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("prices_of 2024.csv: 2", "prices_of 2024.csv: 2"),
+        ("a*b*c", r"a\*b\*c"),
+        ("$5 and $6", r"\$5 and \$6"),
+        (":red[x]", r"\:red\[x\]"),
+        ("__init__", r"\_\_init\_\_"),
+        ("C:\\x", r"C:\\x"),
+    ],
+)
+def test_a_name_is_shown_as_it_is_written(name, shown):
+    assert forecasts.literal(name) == shown
 
 
 def test_another_series_begins_another_stream(results, open_page):

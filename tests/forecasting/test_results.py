@@ -90,6 +90,30 @@ def test_a_run_without_a_bundle_says_so(report, tmp_path):
     assert find_results(tmp_path)[0].bundle is None
 
 
+def test_a_bundle_that_was_put_beside_a_run_is_its_bundle(report, tmp_path):
+    write(report, tmp_path)
+    (tmp_path / "bundle").mkdir()
+    assert find_results(tmp_path)[0].bundle is None
+    (tmp_path / "bundle" / "card.json").write_text("{}")
+    assert find_results(tmp_path)[0].bundle == tmp_path / "bundle"
+
+
+def test_a_newest_forecast_that_was_put_beside_a_run_is_read(report, tmp_path):
+    write(report, tmp_path)
+    assert find_results(tmp_path)[0].latest() is None
+    report.forecasts.to_parquet(tmp_path / "forecast.parquet")
+    pd.testing.assert_frame_equal(find_results(tmp_path)[0].latest(), report.forecasts)
+
+
+def test_runs_that_cannot_be_read_are_collected_beside_those_that_can(report, tmp_path):
+    write(report, tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "run.json").write_text("{")
+    broken = []
+    assert [found.folder for found in find_results(tmp_path, broken)] == [tmp_path / "a"]
+    assert [str(tmp_path / "b" / "run.json") in said for said in broken] == [True]
+
+
 def test_run_json_is_the_last_to_be_written(report, tmp_path, monkeypatch):
     order = []
 
