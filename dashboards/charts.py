@@ -252,12 +252,13 @@ def live_lines(
 ) -> dict[str, Any]:
     """A Vega-Lite line chart for `live_frame`; colours: name -> colour, in the order of the legend.
 
-    Without limits the axis follows the data, from 0.
+    Without limits, or where they are NaN for nothing was measured, the axis follows the data, from 0.
 
     Live charts are Vega-Lite, not plotly: Streamlit gives such a chart new data in place, and builds a plotly chart
     anew, which flickers. So nothing here may depend on what moves.
     """
     few = len(colours) <= MOST_NAMED
+    bounded = limits is not None and np.isfinite(limits).all()  # a browser reads no JSON with NaN
     return {
         "height": height,
         "mark": {"type": "line", "strokeWidth": 1.8, "clip": True},
@@ -271,7 +272,7 @@ def live_lines(
             "y": {
                 "field": "value",
                 "type": "quantitative",
-                "scale": {"domain": list(limits), "nice": False} if limits else {"zero": True},
+                "scale": {"domain": list(limits or ()), "nice": False} if bounded else {"zero": True},
                 "axis": {"title": title, "minExtent": 42} | ({"format": ".0%", "values": HALVES} if percent else {}),
             },
             "color": {

@@ -433,7 +433,7 @@ def draw_forecast(chosen: Chosen, cutoff: object, models: Sequence[str], steps: 
     if now["y"].isna().all():
         st.caption("What comes after this cut-off is not known yet.")
     if absent:
-        st.caption(f"Made no forecast at this cut-off: {', '.join(absent)}.")
+        st.caption(f"Made no forecast at this cut-off: {literal(', '.join(absent))}.")
 
 
 def draw_classes(chosen: Chosen, model: str) -> None:
@@ -618,7 +618,7 @@ def draw_leaderboard(chosen: Chosen) -> None:
         placeholder=NOTHING,
         alt="Leaderboard of all models",
     )
-    st.caption(verdict(board, task))
+    st.caption(literal(verdict(board, task)))
 
 
 def draw_notes(chosen: Chosen) -> None:

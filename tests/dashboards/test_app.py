@@ -288,6 +288,19 @@ def test_the_speed_is_a_choice_and_the_end_offers_play_again(results, open_page,
     assert [button.label for button in page.button] == ["Play", "Reset"]
 
 
+def test_a_recording_in_which_a_sensor_was_dead_plays(results, open_page, tmp_path):
+    shutil.copytree(results / "gesture", tmp_path / "gesture")
+    path = tmp_path / "gesture" / "history.parquet"
+    history = pd.read_parquet(path)
+    channels = [name for name in history if name not in ("unique_id", "ds")]
+    history.loc[history["unique_id"] == "test_01", channels] = np.nan
+    history.to_parquet(path)
+    page = open_page(tmp_path)
+    specs = [element.proto.spec for element in page.get("vega_lite_chart")]
+    assert specs
+    assert not [spec for spec in specs if "NaN" in spec]
+
+
 @pytest.mark.parametrize(
     ("freq", "period", "said"),
     [
