@@ -6,6 +6,7 @@ chooses and calls, `load_*` return frames, `draw_*` draw one thing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -27,6 +28,7 @@ from forecasting.runtime import LoadedBundle, load_bundle
 from forecasting.task import Task
 
 TICK_S = 0.25  # how often the live panel is drawn
+WATCH_S = 10.0  # how often an open page looks for a newer result
 UNSTATED_RATE_HZ = 10.0  # of a recording that is counted in frames, or was made too slowly to be watched
 SLOWEST_S = 1.0  # between two frames that are waited for
 WINDOW = 60  # frames of the live chart
@@ -143,7 +145,7 @@ def forecast_view(chosen: Chosen) -> None:
             cutoffs,
             value=cutoff,
             format_func=show_time,
-            key=f"cut-off of {chosen.result.name}/{chosen.series}",
+            key=f"cut-off of {chosen.result.name}/{chosen.series} up to {show_time(cutoff)}",  # a newer one is shown
         )
     horizons = PAST[shown or "short"]
     steps = None if horizons is None else horizons * max(LEAST_HORIZON, chosen.task.horizon)
@@ -152,6 +154,14 @@ def forecast_view(chosen: Chosen) -> None:
     newest = chosen.result.folder / LATEST
     if not newest.exists():
         st.caption(f"Of the end of the data: `mnemo forecast --bundle ... --data ... --out {newest}` is shown here.")
+    st.fragment(lambda: watch(chosen), run_every=WATCH_S)()
+
+
+def watch(chosen: Chosen) -> None:
+    """Draw the page anew where its result was written anew, as by a nightly forecast."""
+    with contextlib.suppress(FileNotFoundError):  # it is being written; the next look finds it
+        if modified(chosen.result) != chosen.version:
+            st.rerun()
 
 
 def class_view(chosen: Chosen) -> None:
@@ -222,15 +232,19 @@ def choose_result(results: Sequence[Result]) -> Result:
 def choose_models(chosen: Chosen) -> list[str]:
     """Of the chosen models the best first; the leaderboard shows all of them whatever is chosen."""
     ranked = chosen.models
+    newest = chosen.forecasts
+    if "cutoff" in newest:
+        newest = newest[newest["cutoff"] == newest["cutoff"].max()]
     trained = [name for name in ranked if name not in charts.REFERENCES][:1]
+    trained += [name for name in ranked if name in set(newest["model"])][:1]
     with st.sidebar:
         picked = st.pills(
             "Models",
             ranked,
             selection_mode="multi",
-            default=[n for n in ranked if n in (*charts.REFERENCES, *trained) or n not in set(chosen.board["model"])],
+            default=[name for name in ranked if name in (*charts.REFERENCES, *trained)],
             help="The best of the chosen models is drawn with its intervals, the others as a line.",
-            key=f"models of {chosen.result.name}",
+            key=f"models of {chosen.result.name}: {', '.join(ranked)}",
         )
     return [model for model in ranked if model in picked]
 

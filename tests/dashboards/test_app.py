@@ -151,8 +151,9 @@ def test_a_new_forecast_is_read_when_it_comes_and_a_model_that_was_not_judged_is
     made.assign(cutoff=made["cutoff"] + shift, ds=made["ds"] + shift, model="ets").to_parquet(
         tmp_path / "stock" / "forecast.parquet"
     )
-    page = open_page(tmp_path)
+    page.run()
     assert trace(figures(page)[0], "ets, median")
+    assert page.select_slider[0].value == history["ds"].max()
     assert board(page)["model"].tolist() == ["gru", "ridge", "naive"]
 
 
