@@ -74,6 +74,7 @@ def _flags(options: argparse.Namespace) -> list[str]:
     flags = {
         "server.address": HOST,
         "server.headless": "true" if options.headless else "false",
+        "server.showEmailPrompt": "false",  # the first page of a new machine would wait for an address to be typed
         "server.fileWatcherType": "none",
         "browser.gatherUsageStats": "false",
         "client.toolbarMode": "minimal",

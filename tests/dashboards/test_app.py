@@ -1,8 +1,11 @@
 import base64
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -475,3 +478,25 @@ def test_a_broken_run_and_a_wrong_port_end_the_command_with_2(results, tmp_path)
     done = start("--out", str(results), "--port", "70000")
     assert done.returncode == 2
     assert "between 1 and 65535" in done.stderr
+
+
+def test_on_a_new_machine_the_page_opens_without_a_question(results, tmp_path):
+    """A terminal's first page of Streamlit asks for an e-mail address, and waits."""
+    opened = tmp_path / "opened"
+    for browser in (tmp_path / "xdg-open", tmp_path / "open"):
+        browser.write_text(f'#!/bin/sh\necho "$1" >{opened}\n')
+        browser.chmod(0o755)
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "dashboards", "--out", str(results), "--port", str(port)]
+    home = {"HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, env=os.environ | home)  # nothing is ever typed
+    try:
+        end = time.monotonic() + 60
+        while not opened.exists() and time.monotonic() < end and server.poll() is None:
+            time.sleep(0.1)
+        assert opened.read_text().strip().endswith(f":{port}")
+    finally:
+        server.kill()
+        server.communicate()
