@@ -129,9 +129,9 @@ def test_series_joined_at_different_places_of_a_segment_go_on_as_they_were(name)
         assert states_apart(after, concat(ends)) < 1e-10
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_a_hundred_steps_of_the_graph_are_those_of_the_network(name, tmp_path):
-    backbone, config = BACKBONES[name]
+def test_a_hundred_steps_of_the_graph_are_those_of_the_network(tmp_path):
+    """Of segments of several tokens: the contract suite exports MAC with segments of one, MAG and MAL with longer."""
+    backbone, config = BACKBONES["mac"]
     config = config(width=16, heads=HEADS, blocks=1, chunk=4, persistent=2, rate=0.1)
     assert graph_apart(lambda width: backbone(width, config), tmp_path / "bundle") < 1e-4
 
