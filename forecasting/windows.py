@@ -88,7 +88,9 @@ def split(
     if task.future:
         panel = [without_what_is_ahead(series, len(task.future)) for series in panel]
     splits, whole = dataset.splits, test_size is None and cutoff is None
-    if known_owner and (splits.group is None or splits.entity is None or not whole):
+    owners = splits.group or {}
+    nobodys = any(series.unique_id not in owners for series in panel)
+    if known_owner and (nobodys or splits.entity is None or not whole):
         # Cut in time, some of what an owner's other series show would lie after the cut-off.
         raise TaskError(
             f"{dataset.name}: known_owner takes data whose parts are whole series and that say whose each is, such as "
@@ -96,7 +98,7 @@ def split(
         )
     if splits.entity is not None and whole:
         parts = _by_entity(dataset, panel, splits.entity)
-        return _acquainted(parts, known_before(panel, splits.group)) if known_owner and splits.group else parts
+        return _acquainted(parts, known_before(panel, owners)) if known_owner else parts
     if task.kind != "forecast" and whole and splits.train_until is None:
         return _by_entity(dataset, panel, _random_entities(panel))
     return _by_time(dataset, panel, task, test_size, cutoff, hold_out)

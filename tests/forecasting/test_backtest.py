@@ -577,7 +577,7 @@ def test_known_owner_is_what_models_learn_and_are_judged_with():
     given = SMALL | {"known_owner": "true"}
     report = backtest(people, ["gru", "class-forest"], Task.of(people), settings=given)
     unknown = backtest(people, ["gru"], Task.of(people), settings=SMALL)
-    judged, alone = (frame.forecasts[frame.forecasts["model"] == "gru"].reset_index() for frame in (report, unknown))
+    judged, alone = (one.forecasts[one.forecasts["model"] == "gru"].reset_index() for one in (report, unknown))
     moved = (judged["p_up"] - alone["p_up"]).abs()
     assert moved[judged["unique_id"] != "cy/1"].min() > 0
     model = report.models["gru"]

@@ -492,6 +492,7 @@ def test_with_known_owner_every_part_begins_with_what_its_people_have_shown():
 def test_known_owner_is_refused_where_nobody_owns_a_series_or_parts_are_cut_in_time():
     hands = recordings(sorted(PEOPLE.group), splits=PEOPLE)
     nobodys = replace(hands, splits=replace(PEOPLE, group=None))
-    for data, cut in ((nobodys, {}), (hands, {"test_size": 3})):
+    partly = replace(hands, splits=replace(PEOPLE, group={"ana/1": "ana"}))
+    for data, cut in ((nobodys, {}), (partly, {}), (hands, {"test_size": 3})):
         with pytest.raises(TaskError, match="moves: known_owner takes data whose parts are whole series"):
             split(data, to_panel(data), Task.of(data), known_owner=True, **cut)
