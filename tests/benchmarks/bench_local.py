@@ -2,10 +2,10 @@
 
     MNEMO_DATA_DIR=... python -m tests.benchmarks.bench_local [equal] [fit] [update] [settle]
         [--models ets,arima,theta,ces] [--sets m4/hourly,tourism/monthly,tourism/yearly,m3/monthly]
-        [--every N] [--repeats N] [--orders N]
+        [--every N] [--first K] [--repeats N] [--orders N]
 
-equal: on every N-th series of each set, in float64: the largest difference of the point forecast and of the bounds of
-    the 80 and 95 % intervals, relative to the series' largest bound, at the fit's end and after further points, against
+equal: on every N-th series of each set from the K-th on, from 0, in float64: the largest difference of the point
+    forecast and of the bounds of the 80 and 95 % intervals, relative to the series' largest bound, at the fit's end and after further points, against
     the library's own filter with the fitted parameters (`local_peers.py`). Of M4 hourly the last 100 values are held
     back and streamed; the others have fewer in their tests, all of which are. Rows are by form. The tolerance is 1e-6:
     both sides compute the same recursions in float64, whose rounding (1e-16 a step) a filter that forgets does not let
@@ -69,9 +69,9 @@ class Collection:
     horizon: int
     held: int = 0  # of the last values, training and test together, how many are streamed; 0: the test
 
-    def series(self, every: int) -> dict[str, tuple[Values, Values]]:
+    def series(self, which: slice) -> dict[str, tuple[Values, Values]]:
         """unique_id -> what is fitted to, and the further points."""
-        rows = pd.read_parquet(shared_file(self.file, self.origin)).iloc[::every]
+        rows = pd.read_parquet(shared_file(self.file, self.origin)).iloc[which]
         pairs = {}
         for row in rows.itertuples():
             values = np.concatenate([row.train, row.test]).astype(np.float64)
@@ -92,12 +92,12 @@ SETS = {
 }
 
 
-def equal(name: str, place: str, every: int, orders: int | None) -> None:
+def equal(name: str, place: str, which: slice, orders: int | None) -> None:
     collection = SETS[place]
     limited = name == "arima" and orders is not None
     own = dict.fromkeys(("max_p", "max_q", "max_seasonal_p", "max_seasonal_q"), orders) if limited else {}
     limits = {field.replace("seasonal_p", "P").replace("seasonal_q", "Q"): most for field, most in own.items()}
-    everyone = collection.series(every)
+    everyone = collection.series(which)
     past = {key: values for key, (values, _) in everyone.items()}
     further = [len(more) for _, more in everyone.values()]
     model = cast(LinearGaussian, build(name, collection.signature, **own)).double()
@@ -145,9 +145,9 @@ def passed(model: LinearGaussian, state: State, values: Values) -> State:
     return model.passed(torch.from_numpy(values)[None], state)
 
 
-def fitting(name: str, every: int, repeats: int) -> None:
+def fitting(name: str, which: slice, repeats: int) -> None:
     collection = SETS["m3/monthly"]
-    past = {key: values for key, (values, _) in collection.series(every).items()}
+    past = {key: values for key, (values, _) in collection.series(which).items()}
     rows = [pd.DataFrame({"unique_id": key, "ds": np.arange(len(y)), "y": y}) for key, y in past.items()]
     frame = pd.concat(rows, ignore_index=True)
     model = cast(LinearGaussian, build(name, collection.signature)).double()
@@ -192,9 +192,9 @@ def timed(call: Callable[[], Any], clock: Callable[[], float]) -> float:
     return clock() - began
 
 
-def update(every: int, repeats: int) -> None:
+def update(which: slice, repeats: int) -> None:
     collection = SETS["m3/monthly"]
-    everyone, season, horizon = collection.series(every), collection.season, collection.horizon
+    everyone, season, horizon = collection.series(which), collection.season, collection.horizon
     model = Ets(collection.signature)
     some = dict(list(everyone.items())[:64])
     fits: Fits = model.double().fit_series({key: train for key, (train, _) in some.items()})
@@ -239,10 +239,10 @@ def update(every: int, repeats: int) -> None:
     )
 
 
-def settle(every: int, repeats: int) -> None:
+def settle(which: slice, repeats: int) -> None:
     collection = SETS["m3/monthly"]
     model = Arima(collection.signature)
-    fits = model.double().fit_series({key: values for key, (values, _) in collection.series(every).items()})
+    fits = model.double().fit_series({key: values for key, (values, _) in collection.series(which).items()})
     copies = -(-2_000 // len(fits.series))
     state = {name: value.float().repeat(copies, *[1] * (value.dim() - 1)) for name, value in fits.state.items()}
     model, x, rows = model.float(), torch.zeros(copies * len(fits.series), 1), []
@@ -265,6 +265,7 @@ def main() -> None:
     parser.add_argument("--models", default="ets,arima,theta,ces")
     parser.add_argument("--sets", default=",".join(SETS), help="of equal")
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument(
         "--orders", type=int, help="the largest that ARIMA may choose, of equal; its own limits without"
@@ -273,19 +274,20 @@ def main() -> None:
     unknown = set(options.parts) - {"equal", "fit", "update", "settle"}
     if unknown:
         parser.error(f"the parts are equal, fit, update and settle, not {', '.join(sorted(unknown))}")
+    which = slice(options.first, None, options.every)
     torch.set_num_threads(1)
     print(machine())
     for name in options.models.split(","):
         if "equal" in options.parts:
             for place in options.sets.split(","):
-                equal(name, place, options.every, options.orders)
+                equal(name, place, which, options.orders)
         if "fit" in options.parts:
-            fitting(name, options.every, options.repeats)
+            fitting(name, which, options.repeats)
     if "update" in options.parts:
-        update(options.every, options.repeats)
+        update(which, options.repeats)
     if "settle" in options.parts:
         with torch.no_grad():
-            settle(options.every, options.repeats)
+            settle(which, options.repeats)
 
 
 if __name__ == "__main__":
