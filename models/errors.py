@@ -1,14 +1,22 @@
 """A linear memory of a forecaster's own errors, which goes on learning where the forecaster runs.
 
-What a forecast made H steps ago got wrong is known now. The memory is asked for that error with a *key* that describes
-the forecast, takes what it missed, and corrects itself by the delta rule with forgetting:
+What a forecast made H steps ago got wrong is known now. The memory M is asked for that error with a *key* that
+describes the forecast and is told the error; it is read with the key of the forecast that is made now. Titans' memory
+(arXiv 2501.00663, Eq. 11-13) takes one gradient step of the inner loss at a token. A linear one can do what that step
+aims at: hold the minimiser of the loss of all tokens so far, older ones forgotten and M itself drawn to 0. That is
+recursive least squares (as in the mesa layer, arXiv 2309.05858), here with weights that drift: a Kalman filter whose M
+returns to N(0, rate I), where errors have the variance 1:
 
-    e_t = r_t - k_t M_{t-1},   M_t = keep_t M_{t-1} + rate_t k_t' e_t,   rate_t = weight_t rate / (1 + rate |k_t|^2)
+    M' = keep M_{t-1},   K' = keep^2 K_{t-1},   u_t = a_t - K' a_t,   s_t = 1 + rate a_t . u_t
+    M_t = M' + (rate / s_t) u_t (r_t - a_t M'),   K_t = K' + (rate / s_t) u_t u_t'
 
-It is read with the key of the forecast that is made now. This is Titans' recurrence (arXiv 2501.00663, Eq. 11-13) for a
-matrix without momentum and with constant gates; the denominator makes the step implicit, so that no rate diverges
-(normalised least mean squares). `scan` is the dual form: the e_t of a chunk solve a unit lower triangular system, so no
-memory per token is needed.
+with key a_t and error r_t, both times the root of the token's weight. rate (I - K) is the covariance of M: K is what is
+known, and 0 at first. With K = 0 for good it were the delta rule with an implicit step (normalised least mean squares).
+
+`scan` is the dual form. Of n tokens, kept_t the product of keep up to t, the errors that the memory is told have the
+covariance 1 + rate (a_i . a_j kept_j / kept_i - kept_i kept_j a_i' K a_j), i <= j, before any of them is known. Its
+Cholesky factor turns them into what each adds to those before, and the leading rows of a factor are the factor of the
+leading rows: so the answer after every token needs no memory of its own.
 
 Shapes: B series, T time, L lags, D width of a key, H horizon, n tokens of a chunk.
 """
@@ -24,6 +32,7 @@ from torch.nn.functional import relu
 from models.contract import State
 
 LARGEST = 10.0  # of a key or an error, in their usual sizes: what is larger is a spike, and no lesson
+LARGEST_RATE, LONGEST_SPAN = 1.0, 1e6  # beyond, what is left to be known falls below the rounding of a float32
 CHUNK = 64
 
 
@@ -43,6 +52,7 @@ class ErrorMemory(nn.Module):
         return {
             "errors.present": self.to_key.new_zeros(batch, self.lags + self.horizon),
             "errors.memory": self.to_key.new_zeros(batch, keys, self.horizon),
+            "errors.known": self.to_key.new_zeros(batch, keys, keys),
         }
 
     def step(self, window: Tensor, present: Tensor, weight: Tensor, state: State) -> tuple[Tensor, State]:
@@ -52,11 +62,16 @@ class ErrorMemory(nn.Module):
         forecaster.
         """
         seen = torch.cat([state["errors.present"][:, 1:], present], 1)
-        key, error, query = self._tokens(window, weight)
-        rate, keep = self._gates(key, present, seen.sum(1, keepdim=True))
-        missed = error - (key[:, None] @ state["errors.memory"])[:, 0]
-        memory = keep[..., None] * state["errors.memory"] + (rate * key)[..., None] * missed[:, None]
-        return (query[:, None] @ memory)[:, 0], {"errors.present": seen, "errors.memory": memory}
+        key, error, query, keep = self._tokens(window, weight, present, seen.sum(1, keepdim=True))
+        memory, known = keep[..., None] * state["errors.memory"], keep[..., None].square() * state["errors.known"]
+        new = key - (known @ key[..., None])[..., 0]
+        # The product is positive but for rounding, where all is known.
+        gain = self.rate / (1 + self.rate * (key * new).sum(1, keepdim=True).clamp(min=0.0)) * new
+        missed = error - (key[:, None] @ memory)[:, 0]
+        memory = memory + gain[..., None] * missed[:, None]
+        known = known + gain[..., None] * new[:, None]
+        after = {"errors.present": seen, "errors.memory": memory, "errors.known": known}
+        return (query[:, None] @ memory)[:, 0], after
 
     def scan(self, window: Tensor, present: Tensor, weight: Tensor, state: State) -> tuple[Tensor, State]:
         """The same for T steps: window (B, T, L + H), present (B, T, 1) give (B, T, H)."""
@@ -64,49 +79,51 @@ class ErrorMemory(nn.Module):
         seen = torch.cat([state["errors.present"], present[..., 0]], 1)  # (B, L + H + T)
         sums = torch.cat([seen.new_zeros(len(seen), 1), seen.cumsum(1)], 1)
         counts = (sums[:, size + 1 :] - sums[:, 1:-size])[..., None]  # (B, T, 1)
-        answers, memory = [], state["errors.memory"]
+        answers, memory, known = [], state["errors.memory"], state["errors.known"]
         for begin in range(0, window.shape[1], CHUNK):
             part = slice(begin, begin + CHUNK)
-            key, error, query = self._tokens(window[:, part], weight)
-            rate, keep = self._gates(key, present[:, part], counts[:, part])
-            answer, memory = _chunk(key, error, query, rate, keep, memory)
+            tokens = self._tokens(window[:, part], weight, present[:, part], counts[:, part])
+            answer, memory, known = _chunk(*tokens, self.rate, memory, known)
             answers.append(answer)
-        return torch.cat(answers, 1), {"errors.present": seen[:, -size:].contiguous(), "errors.memory": memory}
+        after = {"errors.present": seen[:, -size:].contiguous(), "errors.memory": memory, "errors.known": known}
+        return torch.cat(answers, 1), after
 
-    def _tokens(self, window: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Key and error of the forecast made H steps ago, and key of the one that is made now; within bounds."""
+    def _tokens(
+        self, window: Tensor, weight: Tensor, present: Tensor, count: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Key and error of the forecast made H steps ago, weighed, key of the one that is made now, and keep (..., 1).
+
+        count: (..., 1) how many of the window's values were observed. The rest were imputed: a window teaches the less
+        the more of it was, and nothing if a tenth was, as before the stream is L + 0.9 H steps old.
+        """
         old, now, came = window[..., : self.lags], window[..., -self.lags :], window[..., -self.horizon :]
         parts = (old @ self.to_key, came - old @ weight, now @ self.to_key)
         key, error, query = (part.clamp(-LARGEST, LARGEST) for part in parts)
-        return key, error, query
-
-    def _gates(self, key: Tensor, present: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-        """Rate and keep, each (..., 1). count: how many of the window's values were observed.
-
-        The rest were imputed: a window teaches the less the more of it was, and nothing if a tenth was, as before the
-        stream is L + 0.9 H steps old.
-        """
-        share = count / (self.lags + self.horizon)
-        weight = present * relu(1 - 10 * (1 - share))
-        rate = weight * self.rate / (1 + self.rate * key.square().sum(-1, keepdim=True))
-        return rate, 1 - present * (1 - self.keep)
+        root = (present * relu(1 - 10 * (1 - count / (self.lags + self.horizon)))).sqrt()
+        return root * key, root * error, query, 1 - present * (1 - self.keep)
 
 
 def _chunk(
-    key: Tensor, error: Tensor, query: Tensor, rate: Tensor, keep: Tensor, memory: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Answers (B, n, H) to the queries, each after the lesson of its own step, and the memory after the last.
+    key: Tensor, error: Tensor, query: Tensor, keep: Tensor, rate: float, memory: Tensor, known: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Answers (B, n, H) to the queries, each after the lesson of its own step, and memory and known after the last.
 
-    key, query: (B, n, D); error: (B, n, H); rate, keep: (B, n, 1); memory: (B, D, H).
+    key, query: (B, n, D); error: (B, n, H); keep: (B, n, 1); memory: (B, D, H); known: (B, D, D).
     """
-    kept = keep[..., 0].log().cumsum(1)  # (B, n): log of what is left of `memory`
-    before = torch.cat([torch.zeros_like(kept[:, :1]), kept[:, :-1]], 1)
-    left = (kept[:, :, None] - kept[:, None, :]).tril().exp()  # [t, j]: what is left of lesson j after t
-    left_before = (before[:, :, None] - kept[:, None, :]).tril(-1).exp()
-    lessons = rate * key
-    inside = (key @ lessons.transpose(1, 2) * left_before).tril(-1)
-    outside = error - before.exp()[..., None] * (key @ memory)
-    missed = torch.linalg.solve_triangular(inside, outside, upper=False, unitriangular=True)
-    answers = kept.exp()[..., None] * (query @ memory) + (query @ lessons.transpose(1, 2) * left).tril() @ missed
-    memory = kept[:, -1].exp()[:, None, None] * memory
-    return answers, memory + (left[:, -1, :, None] * lessons).transpose(1, 2) @ missed
+    logs = keep.log().cumsum(1)  # (B, n, 1)
+    kept = logs.exp()
+    left = (logs - logs.transpose(1, 2)).tril().exp().tril()  # [t, j]: what is left at t of lesson j
+    keys = key.transpose(1, 2)
+    seen = kept * (key @ known)  # (B, n, D)
+    covariance = rate * (left * (key @ keys) - seen @ (kept * key).transpose(1, 2))
+    covariance.diagonal(dim1=1, dim2=2).add_(1.0)
+    factor = torch.linalg.cholesky(covariance)  # which reads the lower half
+    asked = rate * (left * (query @ keys) - kept * (query @ seen.transpose(1, 2)))
+    last, end = left[:, -1, :, None], kept[:, -1:]
+    outside = error - kept * (key @ memory)
+    told = torch.cat([outside, asked.transpose(1, 2), rate * (last * key - end * seen)], 2)
+    sizes = [error.shape[2], query.shape[1], key.shape[2]]
+    fresh, pulls, ends = torch.linalg.solve_triangular(factor, told, upper=False).split(sizes, 2)
+    answers = kept * (query @ memory) + pulls.transpose(1, 2).tril() @ fresh
+    memory = end * memory + ends.transpose(1, 2) @ fresh
+    return answers, memory, end.square() * known + ends.transpose(1, 2) @ ends / rate

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from models.contract import Batch, Fitted, Form, ModelError, Signature, State, StepModel, known_to_the_end, observed
-from models.errors import ErrorMemory
+from models.errors import LARGEST_RATE, LONGEST_SPAN, ErrorMemory
 from models.observation import Buffered, LagBuffer, RunningNormaliser, linear_recurrence
 
 ROWS_SORTED = 20_000
@@ -31,7 +31,9 @@ class RidgeConfig:
     penalty: float = 1e-5  # times the mean square of the features
     # Observations of the running mean that lags and forecast are relative to; 1 is the last value. Forecasts only.
     level_window: int = 1
-    error_rate: float = 0.0  # at which a stream learns its own errors; 0 leaves it out; needs a level_window
+    # Of the memory of a stream's own errors (`models.errors`): the variance of its weights before any lesson, and so
+    # how much one counts; 0 leaves it out; needs a level_window. 1 to 10 over the number of training rows is usual.
+    error_rate: float = 0.0
     error_span: float = 4000.0  # steps after which 1 / e is left of what was learned
     error_keys: int = 64  # D: principal components of the forecast that a key is made of
 
@@ -41,9 +43,9 @@ class RidgeConfig:
                 "ridge needs at least 2 lags, a penalty of 0 or more and a level_window of at least 1, "
                 f"got lags={self.lags}, penalty={self.penalty} and level_window={self.level_window}."
             )
-        if not 0 <= self.error_rate < math.inf or not 1 <= self.error_span < math.inf or self.error_keys < 1:
+        if not 0 <= self.error_rate <= LARGEST_RATE or not 1 <= self.error_span <= LONGEST_SPAN or self.error_keys < 1:
             raise ModelError(
-                "error_rate is 0 or more, error_span and error_keys are at least 1, "
+                f"error_rate is 0 to {LARGEST_RATE:g}, error_span 1 to {LONGEST_SPAN:g} and error_keys at least 1, "
                 f"got error_rate={self.error_rate}, error_span={self.error_span} and error_keys={self.error_keys}."
             )
         if self.error_rate and self.level_window < 2:

@@ -95,6 +95,8 @@ def test_a_task_that_a_model_does_not_do_lists_those_that_do():
         ("ridge", {"penalty": -1.0}, r"penalty of 0 or more .*penalty=-1\.0"),
         ("ridge", {"level_window": 0}, "level_window=0"),
         ("ridge", {"error_rate": 1e-4}, "error_rate needs a level_window of 2 or more"),
+        ("ridge", {"level_window": 9, "error_rate": 2.0}, r"error_rate is 0 to 1, .*got error_rate=2\.0"),
+        ("ridge", {"level_window": 9, "error_rate": 0.1, "error_span": 1e7}, r"error_span 1 to 1e\+06 .*=10000000"),
         ("gru", {"hidden": 0}, "hidden=0"),
         ("gru", {"layers": 0}, "layers=0"),
         ("gru", {"dropout": 1.0}, r"dropout=1\.0"),

@@ -11,7 +11,7 @@ import torch
 
 from models.catalog import build
 from models.contract import Batch, ModelError, Signature
-from models.errors import LARGEST, ErrorMemory
+from models.errors import LARGEST, LARGEST_RATE, LONGEST_SPAN, ErrorMemory
 
 LAGS, HORIZON, KEYS = 4, 3, 2
 SIZE = LAGS + HORIZON
@@ -28,22 +28,41 @@ def run(made: ErrorMemory, windows: torch.Tensor, present: torch.Tensor, weight:
     return made.scan(windows, present, weight, made.initial_state(len(windows)))
 
 
-def test_it_is_the_implicit_delta_rule_with_forgetting_written_out():
-    made, weight = memory(), torch.randn(LAGS, HORIZON, dtype=torch.float64)
-    series = torch.randn(1, 200, dtype=torch.float64)
-    windows = series.unfold(1, SIZE, 1)  # (1, T, L + H)
+def test_it_holds_the_minimiser_of_all_losses_so_far():
+    """Without forgetting: of sum_i w_i |e_i - k_i M|^2 + |M|^2 / rate, solved anew at every step."""
+    made, weight = memory(span=1e15), torch.randn(LAGS, HORIZON, dtype=torch.float64)
+    windows = torch.randn(1, 150 + SIZE, dtype=torch.float64).unfold(1, SIZE, 1)  # (1, T, L + H)
     steps = windows.shape[1]
     answers, _ = run(made, windows, torch.ones(1, steps, 1, dtype=torch.float64), weight)
-    learned, keep = np.zeros((KEYS, HORIZON)), math.exp(-1 / 50)
-    to_key = made.to_key.numpy()
+    to_key, gram, cross = made.to_key.numpy(), np.eye(KEYS) / 0.1, np.zeros((KEYS, HORIZON))
     for t in range(steps):
         window = windows[0, t].numpy()
         key, error = window[:LAGS] @ to_key, window[-HORIZON:] - window[:LAGS] @ weight.numpy()
         weighed = max(0.0, 1 - 10 * (1 - min(t + 1, SIZE) / SIZE))  # the stream fills the window first
-        rate = weighed * 0.1 / (1 + 0.1 * key @ key)
-        learned = keep * learned + rate * np.outer(key, error - key @ learned)
-        expected = (window[-LAGS:] @ to_key) @ learned
+        gram, cross = gram + weighed * np.outer(key, key), cross + weighed * np.outer(key, error)
+        expected = (window[-LAGS:] @ to_key) @ np.linalg.solve(gram, cross)
+        np.testing.assert_allclose(answers[0, t].numpy(), expected, atol=1e-9)
+
+
+def test_it_is_a_kalman_filter_whose_memory_returns_to_its_prior():
+    made, weight = memory(), torch.randn(LAGS, HORIZON, dtype=torch.float64)
+    windows = torch.randn(1, 200, SIZE, dtype=torch.float64)
+    steps = windows.shape[1]
+    answers, end = run(made, windows, torch.ones(1, steps, 1, dtype=torch.float64), weight)
+    learned, covariance, keep = np.zeros((KEYS, HORIZON)), 0.1 * np.eye(KEYS), math.exp(-1 / 50)
+    for t in range(steps):
+        window = windows[0, t].numpy()
+        key, error = window[:LAGS] @ made.to_key.numpy(), window[-HORIZON:] - window[:LAGS] @ weight.numpy()
+        learned, covariance = keep * learned, keep**2 * covariance + (1 - keep**2) * 0.1 * np.eye(KEYS)
+        weighed = max(0.0, 1 - 10 * (1 - min(t + 1, SIZE) / SIZE))
+        gain = weighed * covariance @ key / (1 + weighed * key @ covariance @ key)
+        learned, covariance = (
+            learned + np.outer(gain, error - key @ learned),
+            covariance - np.outer(gain, key) @ covariance,
+        )
+        expected = (window[-LAGS:] @ made.to_key.numpy()) @ learned
         np.testing.assert_allclose(answers[0, t].numpy(), expected, atol=1e-10)
+    np.testing.assert_allclose(0.1 * (np.eye(KEYS) - end["errors.known"][0].numpy()), covariance, atol=1e-12)
 
 
 @pytest.mark.parametrize("cut", [1, 63, 64, 100])
@@ -76,13 +95,24 @@ def test_a_missing_observation_leaves_the_memory_and_a_window_of_imputed_values_
     torch.testing.assert_close(later["errors.memory"], math.exp(-1 / 50) * before["errors.memory"])
 
 
-def test_a_spike_teaches_no_more_than_the_largest_lesson():
-    made, weight = memory(rate=1e6), torch.zeros(LAGS, HORIZON, dtype=torch.float64)
-    windows = torch.full((1, 100, SIZE), 1e15, dtype=torch.float64)
-    windows[:, ::2] *= -1
-    answers, state = run(made, windows, torch.ones(1, 100, 1, dtype=torch.float64), weight)
-    assert answers.abs().max() <= 2 * LARGEST
-    assert state["errors.memory"].isfinite().all()
+@pytest.mark.parametrize("kind", ["constant", "sine", "noise", "spikes", "walk"])
+def test_its_float32_stays_bounded_and_what_is_known_a_share_at_the_largest_rate_and_span(kind):
+    made = memory(LARGEST_RATE, LONGEST_SPAN).float()
+    t = torch.arange(20_000.0)
+    series = {
+        "constant": torch.full_like(t, 3.0),
+        "sine": torch.sin(t / 7),
+        "noise": torch.randn(len(t)),
+        "spikes": torch.where(torch.rand(len(t)) < 0.01, 1e15 * torch.randn(len(t)), torch.randn(len(t))),
+        "walk": torch.randn(len(t)).cumsum(0) / 30,
+    }[kind]
+    windows = series.unfold(0, SIZE, 1)[None]
+    answers, state = run(made, windows, torch.ones(1, windows.shape[1], 1), torch.randn(LAGS, HORIZON))
+    assert answers.isfinite().all()
+    assert answers.abs().max() <= 4 * LARGEST
+    shares = torch.linalg.eigvalsh(state["errors.known"].double())
+    assert shares.min() > -1e-3
+    assert shares.max() < 1 + 1e-3
 
 
 def sines(period: float, rows: int = 4, steps: int = 400) -> torch.Tensor:
