@@ -5,7 +5,8 @@ one update a chunk: its chunk of 1 is the paper's token-by-token rule, its chunk
 both sides: projections, gates and output included; it has no convolution, so ours stands without and with one. Peers
 run where they are installed: `pip install titans-pytorch==0.5.5` into an environment that has torch, and run this file
 with it from the repository. LSTM, GRU and causal attention of the same width stand beside. Medians over repeats; peak
-memory is of the process, in one of its own for each row, above what it held before the first pass.
+memory is of the process, in one of its own for each row, above what it held before the first pass, less the pages of
+the libraries' own code that came in: these are shared, and whoever imports more has more of them before.
 
 The last table gives what the issue of the memories asks for: how many times the peer's tokens/s, its peak memory, how
 time grows with T, and for depth 2 which share of this machine's single-precision matrix-product rate the operations of
@@ -151,7 +152,7 @@ def measure(
     torch.manual_seed(0)
     model = make().to(device)  # type: ignore[attr-defined]
     x = torch.randn(BATCH, length, WIDTH, device=device, requires_grad=True)
-    before = torch.cuda.memory_allocated() / 2**20 if device == "cuda" else status_mb("VmRSS")
+    before = torch.cuda.memory_allocated() / 2**20 if device == "cuda" else status_mb("VmRSS") - status_mb("RssFile")
     spent: list[float] = []
     for turn in range(repeats + 1):
         began = time.perf_counter()
@@ -163,7 +164,7 @@ def measure(
         elif time.perf_counter() - began > limit_s:
             spent.append(time.perf_counter() - began)  # too slow to repeat: the first pass stands
             break
-    peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else status_mb("VmHWM")
+    peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else status_mb("VmHWM") - status_mb("RssFile")
     return statistics.median(spent), peak - before
 
 
