@@ -1,8 +1,9 @@
 """What a backtest leaves on disk, and how the dashboard finds it again.
 
 A result is a folder: leaderboard.csv, forecasts.parquet, history.parquet, substitutes.csv where something stood in for
-a model that could not forecast, and, written last, run.json, which says what ran. Each file is written beside and
-renamed, and the old run.json goes first, so a folder with a run.json is whole. What `mnemo forecast` puts beside them
+a model that could not forecast, and, put there last, run.json, which says what ran. All files are written beside, then
+the old run.json goes, and they are renamed: a folder with a run.json is whole, and a full disk or Ctrl-C while they are
+written leaves the result of before. What `mnemo forecast` puts beside them
 as forecast.parquet, from the end of the data, and what `mnemo train` puts there as bundle belong to the result too.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,16 +78,31 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         ResultError: the disk is full or the folder cannot be written.
     """
-    beside = path.with_name(f".{path.name}.part")
+    write_together({path: write})
+
+
+def write_together(files: Mapping[Path, Callable[[Path], object]], gone: Iterable[Path] = ()) -> None:
+    """Let all be made beside; once each is whole, remove what shall be gone and rename them, in their order.
+
+    Raises:
+        ResultError: the disk is full or a folder cannot be written; it names the file.
+    """
+    beside = {path: path.with_name(f".{path.name}.part") for path in files}
+    at = next(iter(files))
     try:
-        write(beside)
-        os.replace(beside, path)
+        for at, write in files.items():
+            write(beside[at])
+        for at in gone:
+            at.unlink(missing_ok=True)
+        for at in files:
+            os.replace(beside[at], at)
     except OSError as error:
         raise ResultError(
-            f"{path}: could not be written ({error.strerror or error}); nothing was changed there."
+            f"{at}: could not be written ({error.strerror or error}); nothing was changed there."
         ) from error
     finally:
-        beside.unlink(missing_ok=True)
+        for part in beside.values():
+            part.unlink(missing_ok=True)
 
 
 def write_report(
@@ -95,15 +111,8 @@ def write_report(
     """Write a backtest's report; see the module's docstring for what is left and in which order."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (RUN, SUBSTITUTES):
-            (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise ResultError(f"{folder}: cannot be written ({error.strerror}); give another --out.") from error
-    write_whole(folder / LEADERBOARD, lambda path: report.leaderboard.to_csv(path, index=False))
-    write_whole(folder / FORECASTS, lambda path: report.forecasts.to_parquet(path, index=False))
-    write_whole(folder / HISTORY, lambda path: report.history.to_parquet(path, index=False))
-    if len(report.substitutes):
-        write_whole(folder / SUBSTITUTES, lambda path: report.substitutes.to_csv(path, index=False))
     instead = report.substitutes.groupby("model")["unique_id"].agg(["nunique", "size"])
     run = {
         "schema_version": SCHEMA_VERSION,
@@ -117,7 +126,15 @@ def write_report(
         "bundle": bundle,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    write_whole(folder / RUN, lambda path: path.write_text(json.dumps(run, indent=2) + "\n"))
+    files: dict[Path, Callable[[Path], object]] = {
+        folder / LEADERBOARD: lambda path: report.leaderboard.to_csv(path, index=False),
+        folder / FORECASTS: lambda path: report.forecasts.to_parquet(path, index=False),
+        folder / HISTORY: lambda path: report.history.to_parquet(path, index=False),
+    }
+    if len(report.substitutes):
+        files[folder / SUBSTITUTES] = lambda path: report.substitutes.to_csv(path, index=False)
+    files[folder / RUN] = lambda path: path.write_text(json.dumps(run, indent=2) + "\n")
+    write_together(files, gone=(folder / RUN, folder / SUBSTITUTES))
 
 
 def find_results(root: Path, broken: list[str] | None = None) -> list[Result]:

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,6 @@ import pandas as pd
 import pytest
 
 from data.frame import Channel, Dataset, Splits
-from forecasting import results
 from forecasting.backtest import Report, backtest
 from forecasting.results import ResultError, find_results, write_report, write_whole
 from forecasting.task import Task
@@ -114,32 +114,52 @@ def test_runs_that_cannot_be_read_are_collected_beside_those_that_can(report, tm
     assert [str(tmp_path / "b" / "run.json") in said for said in broken] == [True]
 
 
-def test_run_json_is_the_last_to_be_written(report, tmp_path, monkeypatch):
-    order = []
+def test_run_json_goes_first_and_comes_last(report, tmp_path, monkeypatch):
+    order, replace = [], os.replace
 
-    def watching(path, writer):
+    def watching(part, path):
         assert not (tmp_path / "run.json").exists()
         order.append(path.name)
-        write_whole(path, writer)
+        replace(part, path)
 
-    monkeypatch.setattr(results, "write_whole", watching)
+    monkeypatch.setattr(os, "replace", watching)
     write(report, tmp_path)
     assert order == FILES
     order.clear()
-    write(report, tmp_path)  # the old run.json is gone before anything changes
+    write(report, tmp_path)
     assert order == FILES
 
 
+@pytest.mark.parametrize("problem", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("last", FILES)
-def test_a_write_that_is_interrupted_leaves_no_result(report, tmp_path, monkeypatch, last):
+def test_a_write_that_breaks_off_leaves_the_result_of_before(report, tmp_path, monkeypatch, last, problem):
     write(report, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def interrupted(path, writer):
+    def half(path):
+        path.write_bytes(b"half")
+        if path.name == f".{last}.part":
+            raise problem
+
+    for writer in ("to_csv", "to_parquet"):
+        monkeypatch.setattr(pd.DataFrame, writer, lambda frame, path, **_: half(path))
+    monkeypatch.setattr(Path, "write_text", lambda path, text: half(path))
+    with pytest.raises(ResultError if isinstance(problem, OSError) else KeyboardInterrupt):
+        write(report, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("last", FILES)
+def test_a_rename_that_is_interrupted_leaves_no_result(report, tmp_path, monkeypatch, last):
+    write(report, tmp_path)
+    replace = os.replace
+
+    def interrupted(part, path):
         if path.name == last:
             raise KeyboardInterrupt
-        write_whole(path, writer)
+        replace(part, path)
 
-    monkeypatch.setattr(results, "write_whole", interrupted)
+    monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write(report, tmp_path)
     assert not find_results(tmp_path)
@@ -155,7 +175,7 @@ def test_a_full_disk_is_an_error_that_names_the_file(report, tmp_path, monkeypat
     monkeypatch.setattr(pd.DataFrame, writer, full)
     with pytest.raises(ResultError, match=r"(leaderboard.csv|forecasts.parquet): could not be written \(No space left"):
         write(report, tmp_path)
-    assert set(names_in(tmp_path)) <= {"leaderboard.csv"}
+    assert not names_in(tmp_path)
 
 
 def test_a_folder_that_cannot_be_is_named(report, tmp_path):
