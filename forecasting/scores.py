@@ -16,7 +16,7 @@ from forecasting.metrics import mean_of_quantiles
 from forecasting.predictions import Rows, substituted
 from forecasting.refit import is_refit
 from forecasting.task import Task
-from forecasting.windows import Span
+from forecasting.windows import Span, is_known
 from models.catalog import entry
 
 JUDGED_BY = {"forecast": "mase", "classify": "accuracy", "regress": "mae"}  # what the leaderboard is sorted by
@@ -175,12 +175,8 @@ def _judged(everyone: Sequence[Rows]) -> list[np.ndarray]:
 
     Where each series has one answer, the last row with a known answer; where it changes along a series, every such row.
     """
-    known = [np.flatnonzero(_is_known(np.asarray(row.span.series.target)[row.positions])) for row in everyone]
+    known = [np.flatnonzero(is_known(np.asarray(row.span.series.target)[row.positions])) for row in everyone]
     answers = [np.asarray(row.span.series.target)[row.positions[at]] for row, at in zip(everyone, known, strict=True)]
     if all(len(np.unique(answer)) <= 1 for answer in answers):
         return [at[-1:] for at in known]
     return known
-
-
-def _is_known(target: np.ndarray) -> np.ndarray:
-    return target >= 0 if target.dtype.kind in "iu" else np.isfinite(target)

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.frame import Dataset as SeriesDataset
 from data.panel import Series
+from forecasting.listing import shorten
 from forecasting.task import Task, TaskError
 from models.contract import LARGEST, Batch
 
@@ -88,7 +89,7 @@ def split(
     if task.future:
         panel = [without_what_is_ahead(series, len(task.future)) for series in panel]
     splits, whole = dataset.splits, test_size is None and cutoff is None
-    owners = splits.group or {}
+    everyone, owners = panel, splits.group or {}
     nobodys = any(series.unique_id not in owners for series in panel)
     if known_owner and (nobodys or splits.entity is None or not whole):
         # Cut in time, some of what an owner's other series show would lie after the cut-off.
@@ -96,12 +97,50 @@ def split(
             f"{dataset.name}: known_owner takes data whose parts are whole series and that say whose each is, such as "
             "the gestures of several people; leave it out here."
         )
+    panel, notes = _with_answers(dataset, panel) if task.kind != "forecast" else (panel, ())
     if splits.entity is not None and whole:
         parts = _by_entity(dataset, panel, splits.entity)
-        return _acquainted(parts, known_before(panel, owners)) if known_owner else parts
-    if task.kind != "forecast" and whole and splits.train_until is None:
-        return _by_entity(dataset, panel, _random_entities(panel))
-    return _by_time(dataset, panel, task, test_size, cutoff, hold_out)
+        parts = _acquainted(parts, known_before(everyone, owners)) if known_owner else parts
+    elif task.kind != "forecast" and whole and splits.train_until is None:
+        parts = _by_entity(dataset, panel, _random_entities(panel))
+    else:
+        parts = _by_time(dataset, panel, task, test_size, cutoff, hold_out)
+    notes = (*notes, *parts.notes, *_never_taught(dataset, task, parts))
+    return replace(parts, notes=notes)
+
+
+def is_known(target: np.ndarray) -> np.ndarray:
+    """Where there is an answer: a class that is not below 0, or a number."""
+    return target >= 0 if target.dtype.kind in "iu" else np.isfinite(target)
+
+
+def _with_answers(dataset: SeriesDataset, panel: Sequence[Series]) -> tuple[list[Series], tuple[str, ...]]:
+    """The series that have an answer somewhere; the others can neither teach nor be judged, in any part."""
+    answered = [series for series in panel if is_known(np.asarray(series.target)).any()]
+    kept = {series.unique_id for series in answered}
+    lacking = [series.unique_id for series in panel if series.unique_id not in kept]
+    if not lacking:
+        return answered, ()
+    return answered, (
+        f"{dataset.name}: {dataset.target} is missing in all rows of {len(lacking)} of {len(panel)} series: "
+        f"{shorten(lacking)}. They are left out, for they neither teach nor can be judged.",
+    )
+
+
+def _never_taught(dataset: SeriesDataset, task: Task, parts: Parts) -> tuple[str, ...]:
+    """A sentence on the classes that no training series shows, where there are any."""
+    if task.kind != "classify":
+        return ()
+    shown: set[int] = set()
+    for span in parts.train:
+        shown.update(np.asarray(span.series.target)[span.begin : span.end].tolist())
+    strange = [label for place, label in enumerate(task.labels) if place not in shown]
+    if not strange:
+        return ()
+    return (
+        f"{dataset.name}: {len(strange)} of {len(task.labels)} labels occur in no series of the training part, so no "
+        f"model can learn them: {shorten(strange)}. Give more series of each.",
+    )
 
 
 def _acquainted(parts: Parts, known: Mapping[str, np.ndarray]) -> Parts:

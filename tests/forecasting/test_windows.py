@@ -257,6 +257,36 @@ def test_a_series_that_is_in_no_part_is_named():
         cut_recordings("pq", Splits(entity={"p": "train"}))
 
 
+def labelled(labels, splits=NO_SPLITS) -> Parts:
+    """Recordings r0, r1, ... of two steps, each of one label or, for None, of none."""
+    frame = pd.DataFrame({
+        "unique_id": np.repeat([f"r{index}" for index in range(len(labels))], 2), "ds": [0, 1] * len(labels),
+        "x": 0.0, "label": np.repeat(np.array(labels, dtype=object), 2),
+    })  # fmt: skip
+    data = Dataset("moves", frame, "classify", (Channel("x", "g"),), 1, 1, 1, splits, "label")
+    return split(data, to_panel(data), Task.of(data))
+
+
+def test_recordings_without_an_answer_are_in_no_part_and_that_is_said():
+    parts = labelled(["up", None, "down", "up", None, "down", "up"])
+    assert names_of(parts.train) | names_of(parts.validation) | names_of(parts.test) == {"r0", "r2", "r3", "r5", "r6"}
+    assert len(parts.test) == 1  # a fifth of those that can be judged
+    assert parts.notes == (
+        "moves: label is missing in all rows of 2 of 7 series: r1, r4. They are left out, for they neither teach nor "
+        "can be judged.",
+    )
+
+
+def test_a_label_that_no_recording_of_the_training_part_shows_is_named():
+    where = {"r0": "train", "r1": "train", "r2": "validation", "r3": "test", "r4": "test"}
+    parts = labelled(["up", "down", "up", "left", "right"], Splits(entity=where))
+    assert parts.notes == (
+        "moves: 2 of 4 labels occur in no series of the training part, so no model can learn them: left, right. Give "
+        "more series of each.",
+    )
+    assert labelled(["up", "down", "up", "down", "up"], Splits(entity=where)).notes == ()
+
+
 def test_someone_must_be_left_to_train_on():
     with pytest.raises(TaskError, match="moves: no series is left to train on"):
         cut_recordings("p", Splits(entity={"p": "test"}))
