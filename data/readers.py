@@ -203,12 +203,19 @@ def find_files(pattern: str) -> list[Path]:
     """The files of a path or a glob pattern, sorted.
 
     Raises:
-        FrameError: there is none (similar names are suggested), or one has an extension that cannot be read.
+        FrameError: there is none (similar names are suggested), one is a link to nowhere, or one has an extension that
+            cannot be read.
     """
     path = Path(pattern)
     if path.is_dir():
         raise FrameError(f"{pattern}: this is a folder. Give a file, or a pattern such as {path / '*.parquet'}.")
     files = [path] if path.is_file() else sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+    gone = [file for file in files if not file.exists()]
+    if gone:  # left out, their series would be missing without a word
+        raise FrameError(
+            f"{gone[0]}: is listed but not there: a link to nowhere, or a file that has just gone. Put it back, or "
+            "give a path or pattern without it."
+        )
     files = [file for file in files if file.is_file()]
     if not files:
         folder = path.parent

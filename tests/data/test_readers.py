@@ -98,6 +98,16 @@ def test_files_of_a_glob_that_share_a_name_keep_apart(table, tmp_path):
     assert [name.split("/")[-2:] for name in data.frame["unique_id"].unique()] == [["2023", "oslo"], ["2024", "oslo"]]
 
 
+@pytest.mark.parametrize("pattern", ["*.csv", "a.csv"])
+def test_a_link_to_nowhere_is_named_and_not_left_out(table, tmp_path, pattern):
+    table.to_csv(tmp_path / "b.csv", index=False)
+    (tmp_path / "a.csv").symlink_to("nowhere.csv")
+    with pytest.raises(
+        FrameError, match=r"a\.csv: is listed but not there: a link to nowhere, or a file that has just"
+    ):
+        read_source(tmp_path / pattern)
+
+
 def test_files_of_a_glob_need_the_same_columns_and_errors_name_the_file(table, tmp_path):
     table[:20].to_csv(tmp_path / "a.csv", index=False)
     table[20:].drop(columns="price").to_csv(tmp_path / "b.csv", index=False)
