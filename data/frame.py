@@ -11,6 +11,7 @@ This file knows nothing of files, grids or named data sets.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -37,6 +38,7 @@ LATEST_CYCLE = 2**53
 
 # Below this share of equal steps the "most common" spacing is chance, and the grid would be mostly holes.
 REGULAR_SHARE = 0.5
+WHOLE_NUMBER = re.compile(r"[+-]?\d+(\.0)?")
 WEEKDAYS = ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN")
 MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 
@@ -257,14 +259,15 @@ def _input_names(frame: pd.DataFrame, task: Task, target: str, channels: Sequenc
 
 
 def _labels(column: pd.Series) -> np.ndarray:
-    """Labels as str, None where missing; a class read as 3.0 because others were missing is "3" again."""
+    """Labels as str, None where missing; a class read or written as 3.0 because others were missing is "3" again."""
     known = column.notna() & (column.astype(object) != "")
-    values = column
-    if pd.api.types.is_float_dtype(column) and (column[known] % 1 == 0).all():
-        values = column.where(known, 0).astype("int64")
-    labels = values.astype(str).to_numpy(dtype=object)
-    labels[~known.to_numpy()] = None
-    return labels
+    labels = column.astype(str)
+    # Of the distinct texts, for a CSV holds them as texts: beside a file without missing ones, "3.0" were a class more.
+    if all(WHOLE_NUMBER.fullmatch(label) for label in labels[known].unique()):
+        labels = labels.str.removesuffix(".0")
+    texts = labels.to_numpy(dtype=object)
+    texts[~known.to_numpy()] = None
+    return texts
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,24 @@ def test_mixed_naive_and_aware_times_are_refused():
         forecast(sales(2).assign(ds=["2024-01-01T01:00:00Z", "2024-01-01T02:00:00"]))
 
 
+@pytest.mark.parametrize(
+    ("labels", "read"),
+    [
+        (["1.0", "2.0", ""], ["1", "2", None]),  # as pandas writes integers of which some are missing
+        (["1", "2.0", None], ["1", "2", None]),  # two files of one pattern, of which one has none missing
+        ([1, "2.0", np.nan], ["1", "2", None]),
+        (["01", "1", "-2"], ["01", "1", "-2"]),
+        (["1.0", "1.5", "2"], ["1.0", "1.5", "2"]),  # numbers that are no integers are names as they are written
+        (["1.0", "up", "2"], ["1.0", "up", "2"]),
+        ([True, False, None], ["True", "False", None]),
+    ],
+)
+def test_integer_labels_are_the_same_however_they_are_written(labels, read):
+    frame = pd.DataFrame({"unique_id": "a", "ds": range(3), "x": 1.0, "label": pd.Series(labels, dtype=object)})
+    checked, _ = check_frame(frame, source="s", task="classify")
+    assert checked["label"].tolist() == read
+
+
 def test_labels_are_texts_and_unknown_ones_none():
     frame = pd.DataFrame({"unique_id": "a", "ds": range(3), "x": 1.0, "label": [3.0, np.nan, 12.0]})
     checked, _ = check_frame(frame, source="s", task="classify")
