@@ -116,6 +116,24 @@ def split_future(
     return split, ahead, failures
 
 
+def beyond_the_last_value(bundle: LoadedBundle, panel: list[Series]) -> tuple[str, ...]:
+    """A sentence on series whose rows go on after their last value, where there are any: the forecast begins later."""
+    late = []
+    for series in panel:
+        seen = np.flatnonzero(np.isfinite(series.values[:, 0]))
+        if len(seen) and seen[-1] + 1 < len(series.ds):
+            late.append((series.unique_id, series.ds[seen[-1]], series.ds[-1]))
+    if not late:
+        return ()
+    name, last, end = late[0]
+    known = ", or leave empty in them what is not known ahead" if bundle.known_ahead else ""
+    return (
+        f"{len(late)} of {len(panel)} series have rows after their last {bundle.channels[0]['name']}, first {name}: "
+        f"none after {show_time(last)}, rows until {show_time(end)}. These count as missing values, and the forecast "
+        f"begins after them. To forecast from the last value, leave them out{known}.",
+    )
+
+
 def tabulate(
     bundle: LoadedBundle,
     ids: list[str],

@@ -297,7 +297,7 @@ class LoadedBundle:
             classify: unique_id, ds, model, label, p_<label> ... : one row for each series, at its last time.
             regress: unique_id, ds, model, mean, q0.1 ... : the same.
         """
-        from forecasting.frames import split_future, tabulate
+        from forecasting.frames import beyond_the_last_value, split_future, tabulate
 
         panel = self._read(frame)
         ahead: dict[str, Array] = {}
@@ -307,6 +307,8 @@ class LoadedBundle:
         if self.fitted:
             self.failures |= {name: self._unknown([name]) for name in _ids(panel) if name not in self.fitted}
         panel = self._kept(panel)
+        if self.kind == "forecast":
+            self.notes += beyond_the_last_value(self, panel)
         ids = _ids(panel)
         if not self.streams:
             if state is not None or save_state is not None or adapt is not None:

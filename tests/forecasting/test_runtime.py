@@ -478,6 +478,21 @@ def test_a_frame_gives_the_forecast_of_each_series_from_its_end(daily):
     assert set(found["model"]) == {"gru"}
 
 
+def test_rows_after_the_last_value_are_said_for_the_forecast_begins_after_them(daily):
+    frame = frame_of({"a": 20, "b": 20})
+    daily.forecast(frame)
+    assert not daily.notes
+    last = frame.loc[17, "ds"]
+    frame.loc[18:19, "y"] = np.nan
+    found = daily.forecast(frame)
+    assert (found["cutoff"] == frame.loc[19, "ds"]).all()
+    assert daily.notes == (
+        f"1 of 2 series have rows after their last y, first a: none after {last:%Y-%m-%d}, rows until "
+        f"{frame.loc[19, 'ds']:%Y-%m-%d}. These count as missing values, and the forecast begins after them. To "
+        "forecast from the last value, leave them out.",
+    )
+
+
 def test_long_series_are_scanned_in_pieces(daily, monkeypatch):
     frame = frame_of({"a": 50, "b": 33, "c": 50})
     whole = daily.forecast(frame)
