@@ -3,8 +3,8 @@
 A result is a folder: leaderboard.csv, forecasts.parquet, history.parquet, substitutes.csv where something stood in for
 a model that could not forecast, and, put there last, run.json, which says what ran. All files are written beside, then
 the old run.json goes, and they are renamed: a folder with a run.json is whole, and a full disk or Ctrl-C while they are
-written leaves the result of before. What `mnemo forecast` puts beside them
-as forecast.parquet, from the end of the data, and what `mnemo train` puts there as bundle belong to the result too.
+written leaves the result of before. What `mnemo forecast` puts beside them as forecast.parquet, from the end of the
+data, and what `mnemo train` puts there as bundle belong to the result too.
 """
 
 from __future__ import annotations
