@@ -108,8 +108,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return COMMANDS[given.command](given)
     except (SensorError, FrameError, BundleError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
-        return 2
+        return _refused(" ".join(str(error).split()))
+    except OSError as error:  # what is no fault of the input's content: a file in a folder's place, a full disk
+        return _refused(f"{error.filename}: {error.strerror}." if error.filename else str(error))
+    except KeyboardInterrupt:
+        print("interrupted.", file=sys.stderr)  # noqa: T201
+        return 1
 
 
 def _breakfast(given: argparse.Namespace) -> int:
@@ -311,6 +315,11 @@ COMMANDS = {
     "teach": _teach,
     "doctor": _doctor,
 }
+
+
+def _refused(why: str) -> int:
+    print(f"error: {why}", file=sys.stderr)  # noqa: T201
+    return 2
 
 
 def _say(line: str) -> None:

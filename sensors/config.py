@@ -206,7 +206,7 @@ def _tables(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             return tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # what is no TOML, or no UTF-8
         raise SensorError(f"{path}: cannot be read as TOML ({error}). `mnemo bridge --example` prints one.") from error
 
 

@@ -184,6 +184,8 @@ def merge_segments(path: Path) -> Path:
     """
     folder = segments_folder(path)
     if path.exists():
+        if not folder.exists():
+            raise SensorError(f"{path}: is whole, for no segments of it are left; there is nothing to merge.")
         raise SensorError(f"{path} is there already: move it away before {folder} is merged.")
     files = _segments(path)
     part = path.with_name(path.name + ".part")

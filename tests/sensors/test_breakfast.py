@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data import simulated_hand
-from sensors.__main__ import main
+from sensors.__main__ import COMMANDS, main
 from sensors.breakfast import (
     CUES,
     RULES,
@@ -105,6 +105,21 @@ def test_a_film_that_runs_backwards_is_refused(tmp_path: Path, capsys):
 def test_a_bundle_that_is_none_is_refused(tmp_path: Path, capsys):
     assert main(["breakfast", "--out", str(tmp_path), "--bundle", str(tmp_path / "none")]) == 2
     assert str(tmp_path / "none") in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path, capsys):
+    (tmp_path / "film").write_text("")
+    assert main(["breakfast", "--out", str(tmp_path / "film"), "--scripted"]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'film'}: File exists.\n"
+
+
+def test_ctrl_c_is_no_traceback(tmp_path: Path, capsys, monkeypatch):
+    def interrupted(given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "calibrate", interrupted)
+    assert main(["calibrate", "--bundle", str(tmp_path), "--data", "gestures_demo"]) == 1
+    assert capsys.readouterr().err == "interrupted.\n"
 
 
 def test_what_the_rules_decided_for_is_obeyed_at_once_however_its_probability_falls_after():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sensors.config import EXAMPLE, read_config
+from sensors.config import EXAMPLE, read_config, read_source
 from sensors.stream import SensorError
 from tests.sensors.bundles import classifier
 
@@ -133,6 +133,14 @@ def test_what_is_wrong_is_refused_with_its_field_and_its_file(folder, old, new, 
         read(folder, CONFIG.replace(old, new))
     assert "bridge.toml" in str(refused.value)
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content", [b"PAR1\xff\xfe", "# Grüße\n".encode("latin-1"), "[source]".encode("utf-16")])
+def test_a_file_that_is_no_text_is_refused(folder, content):
+    (folder / "bridge.toml").write_bytes(content)
+    for reader in (read_config, read_source):
+        with pytest.raises(SensorError, match=r"bridge\.toml: cannot be read as TOML \(.*utf-8.*\)\. `mnemo bridge"):
+            reader(folder / "bridge.toml")
 
 
 def test_a_topic_and_gestures_cannot_both_hold(folder):

@@ -95,6 +95,8 @@ def test_segments_are_merged_by_the_command(tmp_path, capsys):
     assert capsys.readouterr().out == f"wrote {path}\n"
     recorder.finish()
     assert len(read_recording(path).times) == 1
+    with pytest.raises(SystemExit, match=r"take\.parquet: is whole, for no segments of it are left"):
+        main([str(path)])
     with pytest.raises(SystemExit, match="no recording of this name"):
         main([str(tmp_path / "other.parquet")])
 
