@@ -6,8 +6,8 @@
 
 equal: on every N-th series of each set from the K-th on, from 0, in float64: the largest difference of the point
     forecast and of the bounds of the 80 and 95 % intervals, relative to the series' largest bound, at the fit's end and
-    after further points, against the library's own filter with the fitted parameters (`local_peers.py`). Of M4 hourly the last 100 values are held
-    back and streamed; the others have fewer in their tests, all of which are. Rows are by form. The tolerance is 1e-6:
+    after further points, against the library's own filter with the fitted parameters (`local_peers.py`). Of M4 hourly
+    the last 100 values are held back and streamed; the others have fewer in their tests, all of which are. Rows are by form. The tolerance is 1e-6:
     both sides compute the same recursions in float64, whose rounding (1e-16 a step) a filter that forgets does not let
     grow, and one of CES that does not by its root to the power of the steps, at most 1.1^100 = 1e4; the deviations of
     theta and CES divide differences of means by their size, which costs 1e-16 times that ratio again. --orders N lets
