@@ -85,7 +85,7 @@ def read_source(
     files = find_files(str(path))
     target_name = target or TARGETS[task]
     parts = [_read(file, as_text=(id, target_name) if task == "classify" else (id,)) for file in files]
-    names = _series_names(files)
+    names, found = _series_names(files), list(parts[0].table.columns)
     if wide:
         parts = [_melt(part, time) for part in parts]
     else:
@@ -95,14 +95,14 @@ def read_source(
     source = files[0].name if len(files) == 1 else str(path)
     table, where = _stack(parts, source)
     own = {ID: ID, TIME: TIME, "y": "y"} if wide else {ID: id, TIME: time, TARGETS[task]: target_name}
-    _refuse_roles(source, table, own, target_required=target_required)
+    _refuse_roles(source, table, found, own, target_required=target_required)
     table, renamed = _rename(table, own)
     if channels is not None:
         lacking = [channel.name for channel in channels if channel.name not in (*table.columns, TARGETS[task])]
         if lacking:
             raise FrameError(
                 f"{source}: no column {', '.join(lacking)}, which the model takes as input; found "
-                f"{', '.join(map(str, parts[0].table.columns))}. Its channels are "
+                f"{', '.join(map(str, found))}. Its channels are "
                 f"{', '.join(channel.name for channel in channels)}."
             )
     notes: list[str] = []
@@ -410,19 +410,24 @@ def _stack(parts: Sequence[_Part], source: str) -> tuple[pd.DataFrame, Callable[
     return table.reset_index(drop=True), where
 
 
-def _refuse_roles(source: str, table: pd.DataFrame, own: dict[str, str], *, target_required: bool) -> None:
-    """One column for two roles, or a name that was given and is not there."""
+def _refuse_roles(
+    source: str, table: pd.DataFrame, found: Sequence[object], own: dict[str, str], *, target_required: bool
+) -> None:
+    """One column for two roles, or a name that is not there; `found` are the columns of the source itself."""
     options = {ID: "--id", TIME: "--time"}
+    missing: dict[str, str] = {}
     for house, name in own.items():
         option = options.get(house, "--target")
         twin = next((options[other] for other in (ID, TIME) if other != house and own[other] == name), None)
         if twin is not None:
             raise FrameError(f"{source}: column {name} cannot be both {twin} and {option}. Name another one.")
-        if name != house and name not in table and (target_required or house in options):
-            raise FrameError(
-                f"{source}: no column {name}; found {', '.join(map(str, table.columns))}. "
-                f"Name the right one with {option}."
-            )
+        if name not in table and (target_required or house in options):
+            missing[name] = option
+    if missing:
+        raise FrameError(
+            f"{source}: no column {', '.join(missing)}; found {', '.join(map(str, found)) or 'none'}. "
+            f"Name the right one with {', '.join(missing.values())}."
+        )
 
 
 def _rename(table: pd.DataFrame, names: dict[str, str]) -> tuple[pd.DataFrame, dict[str, str]]:

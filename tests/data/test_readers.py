@@ -157,6 +157,16 @@ def test_series_of_one_row_have_no_step(tmp_path):
     assert read_source(path, task="classify").freq is None
 
 
+def test_columns_that_are_missing_are_named_beside_those_that_the_file_has(tmp_path):
+    frame = pd.DataFrame({"take": ["a", "b"], "t": 0, "x": 1.0, "gesture": ["up", "down"]})
+    frame.to_csv(tmp_path / "takes.csv", index=False)
+    with pytest.raises(
+        FrameError,
+        match=r"takes\.csv: no column ds, label; found take, t, x, gesture\. Name the right one with --time, --target",
+    ):
+        read_source(tmp_path / "takes.csv", task="classify")
+
+
 def test_labels_are_not_needed_for_a_prediction(tmp_path):
     path = tmp_path / "new.csv"
     path.write_text("unique_id,ds,x\na,0,1\na,1,2\n")
