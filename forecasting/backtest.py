@@ -25,6 +25,7 @@ from data.frame import Dataset, show_time
 from data.panel import to_panel
 from forecasting.conformal import Calibration, calibrate, scores_needed
 from forecasting.ensemble import check_ensembles, combined, ensemble_name
+from forecasting.listing import shorten
 from forecasting.passes import cutoff_positions, trained_pass
 from forecasting.predictions import Rows
 from forecasting.refit import Answer, RefitModel, is_refit, known_fields
@@ -138,6 +139,11 @@ def backtest(
     panel = to_panel(dataset, task.labels or None)
     known = begins_known(settings)
     parts = split(dataset, panel, task, test_size=test_size, cutoff=cutoff, known_owner=known)
+    if not parts.test and task.kind != "forecast" and test_size is None and cutoff is None:
+        raise TaskError(
+            f"{dataset.name}: no series is left to test on. Of series that are in no part yet a fifth is the test: "
+            "give at least five, each with an answer."
+        )
     if not parts.test:
         raise TaskError(f"{dataset.name}: no series has a test part of at least {task.horizon} steps.")
     return compare(
@@ -184,6 +190,7 @@ def compare(
     check_ensembles(ensembles, models, task.kind)
     names = list(dict.fromkeys((*ALWAYS, *models)))
     shared = _share(settings or {}, names, task)
+    _refuse_silent_channels(parts, task)
     positions = _predicted(parts, task, stride)
     failures: list[str] = []
     if task.future and any("future" in entry(name).covariates for name in names if not is_refit(name)):
@@ -267,6 +274,19 @@ def compare(
     notes += _substitute_notes(instead, rows)
     history = history_frame(task, parts)
     return Report(task, leaderboard, frame, history, trained, tuple(notes), instead, calibrations, tuple(failures))
+
+
+def _refuse_silent_channels(parts: Parts, task: Task) -> None:
+    """Raise TaskError where a channel that is classified or regressed on has no value to learn from."""
+    if task.kind == "forecast":
+        return  # its covariates may be missing: each model says what it makes of them
+    heard = np.any([np.isfinite(span.series.values[: span.end]).any(0) for span in parts.train], axis=0)
+    names = np.array([channel.name for channel in task.channels], dtype=object)
+    if not heard.all():
+        raise TaskError(
+            f"{shorten(list(names[~heard]))} is missing in all rows of the training part, so nothing can be learned "
+            f"from it. Leave it out: --covariates {','.join(names[heard])}."
+        )
 
 
 def _has_owner(trained: Trained | RefitModel) -> bool:

@@ -103,7 +103,12 @@ class Task:
         if any(not 0 < q < 1 for q in quantiles) or list(quantiles) != sorted(set(quantiles)) or not quantiles:
             raise TaskError(f"quantiles are rising numbers between 0 and 1, got {', '.join(map(str, quantiles))}.")
         names = tuple(channel.name for channel in dataset.channels)
-        if future and (dataset.task != "forecast" or names[1:][-len(future) :] != tuple(future)):
+        if future and dataset.task != "forecast":
+            raise TaskError(
+                f"{dataset.name}: only a forecast has covariates that are known ahead, and this is to {dataset.task}. "
+                f"Name {', '.join(future)} in --covariates."
+            )
+        if future and names[1:][-len(future) :] != tuple(future):
             raise TaskError(
                 f"{dataset.name}: what is known ahead are the last covariates of a forecast, in order; got "
                 f"{', '.join(future)} of the channels {', '.join(names)} to {dataset.task}."

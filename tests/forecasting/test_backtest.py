@@ -592,3 +592,23 @@ def test_known_owner_without_owners_is_refused_by_the_fit():
     parts = split(data, to_panel(data), Task.of(data))
     with pytest.raises(TaskError, match="do not say what their owners have shown"):
         fit_model("gru", Task.of(data), parts, settings=SMALL | {"known_owner": True})
+
+
+def test_recordings_too_few_for_a_test_are_told_how_many_it_takes():
+    frame = pd.DataFrame({"unique_id": np.repeat(["a", "b"], 3), "ds": [0, 1, 2] * 2, "x": 1.0})
+    frame["label"] = frame["unique_id"]
+    data = Dataset("moves", frame, "classify", (Channel("x", "g"),), 1, 1, 1, NO_SPLITS, "label")
+    with pytest.raises(TaskError, match=r"moves: no series is left to test on\. .*give at least five"):
+        backtest(data, [], Task.of(data))
+    with pytest.raises(TaskError, match="moves: no series has a test part of at least 1 steps"):
+        backtest(data, [], Task.of(data), cutoff=100)
+
+
+def test_a_channel_without_a_value_to_learn_from_is_named_with_what_to_do():
+    frame = pd.DataFrame({"unique_id": np.repeat(list("abcdefgh"), 3), "ds": [0, 1, 2] * 8, "x": 1.0, "y": 2.0})
+    frame["label"] = np.where(frame["unique_id"] < "e", "up", "down")
+    frame["dead"] = np.nan
+    channels = (Channel("x", "g"), Channel("dead", "g"), Channel("y", "g"))
+    data = Dataset("moves", frame, "classify", channels, 1, 1, 1, NO_SPLITS, "label")
+    with pytest.raises(TaskError, match=r"dead is missing in all rows of the training part.*: --covariates x,y\."):
+        backtest(data, ["class-forest"], Task.of(data))

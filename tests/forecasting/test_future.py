@@ -141,6 +141,13 @@ def test_what_is_known_ahead_must_be_the_last_covariates():
         Task.of(dataset(), future=("warm",))
 
 
+def test_what_is_classified_has_nothing_known_ahead():
+    frame = pd.DataFrame({"unique_id": "a", "ds": [0, 1], "x": 1.0, "label": ["up", "down"]})
+    data = Dataset("moves", frame, "classify", (Channel("x", "g"),), 1, 1, 1, Splits(), "label")
+    with pytest.raises(TaskError, match=r"moves: only a forecast has .* this is to classify\. Name x in --covariates"):
+        Task.of(data, future=("x",))
+
+
 def test_the_graphs_take_it_and_certify(bundles):
     loaded = bundles["components"]
     inputs = {entry["name"]: entry["shape"] for entry in loaded.card["graphs"]["step.onnx"]["inputs"]}
