@@ -7,11 +7,12 @@
 equal: on every N-th series of each set from the K-th on, from 0, in float64: the largest difference of the point
     forecast and of the bounds of the 80 and 95 % intervals, relative to the series' largest bound, at the fit's end and
     after further points, against the library's own filter with the fitted parameters (`local_peers.py`). Of M4 hourly
-    the last 100 values are held back and streamed; the others have fewer in their tests, all of which are. Rows are by form. The tolerance is 1e-6:
-    both sides compute the same recursions in float64, whose rounding (1e-16 a step) a filter that forgets does not let
-    grow, and one of CES that does not by its root to the power of the steps, at most 1.1^100 = 1e4; the deviations of
-    theta and CES divide differences of means by their size, which costs 1e-16 times that ratio again. --orders N lets
-    ARIMA choose among orders up to N alone, on both sides: a search over all takes minutes a series of M4 hourly.
+    the last 100 values are held back and streamed; the others have fewer in their tests, all of which are. Rows are by
+    form. The tolerance is 1e-6: both sides compute the same recursions in float64, whose rounding (1e-16 a step) a
+    filter that forgets does not let grow, and one of CES that does not by its root to the power of the steps, at most
+    1.1^100 = 1e4; the deviations of theta and CES divide differences of means by their size, which costs 1e-16 times
+    that ratio again. --orders N lets ARIMA choose among orders up to N alone, on both sides: a search over all takes
+    minutes a series of M4 hourly.
 fit: M3 monthly by the library directly and by `fit_series`: processor seconds of one process, and wall seconds on all
     cores beside the library's own (`StatsForecast(n_jobs=-1).fit`), each the median of the repeats, taken in turn.
 update: one observation for 10,000 monthly ETS models, states in to quantiles out, in torch and in onnxruntime, beside
