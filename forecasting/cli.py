@@ -665,11 +665,23 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
+        if _was_interrupted(error):
+            _say("interrupted.")
+            sys.exit(1)
         code, message = _explain(error)
         if code == 1 and os.environ.get("MNEMO_DEBUG"):
             raise
         _say(f"error: {message}")
         sys.exit(code)
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: a compiled module that it hits while it is imported calls that ImportError."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _explain(error: Exception) -> tuple[int, str]:

@@ -882,6 +882,17 @@ def test_ctrl_c_elsewhere_is_one_line_too(place, monkeypatch):
     assert not Path("out").exists()
 
 
+def test_ctrl_c_that_a_compiled_module_calls_an_import_error_is_ctrl_c(place, monkeypatch):
+    def while_imported(*arguments, **options):
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    monkeypatch.setattr("forecasting.backtest.backtest", while_imported)
+    said = mnemo("backtest", "--data", "sales.csv", "--model", "gru", "--horizon", 3, "--out", "out")
+    assert said.code == 1
+    assert said.err.endswith("interrupted.\n")
+    assert "defect" not in said.err
+
+
 # Forecast
 
 
