@@ -462,6 +462,11 @@ def test_a_bridge_runs_as_a_command_records_answers_prometheus_and_ends_disarmed
     assert (folder / "ana.npz").exists()
 
 
+def test_a_bridge_whose_input_is_nothing_says_why_it_ends(folder):
+    code, _, err = Process(folder).end()
+    assert (code, err) == (0, "quit: it was typed, or the input has ended\n")
+
+
 def test_a_dry_run_shows_what_would_be_sent_and_moves_nothing(folder):
     port = free_port()
     bridge = Process(folder, "--dry-run", "--metrics", port)
