@@ -50,8 +50,8 @@ class Session:
         if word == "hold":
             safety.hold(time.monotonic())
         elif word == "quit":
-            self.tell("quit: it was typed, or the input has ended")  # at once, where the input is nothing
             safety.disarm(who)
+            self.tell("quit: it was typed, or the input has ended")  # at once, where the input is nothing
             self._loop.call_soon_threadsafe(self._quit.set)
         else:
             answer = {
