@@ -2,7 +2,7 @@
 
     MNEMO_DATA_DIR=... python -m tests.benchmarks.bench_local [equal] [fit] [update] [settle]
         [--models ets,arima,theta,ces] [--sets m4/hourly,tourism/monthly,tourism/yearly,m3/monthly]
-        [--every N] [--first K] [--repeats N] [--orders N]
+        [--every N] [--first K] [--repeats N]
 
 equal: on every N-th series of each set from the K-th on, from 0, in float64: the largest difference of the point
     forecast and of the bounds of the 80 and 95 % intervals, relative to the series' largest bound, at the fit's end and
@@ -11,8 +11,7 @@ equal: on every N-th series of each set from the K-th on, from 0, in float64: th
     form. The tolerance is 1e-6: both sides compute the same recursions in float64, whose rounding (1e-16 a step) a
     filter that forgets does not let grow, and one of CES that does not by its root to the power of the steps, at most
     1.1^100 = 1e4; the deviations of theta and CES divide differences of means by their size, which costs 1e-16 times
-    that ratio again. --orders N lets ARIMA choose among orders up to N alone, on both sides: a search over all takes
-    minutes a series of M4 hourly.
+    that ratio again.
 fit: M3 monthly by the library directly and by `fit_series`: processor seconds of one process, and wall seconds on all
     cores beside the library's own (`StatsForecast(n_jobs=-1).fit`), each the median of the repeats, taken in turn.
 update: one observation for 10,000 monthly ETS models, states in to quantiles out, in torch and in onnxruntime, beside
@@ -93,19 +92,16 @@ SETS = {
 }
 
 
-def equal(name: str, place: str, which: slice, orders: int | None) -> None:
+def equal(name: str, place: str, which: slice) -> None:
     collection = SETS[place]
-    limited = name == "arima" and orders is not None
-    own = dict.fromkeys(("max_p", "max_q", "max_seasonal_p", "max_seasonal_q"), orders) if limited else {}
-    limits = {field.replace("seasonal_p", "P").replace("seasonal_q", "Q"): most for field, most in own.items()}
     everyone = collection.series(which)
     past = {key: values for key, (values, _) in everyone.items()}
     further = [len(more) for _, more in everyone.values()]
-    model = cast(LinearGaussian, build(name, collection.signature, **own)).double()
+    model = cast(LinearGaussian, build(name, collection.signature)).double()
     began = time.perf_counter()
     fits = model.fit_series(past)
     seconds = time.perf_counter() - began
-    libraries, _ = fit_each(partial(fit, name, collection.season, limits), {key: past[key] for key in fits.series})
+    libraries, _ = fit_each(partial(fit, name, collection.season), {key: past[key] for key in fits.series})
     print(
         f"\n{name} on {place}: {len(fits.series)} of {len(past)} series fitted in {seconds:.0f} s; "
         f"{min(further)} to {max(further)} further points"
@@ -268,9 +264,6 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument(
-        "--orders", type=int, help="the largest that ARIMA may choose, of equal; its own limits without"
-    )
     options = parser.parse_args()
     unknown = set(options.parts) - {"equal", "fit", "update", "settle"}
     if unknown:
@@ -281,7 +274,7 @@ def main() -> None:
     for name in options.models.split(","):
         if "equal" in options.parts:
             for place in options.sets.split(","):
-                equal(name, place, which, options.orders)
+                equal(name, place, which)
         if "fit" in options.parts:
             fitting(name, which, options.repeats)
     if "update" in options.parts:

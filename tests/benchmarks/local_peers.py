@@ -11,7 +11,7 @@ Shapes: T time, H horizon, m season.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from statsforecast.ets import forecast_ets, forward_ets, simulate_ets
 from statsforecast.models import AutoARIMA, AutoCES, AutoETS, AutoTheta
 from statsforecast.theta import forecast_theta, thetamodel
 
+from models.arima import ArimaConfig
 from tests.models.ets_book import by_the_book
 
 Values = NDArray[np.float64]
@@ -30,9 +31,10 @@ LIBRARY: dict[str, Any] = {"ets": AutoETS, "arima": AutoARIMA, "theta": AutoThet
 Z95 = 1.959963984540054
 
 
-def fit(name: str, season: int, limits: Mapping[str, int], values: Values) -> dict[str, Any]:
-    """The library's fitted model, as it keeps it; limits: the largest orders of an ARIMA, by the library's names."""
-    return {"model": LIBRARY[name](season_length=season, **limits).fit(values).model_}
+def fit(name: str, season: int, values: Values) -> dict[str, Any]:
+    """The library's fitted model, as it keeps it; an ARIMA is searched for by the rule that ours has."""
+    asked = {"approximation": ArimaConfig().approximates(len(values), season)} if name == "arima" else {}
+    return {"model": LIBRARY[name](season_length=season, **asked).fit(values).model_}
 
 
 def form_of(name: str, found: dict[str, Any]) -> str:

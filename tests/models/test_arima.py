@@ -196,6 +196,30 @@ def test_the_largest_orders_are_kept():
         ArimaConfig(max_p=-1)
 
 
+@pytest.mark.filterwarnings("ignore:possible convergence problem")
+@pytest.mark.parametrize(
+    ("search", "length", "approximate"),
+    [("auto", 150, False), ("auto", 151, True), ("exact", 151, False), ("approximate", 150, True)],
+)
+def test_long_series_are_searched_by_an_approximation(search, length, approximate):
+    """Of this walk it finds other orders, and so another forecast."""
+    walk = series("walk", seed=3, length=length)
+    model = Arima(SIGNATURE, ArimaConfig(search=search)).double()
+    with torch.no_grad():
+        found = model.predict(model.fit_series({"a": walk}).state)[0].numpy()
+    each = [AutoARIMA(season_length=SEASON, approximation=way).fit(walk) for way in (approximate, not approximate)]
+    expected, other = (of(library.predict(HORIZON, level=[80, 95])) for library in each)
+    assert_equal(found, expected)
+    assert np.abs(found - other).max() > 1e-3
+
+
+def test_long_seasons_are_searched_by_an_approximation():
+    assert ArimaConfig().approximates(100, 13)
+    assert not ArimaConfig().approximates(100, 12)
+    with pytest.raises(ModelError, match="search is one of auto, exact, approximate, not 'fast'"):
+        ArimaConfig(search="fast")
+
+
 def test_a_seasonal_root_near_one_that_has_not_converged_is_carried_on():
     """What a filter without a covariance would get wrong."""
     values = series("seasonal average", length=28)
