@@ -11,7 +11,6 @@ Shapes: B series, T time, H horizon, Q quantiles.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -114,13 +113,15 @@ def _normal_quantiles(signature: Signature) -> Tensor:
 def fit_each(
     fit: Callable[[Values], Fit], series: Mapping[str, Values], processes: int | None = None
 ) -> tuple[dict[str, Fit], dict[str, str]]:
-    """Fit every series by itself, on all cores: the fits, and why the others have none.
+    """Fit every series by itself, on all cores that this process may use: the fits, and why the others have none.
 
     `fit` is a function of a module, or a `partial` of one; it raises ModelError where a series cannot be fitted, and
     whatever else a library raises counts as that series' failure too.
     """
+    from joblib import cpu_count  # which knows of affinity and of a container's share
+
     names = list(series)
-    workers = min(processes or os.cpu_count() or 1, max(1, len(names) // (POOL_FROM // 2)))
+    workers = min(processes or cpu_count(), max(1, len(names) // (POOL_FROM // 2)))
     guarded = partial(_guarded, fit)
     if workers == 1 or len(names) < POOL_FROM or "fork" not in multiprocessing.get_all_start_methods():
         results = list(map(guarded, series.values()))

@@ -1,0 +1,37 @@
+"""Local models share how their series are fitted: each by itself, by as many processes as there are cores to use."""
+
+import os
+
+import numpy as np
+import pytest
+
+from models.contract import ModelError
+from models.linear_gaussian import Fit, fit_each
+
+
+def by_whom(values: np.ndarray) -> Fit:
+    if not np.isfinite(values).all():
+        raise ModelError("has a gap.")
+    return {"process": os.getpid(), "mean": values.mean()}
+
+
+SERIES = {f"s{number}": np.full(3, float(number)) for number in range(64)}
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to a core")
+def test_a_process_that_is_bound_to_one_core_starts_no_others():
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        fits, failures = fit_each(by_whom, SERIES)
+    finally:
+        os.sched_setaffinity(0, before)
+    assert not failures
+    assert {fit["process"] for fit in fits.values()} == {os.getpid()}
+
+
+def test_many_series_are_dealt_to_processes_and_keep_their_order():
+    fits, failures = fit_each(by_whom, SERIES | {"gap": np.array([1.0, np.nan])}, processes=2)
+    assert [fit["mean"] for fit in fits.values()] == list(map(float, range(64)))
+    assert os.getpid() not in {fit["process"] for fit in fits.values()}
+    assert failures == {"gap": "has a gap"}
