@@ -15,6 +15,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from statistics import NormalDist
 from typing import Any
@@ -117,6 +118,9 @@ def fit_each(
 
     `fit` is a function of a module, or a `partial` of one; it raises ModelError where a series cannot be fitted, and
     whatever else a library raises counts as that series' failure too.
+
+    Raises:
+        ModelError: the system ended one of the processes.
     """
     from joblib import cpu_count  # which knows of affinity and of a container's share
 
@@ -129,7 +133,14 @@ def fit_each(
         # Forked, as the library does it itself: a new interpreter would import for seconds what this one has loaded.
         with warnings.catch_warnings(), ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
             warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads; the children run none
-            results = list(pool.map(guarded, series.values(), chunksize=max(1, len(names) // (8 * workers))))
+            try:
+                results = list(pool.map(guarded, series.values(), chunksize=max(1, len(names) // (8 * workers))))
+            except BrokenProcessPool as error:
+                raise ModelError(
+                    f"one of {workers} processes that fit {len(names)} series was ended by the system, probably for "
+                    "want of memory; nothing was kept. Give it more, or bind mnemo to fewer cores (taskset -c 0 mnemo "
+                    "...), which starts fewer processes."
+                ) from error
     fits = {name: result for name, result in zip(names, results, strict=True) if isinstance(result, dict)}
     failures = {name: result for name, result in zip(names, results, strict=True) if isinstance(result, str)}
     return fits, failures

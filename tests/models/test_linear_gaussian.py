@@ -1,6 +1,7 @@
 """Local models share how their series are fitted: each by itself, by as many processes as there are cores to use."""
 
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -35,3 +36,13 @@ def test_many_series_are_dealt_to_processes_and_keep_their_order():
     assert [fit["mean"] for fit in fits.values()] == list(map(float, range(64)))
     assert os.getpid() not in {fit["process"] for fit in fits.values()}
     assert failures == {"gap": "has a gap"}
+
+
+def ended(values: np.ndarray) -> Fit:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def test_a_process_that_the_system_ends_is_told_as_that():
+    with pytest.raises(ModelError, match="one of 2 processes that fit 64 series was ended by the system"):
+        fit_each(ended, SERIES, processes=2)
