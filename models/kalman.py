@@ -98,14 +98,21 @@ class Kalman(LinearGaussian):
         }
 
     def corrected(self, usable: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        """K (B, n), 0 where there is nothing usable (B, 1), F (B, 1) and the next P (B, n, n)."""
+        """K (B, n), 0 where there is nothing usable (B, 1), F (B, 1) and the next P (B, n, n).
+
+        In double precision: after a gap P is a difference of what is nearly alike, and a filter near the unit circle
+        adds the roundings up.
+        """
+        given = state[f"{self.family}.covariance"].dtype
+        state = {name: value.double() for name, value in state.items()}
         covariance = state[f"{self.family}.covariance"]
         spread = self.disturbed(self.forward(self.forward(covariance, state).mT, state), state)
         with_z = self.observe(spread, state)  # P Z'
         # Of a series that was fitted as a constant it is 0, and so is P Z'.
         variance = self.measured(self.observe(with_z[:, None], state), state).clamp(min=TINY)
         gain = torch.where(usable, with_z / variance, torch.zeros_like(with_z))
-        return gain, variance, spread - gain[:, :, None] * with_z[:, None, :]
+        after = spread - gain[:, :, None] * with_z[:, None, :]
+        return gain.to(given), variance.to(given), after.to(given)
 
 
 def effects_of(fits: Sequence[Fit]) -> dict[str, Values]:
