@@ -117,17 +117,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _breakfast(given: argparse.Namespace) -> int:
-    from forecasting.bundle import BundleError
+    from forecasting.bundle import write_atomic
     from forecasting.runtime import load_bundle
     from sensors.breakfast import Filming, hand_recogniser, run
     from sensors.command_log import CommandLog
-    from sensors.stream import SensorError
 
     given.out.mkdir(parents=True, exist_ok=True)
-    try:
-        bundle = None if given.scripted else load_bundle(given.bundle or _gestures(given.out / "gestures"))
-    except BundleError as error:
-        raise SensorError(str(error)) from error
+    bundle = None if given.scripted else load_bundle(given.bundle or _gestures(given.out / "gestures"))
     outcomes = []
     with CommandLog(given.out / "commands.jsonl") as log:
         for seed in range(given.seed, given.seed + given.runs):
@@ -143,7 +139,7 @@ def _breakfast(given: argparse.Namespace) -> int:
                 f"({outcome.poured:.0%} of the juice poured, {outcome.seconds:.0f} s simulated)"
             )
     succeeded = sum(bool(outcome["success"]) for outcome in outcomes)
-    (given.out / "breakfast.json").write_text(json.dumps(outcomes, indent=1) + "\n")
+    write_atomic(given.out / "breakfast.json", (json.dumps(outcomes, indent=1) + "\n").encode())
     _say(f"{succeeded} of {given.runs} runs succeeded; {given.out}/breakfast.png, .mp4, .json")
     return 0 if succeeded == given.runs else 1
 

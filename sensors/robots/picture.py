@@ -9,6 +9,7 @@ Shapes: H pixels high, W wide.
 
 from __future__ import annotations
 
+import io
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from forecasting.bundle import write_atomic
 from sensors.robots.simulated import Simulation
 
 Image = NDArray[np.uint8]
@@ -117,7 +119,9 @@ class Film:
 def save_picture(image: Image, path: Path) -> None:
     """As PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    matplotlib.image.imsave(path, image, format="png")
+    png = io.BytesIO()
+    matplotlib.image.imsave(png, image, format="png")
+    write_atomic(path, png.getvalue())
 
 
 def _cast(

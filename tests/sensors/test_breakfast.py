@@ -35,7 +35,10 @@ from sensors.stream import Frame, SensorError, StreamInfo
 
 
 def test_one_command_makes_breakfast_with_its_picture_and_its_film(tmp_path: Path, capsys):
+    (tmp_path / "breakfast.json").write_text("before")
+    (tmp_path / "other name").hardlink_to(tmp_path / "breakfast.json")
     assert main(["breakfast", "--out", str(tmp_path), "--scripted", "--seed", "3", "--speed-up", "200"]) == 0
+    assert (tmp_path / "other name").read_text() == "before"  # it takes the place of another
     said = capsys.readouterr().out
     assert "run 3: success" in said
     assert "1 of 1 runs succeeded" in said

@@ -76,3 +76,11 @@ def test_a_film_that_failed_leaves_no_file(tmp_path: Path):
     with pytest.raises(RuntimeError, match="stumbled"):
         stumble()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_takes_the_place_of_another_and_is_not_written_over_it(tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(b"before")
+    (tmp_path / "other name").hardlink_to(tmp_path / "a.png")
+    save_picture(np.zeros((4, 6, 3), np.uint8), tmp_path / "a.png")
+    assert (tmp_path / "other name").read_bytes() == b"before"
+    assert matplotlib.image.imread(tmp_path / "a.png").shape[:2] == (4, 6)
