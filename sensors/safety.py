@@ -147,19 +147,22 @@ class Safety:
         """Stop the robot and let it go; safe to call twice."""
         if not self._threads:
             return
-        answer = self.disarm("close")
-        with contextlib.suppress(TimeoutError):  # control hangs in the driver
-            answer.result(JOIN_S)
+        with contextlib.ExitStack() as last:  # of which a person's Ctrl-C in between leaves nothing out
+            last.callback(self._lock.release)
+            last.callback(self._robot.close)
+            last.callback(self._end)
+            answer = self.disarm("close")
+            with contextlib.suppress(TimeoutError):  # control hangs in the driver
+                answer.result(JOIN_S)
+
+    def _end(self) -> None:
+        """End the threads, but for one that hangs in the driver."""
         with self._news:
             self._closing = True
             self._news.notify()
         for thread in self._threads:
             thread.join(JOIN_S)
         self._threads = []
-        try:
-            self._robot.close()
-        finally:
-            self._lock.release()
 
     def _ask(self, request: Request) -> Future[Answer]:
         with self._news:

@@ -1,3 +1,4 @@
+import _thread
 import random
 import threading
 import time
@@ -160,6 +161,27 @@ def test_a_bridge_whose_driver_never_returns_can_be_closed_all_the_same(robot, l
     assert robot.stops
     assert not answer.done()
     let_go.set()
+    with Safety(IntegratingRobot(time.monotonic), CONFIG, log):  # and the robot is free
+        pass
+
+
+def test_an_interrupt_while_it_is_closed_leaves_no_robot_taken(robot, log, monkeypatch):
+    hanging, let_go = threading.Event(), threading.Event()
+
+    def hang():
+        hanging.set()
+        let_go.wait(LONG)
+        raise RobotError("too late")
+
+    safety = Safety(robot, CONFIG, log)
+    safety.open()
+    monkeypatch.setattr(robot, "state", hang)
+    assert hanging.wait(LONG)
+    threading.Timer(0.2, _thread.interrupt_main).start()
+    with pytest.raises(KeyboardInterrupt):
+        safety.close()
+    let_go.set()
+    assert robot.stops
     with Safety(IntegratingRobot(time.monotonic), CONFIG, log):  # and the robot is free
         pass
 
