@@ -121,7 +121,10 @@ def _breakfast(given: argparse.Namespace) -> int:
     from forecasting.runtime import load_bundle
     from sensors.breakfast import Filming, hand_recogniser, run
     from sensors.command_log import CommandLog
+    from sensors.stream import SensorError
 
+    if given.runs < 1:
+        raise SensorError(f"--runs is {given.runs}, expected 1 or more.")
     given.out.mkdir(parents=True, exist_ok=True)
     bundle = None if given.scripted else load_bundle(given.bundle or _gestures(given.out / "gestures"))
     outcomes = []

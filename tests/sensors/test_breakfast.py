@@ -105,6 +105,12 @@ def test_a_film_that_runs_backwards_is_refused(tmp_path: Path, capsys):
     assert "speed-up is -1.0, expected above 0" in capsys.readouterr().err
 
 
+def test_no_run_is_no_success(tmp_path: Path, capsys):
+    assert main(["breakfast", "--out", str(tmp_path / "none"), "--scripted", "--runs", "0"]) == 2
+    assert "--runs is 0, expected 1 or more" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_bundle_that_is_none_is_refused(tmp_path: Path, capsys):
     assert main(["breakfast", "--out", str(tmp_path), "--bundle", str(tmp_path / "none")]) == 2
     assert str(tmp_path / "none") in capsys.readouterr().err
