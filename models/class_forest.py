@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from models.contract import Batch, Fitted, ModelError, Signature, State, StepModel, observed
-from models.network import channel_statistics
-from models.observation import NUMBERS_AT_ONCE, unit_where_still
+from models.observation import NUMBERS_AT_ONCE, channel_statistics, unit_where_still
 from models.path_features import KINDS, PathFeatures, Window
 from models.trees import ClassForestConfig, TreeEnsemble, fit_class_forest
 

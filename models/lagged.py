@@ -18,7 +18,14 @@ from torch import Tensor
 
 from models.contract import Batch, Fitted, Form, ModelError, Signature, State, StepModel, known_to_the_end, observed
 from models.errors import LARGEST_RATE, LONGEST_SPAN, ErrorMemory
-from models.observation import Buffered, LagBuffer, RunningNormaliser, linear_recurrence
+from models.observation import (
+    Buffered,
+    LagBuffer,
+    RunningNormaliser,
+    channel_statistics,
+    linear_recurrence,
+    unit_where_still,
+)
 
 ROWS_SORTED = 20_000
 FEW_ROWS = 10  # a lag: below, a fit's own residuals are much smaller than its errors, and 0 with as many lags as rows
@@ -432,13 +439,11 @@ class RidgeReader(StepModel, Fitted):
         return score + self.offsets
 
     def fit(self, batches: Iterable[Batch], validation: Iterable[Batch] = ()) -> None:
-        values = [batch.x[observed(batch.x, batch.mask).all(-1)] for batch in batches]
-        rows = torch.cat(values) if values else torch.empty(0)
-        if len(rows) == 0:
-            raise ModelError("ridge found no complete row in the training data.")
-        self.centre.copy_(rows.mean(0))
-        spread = rows.std(0, unbiased=False)
-        self.spread.copy_(torch.where(spread > 0, spread, torch.ones_like(spread)))
+        if not any(observed(batch.x, batch.mask).any() for batch in batches):
+            raise ModelError("ridge found no value in the training data.")
+        mean, variance, _ = channel_statistics(batches, 0.0)
+        self.centre.copy_(mean)
+        self.spread.copy_(unit_where_still(variance.sqrt(), mean))
         equations = _WindowEquations(self.signature.channels)
         for features, target, begins in self._examples(batches):
             equations.add(features, target, begins)

@@ -32,10 +32,9 @@ from models.contract import (
     StepModel,
     Trainable,
     first_state,
-    observed,
 )
 from models.lagged import Lags, RidgeConfig, RidgeForecaster
-from models.observation import REACH, RunningNormaliser
+from models.observation import REACH, RunningNormaliser, channel_statistics
 
 
 @dataclass(frozen=True)
@@ -80,28 +79,6 @@ class Backbone(Protocol):
     def initial_state(self, batch: int) -> State: ...
     def step(self, e: Tensor, state: State, present: Tensor | None = None) -> tuple[Tensor, State]: ...
     def scan(self, e: Tensor, state: State, present: Tensor | None = None) -> tuple[Tensor, State]: ...
-
-
-def channel_statistics(batches: Iterable[Batch], share: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, variance and smallest scale of each channel, (C,) each; the last is `share` of the spread.
-
-    Raises:
-        ModelError: there are no batches.
-    """
-    total: Tensor | None = None
-    for batch in batches:
-        seen = observed(batch.x, batch.mask)
-        x = torch.where(seen, batch.x, torch.zeros_like(batch.x)).double()
-        moments = torch.stack([seen.double().sum((0, 1)), x.sum((0, 1)), (x * x).sum((0, 1))])
-        total = moments if total is None else total + moments
-    if total is None:
-        raise ModelError("there are no training windows to prepare from.")
-    count = total[0].clamp(min=1.0)
-    mean = total[1] / count
-    var = (total[2] / count - mean * mean).clamp(min=0.0)
-    spread = var.sqrt()
-    usual = torch.where(spread > 0, spread, torch.ones_like(spread))
-    return mean.float(), var.float(), (share * usual).float()
 
 
 class Quantiles(nn.Module):

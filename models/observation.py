@@ -7,12 +7,13 @@ Shapes: B series, T time, C channels, L lags.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from models.contract import State, observed
+from models.contract import Batch, ModelError, State, observed
 
 
 def linear_recurrence(keep: Tensor, add: Tensor, initial: Tensor) -> Tensor:
@@ -40,6 +41,28 @@ def fill_forward(x: Tensor, seen: Tensor, last: Tensor) -> Tensor:
 
 NUMBERS_AT_ONCE = 8_000_000  # that are made of a scan's lags in memory
 STILL = 1e-7  # of a mean: a smaller spread is below what float32 tells apart
+
+
+def channel_statistics(batches: Iterable[Batch], share: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, variance and smallest scale of each channel, (C,) each; the last is `share` of the spread.
+
+    Raises:
+        ModelError: there are no batches.
+    """
+    total: Tensor | None = None
+    for batch in batches:
+        seen = observed(batch.x, batch.mask)
+        x = torch.where(seen, batch.x, torch.zeros_like(batch.x)).double()
+        moments = torch.stack([seen.double().sum((0, 1)), x.sum((0, 1)), (x * x).sum((0, 1))])
+        total = moments if total is None else total + moments
+    if total is None:
+        raise ModelError("there are no training windows to prepare from.")
+    count = total[0].clamp(min=1.0)
+    mean = total[1] / count
+    var = (total[2] / count - mean * mean).clamp(min=0.0)
+    spread = var.sqrt()
+    usual = torch.where(spread > 0, spread, torch.ones_like(spread))
+    return mean.float(), var.float(), (share * usual).float()
 
 
 def unit_where_still(spread: Tensor, mean: Tensor) -> Tensor:

@@ -29,8 +29,7 @@ from torch.nn.functional import one_hot
 from models.class_forest import drawn
 from models.contract import Batch, Fitted, ModelError, Signature, State, StepModel
 from models.lag_features import GRID, LIMIT
-from models.network import channel_statistics
-from models.observation import NUMBERS_AT_ONCE, linear_recurrence, unit_where_still
+from models.observation import NUMBERS_AT_ONCE, channel_statistics, linear_recurrence, unit_where_still
 from models.path_features import PathFeatures, Window
 from models.trees import ForestConfig, TreeEnsemble, fit_class_forest
 

@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv1d, cross_entropy, dropout, gelu
 
 from models.contract import Batch, ModelError, Signature, State, StepModel, Trainable, first_state
-from models.network import channel_statistics
-from models.observation import REACH, RunningNormaliser
+from models.observation import REACH, RunningNormaliser, channel_statistics
 
 TAPS = 9  # of a kernel
 KERNELS = 84  # all ways to choose three of nine taps

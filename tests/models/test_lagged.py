@@ -322,5 +322,16 @@ def test_a_training_set_without_an_answer_or_a_row_is_an_error(signature):
     unknown = torch.full_like(batch.target, -1 if signature.task == "classify" else math.nan)
     with pytest.raises(ModelError, match="no position with a known target"):
         fitted([batch._replace(target=unknown)], signature)
-    with pytest.raises(ModelError, match="no complete row"):
+    with pytest.raises(ModelError, match="no value in the training data"):
         fitted([batch._replace(mask=torch.zeros_like(batch.mask))], signature)
+
+
+@pytest.mark.parametrize("signature", [CLASSES, NUMBER], ids=lambda signature: signature.task)
+def test_channels_that_are_never_measured_together_are_learned_from(signature):
+    """One at even rows, the other at odd ones; what was seen last stands for what is missing."""
+    batch = readings(0, 200, signature.task)
+    mask = batch.mask.clone()
+    mask[:, ::2, 0] = 0
+    mask[:, 1::2, 1] = 0
+    model = fitted([batch._replace(mask=mask)], signature)
+    assert model.weight.abs().unflatten(0, (-1, signature.channels)).amax((0, 2)).min() > 0
