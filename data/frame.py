@@ -259,9 +259,10 @@ def _input_names(frame: pd.DataFrame, task: Task, target: str, channels: Sequenc
 
 
 def _labels(column: pd.Series) -> np.ndarray:
-    """Labels as str, None where missing; a class read or written as 3.0 because others were missing is "3" again."""
-    known = column.notna() & (column.astype(object) != "")
-    labels = column.astype(str)
+    """Labels as str without white space around them, None where missing; a class read or written as 3.0 because others
+    were missing is "3" again."""
+    labels = column.astype(str).str.strip()
+    known = column.notna() & (labels != "")
     # Of the distinct texts, for a CSV holds them as texts: beside a file without missing ones, "3.0" were a class more.
     if all(WHOLE_NUMBER.fullmatch(label) for label in labels[known].unique()):
         labels = labels.str.removesuffix(".0")

@@ -178,8 +178,17 @@ def _covariates(covariates: str | None, future: str | None) -> list[str] | None:
 
 
 def _names(text: str) -> list[str]:
-    """The names of a list with commas."""
-    return [name.strip() for name in text.split(",")]
+    """The names of a list with commas.
+
+    Raises:
+        TaskError: there is nothing before, after or between the commas.
+    """
+    from forecasting.task import TaskError
+
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise TaskError(f"'{text}' has an empty name; give names with one comma between each two, such as a,b.")
+    return names
 
 
 def _step(freq: str | None) -> str | int | float | None:

@@ -184,6 +184,7 @@ def test_mixed_naive_and_aware_times_are_refused():
         (["1.0", "1.5", "2"], ["1.0", "1.5", "2"]),  # numbers that are no integers are names as they are written
         (["1.0", "up", "2"], ["1.0", "up", "2"]),
         ([True, False, None], ["True", "False", None]),
+        (["a", " a\t", " "], ["a", "a", None]),  # as a hand or a spreadsheet leaves white space around them
     ],
 )
 def test_integer_labels_are_the_same_however_they_are_written(labels, read):

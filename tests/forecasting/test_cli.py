@@ -642,7 +642,7 @@ def test_a_file_that_may_not_be_read_is_refused_as_that():
 
 OPTIONS = {
     "--model nope": r"unknown model 'nope'; known: naive, ridge, .*rnn, lstm, gru",
-    "--model gru,": r"unknown model ''; known: naive",
+    "--model gru,": r"'gru,' has an empty name; give names with one comma between each two, such as a,b",
     "--model bigru": r"bigru does not forecast; these do: naive, ridge",
     "--horizon 0": r"'--horizon'",
     "--horizon x": r"'--horizon'",
@@ -666,6 +666,8 @@ OPTIONS = {
     "--quantiles 0,1": r"quantiles are rising numbers between 0 and 1",
     "--quantiles nan": r"quantiles are rising numbers between 0 and 1",
     "--covariates nope": r"no column nope; found unique_id, ds, y, promo.*--covariates",
+    "--covariates promo,": r"'promo,' has an empty name",
+    "--future ,promo": r"',promo' has an empty name",
     "--covariates y": r"column y cannot be a covariate",
     "--covariates ds": r"column ds cannot be a covariate",
     "--id nope": r"no column nope; found unique_id, ds, y, promo.*--id",
