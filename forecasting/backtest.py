@@ -37,7 +37,15 @@ from forecasting.report_frames import (
     number_frame,
     substitutes_frame,
 )
-from forecasting.scores import actual_of, interval_scores, leaderboard_of, score_classes, score_forecasts, score_numbers
+from forecasting.scores import (
+    actual_of,
+    changing,
+    interval_scores,
+    leaderboard_of,
+    score_classes,
+    score_forecasts,
+    score_numbers,
+)
 from forecasting.task import Task, TaskError
 from forecasting.training import Trained, TrainingConfig, begins_known, fit_local, fit_model, parse_settings
 from forecasting.windows import Parts, Span, split
@@ -270,6 +278,11 @@ def compare(
             notes += one.notes()
         if name in models and begins_known(settings) and not _has_owner(one):
             notes.append(f"{name}: keeps no statistics of an owner, so known_owner changes nothing.")
+    if task.kind != "forecast" and 0 < 2 * len(several := changing(rows["naive"])) < len(rows["naive"]):
+        notes.append(
+            f"{len(several)} of {len(rows['naive'])} test series have more than one {task.target}: {shorten(several)}; "
+            "so all are judged at every row, where each would be once, at its end. Mend them if that is not meant."
+        )
     instead = substitutes_frame(rows)
     notes += _substitute_notes(instead, rows)
     history = history_frame(task, parts)

@@ -176,7 +176,14 @@ def _judged(everyone: Sequence[Rows]) -> list[np.ndarray]:
     Where each series has one answer, the last row with a known answer; where it changes along a series, every such row.
     """
     known = [np.flatnonzero(is_known(np.asarray(row.span.series.target)[row.positions])) for row in everyone]
-    answers = [np.asarray(row.span.series.target)[row.positions[at]] for row, at in zip(everyone, known, strict=True)]
-    if all(len(np.unique(answer)) <= 1 for answer in answers):
-        return [at[-1:] for at in known]
-    return known
+    return known if changing(everyone) else [at[-1:] for at in known]
+
+
+def changing(everyone: Sequence[Rows]) -> list[str]:
+    """The series whose answer changes along the way."""
+    answers = [np.asarray(row.span.series.target)[row.positions] for row in everyone]
+    return [
+        row.span.series.unique_id
+        for row, answer in zip(everyone, answers, strict=True)
+        if len(np.unique(answer[is_known(answer)])) > 1
+    ]

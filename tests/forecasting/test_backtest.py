@@ -492,6 +492,21 @@ def test_labels_that_change_on_the_way_are_judged_at_every_frame():
         assert np.isnan(board["earliness"])
 
 
+def test_a_stray_label_among_recordings_of_one_label_each_is_said():
+    data = recordings()
+    plain = backtest(data, [], Task.of(data))
+    stray = plain.forecasts["unique_id"].iloc[-1]
+    frame = data.frame.copy()
+    frame.loc[(frame["unique_id"] == stray) & (frame["ds"] == 5), "label"] = "turn"
+    frame.loc[(frame["unique_id"] == stray) & (frame["ds"] == 6), "label"] = "rest"
+    report = backtest(replace(data, frame=frame), [], Task.of(data))
+    assert board_of(report)["n_cutoffs"]["naive"] == 3 * 13
+    expected = f"1 of 3 test series have more than one label: {stray}; so all are judged at every row"
+    assert [expected in note for note in report.notes].count(True) == 1
+    for judged in (plain, backtest(recordings(labels="frames"), [], Task.of(data))):
+        assert not any("more than one label" in note for note in judged.notes)
+
+
 @pytest.mark.parametrize("constant", [True, False])
 def test_lives_are_judged_by_their_error_and_quantiles(constant):
     frames = []
