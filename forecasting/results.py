@@ -161,8 +161,15 @@ def _read_run(path: Path) -> Result:
     try:
         run = json.loads(path.read_text())
         version = int(run["schema_version"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if version > SCHEMA_VERSION:
+            raise ResultError(
+                f"{path}: of schema {version}, this program reads up to {SCHEMA_VERSION}; upgrade mnemosyne."
+            )
+        if not isinstance(run["dataset"], str):
+            raise TypeError("its dataset is no name")
+        _ = Result(path.parent, run).task
+    except ResultError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ResultError(f"{path}: not a readable run ({error}); run the backtest again.") from error
-    if version > SCHEMA_VERSION:
-        raise ResultError(f"{path}: of schema {version}, this program reads up to {SCHEMA_VERSION}; upgrade mnemosyne.")
     return Result(path.parent, run)

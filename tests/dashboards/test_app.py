@@ -416,13 +416,13 @@ def test_a_file_that_lacks_a_column_is_an_error_that_names_it(results, open_page
     assert f"{file}.parquet has no column {column}" in page.error[0].value
 
 
-@pytest.mark.parametrize("content", ["{}", '{"task": {"kind": "forecast"}, "dataset": "x"}', '{"task": null}'])
-def test_a_run_without_its_task_is_named(results, open_page, tmp_path, content):
+@pytest.mark.parametrize("content", ["{}", '{"task": {"kind": "forecast"}, "dataset": "x"}', '{"dataset": null}'])
+def test_a_run_without_its_task_or_data_is_named(results, open_page, tmp_path, content):
     shutil.copytree(results / "stock", tmp_path / "stock")
     (tmp_path / "stock" / "run.json").write_text(json.dumps({"schema_version": 1} | json.loads(content)))
     page = open_page(tmp_path)
-    assert "cannot be read" in page.error[0].value
-    assert "mnemo backtest" in page.error[0].value
+    assert "run.json: not a readable run" in page.error[0].value
+    assert "run the backtest again" in page.error[0].value
 
 
 @pytest.mark.parametrize("file", ["leaderboard.csv", "forecasts.parquet", "history.parquet"])

@@ -204,6 +204,15 @@ def test_a_newer_schema_is_refused(report, tmp_path):
         find_results(tmp_path)
 
 
+@pytest.mark.parametrize("broken", [{"dataset": None}, {"task": None}, {"task": {}}, {"task": {"channels": 3}}])
+def test_a_run_whose_fields_are_not_what_they_were_is_named(report, tmp_path, broken):
+    write(report, tmp_path)
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | broken))
+    with pytest.raises(ResultError, match=r"run.json: not a readable run \(.*\); run the backtest again"):
+        find_results(tmp_path)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "null", "3", '"text"', "{}", '{"schema_version": null}', '{"schema_version": "new"}', "\udcff"],
