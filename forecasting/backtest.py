@@ -148,9 +148,10 @@ def backtest(
     known = begins_known(settings)
     parts = split(dataset, panel, task, test_size=test_size, cutoff=cutoff, known_owner=known)
     if not parts.test and task.kind != "forecast" and test_size is None and cutoff is None:
+        enough = "three of each class" if task.kind == "classify" else "five"
         raise TaskError(
             f"{dataset.name}: no series is left to test on. Of series that are in no part yet a fifth is the test: "
-            "give at least five, each with an answer."
+            f"give at least {enough}, each with an answer."
         )
     if not parts.test:
         raise TaskError(f"{dataset.name}: no series has a test part of at least {task.horizon} steps.")

@@ -10,7 +10,7 @@ Shapes: B windows, T time, C channels, H horizon.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -181,10 +181,22 @@ def _by_entity(dataset: SeriesDataset, panel: Sequence[Series], entity: Any) -> 
 
 
 def _random_entities(panel: Sequence[Series]) -> dict[str, str]:
-    """Three of five series to train on, one to validate, one to test: drawn once, the same for every run."""
-    order = np.random.default_rng(0).permutation(len(panel))
-    names = ("train", "train", "train", "validation", "test")
-    return {panel[index].unique_id: names[place % 5] for place, index in enumerate(order)}
+    """Three of five series to train on, one to validate, one to test: drawn once, the same for every run.
+
+    Where each series has one class, the series of each class are dealt so: one to train on, then one to test, then one
+    to validate, then the others, so that what is judged was taught.
+    """
+    drawn = [panel[index] for index in np.random.default_rng(0).permutation(len(panel))]
+    answers = [np.unique(np.asarray(series.target)[is_known(np.asarray(series.target))]) for series in drawn]
+    classes = all(len(answer) == 1 and answer.dtype.kind in "iu" for answer in answers)
+    names = ("train", "test", "validation", "train", "train")
+    dealt: Counter[int] = Counter()
+    parts = {}
+    for series, answer in zip(drawn, answers, strict=True):
+        deck = int(answer[0]) if classes else 0
+        parts[series.unique_id] = names[dealt[deck] % 5]
+        dealt[deck] += 1
+    return parts
 
 
 def _by_time(

@@ -613,7 +613,7 @@ def test_recordings_too_few_for_a_test_are_told_how_many_it_takes():
     frame = pd.DataFrame({"unique_id": np.repeat(["a", "b"], 3), "ds": [0, 1, 2] * 2, "x": 1.0})
     frame["label"] = frame["unique_id"]
     data = Dataset("moves", frame, "classify", (Channel("x", "g"),), 1, 1, 1, NO_SPLITS, "label")
-    with pytest.raises(TaskError, match=r"moves: no series is left to test on\. .*give at least five"):
+    with pytest.raises(TaskError, match=r"moves: no series is left to test on\. .*give at least three of each"):
         backtest(data, [], Task.of(data))
     with pytest.raises(TaskError, match="moves: no series has a test part of at least 1 steps"):
         backtest(data, [], Task.of(data), cutoff=100)

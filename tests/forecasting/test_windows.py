@@ -270,11 +270,27 @@ def labelled(labels, splits=NO_SPLITS) -> Parts:
 def test_recordings_without_an_answer_are_in_no_part_and_that_is_said():
     parts = labelled(["up", None, "down", "up", None, "down", "up"])
     assert names_of(parts.train) | names_of(parts.validation) | names_of(parts.test) == {"r0", "r2", "r3", "r5", "r6"}
-    assert len(parts.test) == 1  # a fifth of those that can be judged
+    assert len(parts.test) == 2  # one of each label, as far as they can be judged
     assert parts.notes == (
         "moves: label is missing in all rows of 2 of 7 series: r1, r4. They are left out, for they neither teach nor "
         "can be judged.",
     )
+
+
+@given(st.lists(st.integers(1, 12), min_size=2, max_size=5))
+def test_recordings_are_dealt_by_label_so_that_what_is_judged_was_taught(counts):
+    labels = [f"label {kind}" for kind, count in enumerate(counts) for _ in range(count)]
+    if max(counts) < 3:
+        return  # then there is no one to validate on, and it is taken from the training part
+    parts = labelled(labels)
+    shown = {part: names_of(getattr(parts, part)) for part in ("train", "validation", "test")}
+    for kind, count in enumerate(counts):
+        mine = {f"r{index}" for index, label in enumerate(labels) if label == f"label {kind}"}
+        share = {part: len(mine & names) for part, names in shown.items()}
+        assert share["train"] >= 1
+        assert share["test"] == (count + 3) // 5
+        if count % 5 == 0:
+            assert share == {"train": 3 * count // 5, "validation": count // 5, "test": count // 5}
 
 
 def test_a_label_that_no_recording_of_the_training_part_shows_is_named():
