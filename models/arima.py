@@ -51,7 +51,7 @@ class ArimaConfig:
     """How AutoARIMA searches; the largest orders are its own.
 
     `search` is by maximum likelihood of every candidate (exact), or by conditional sums of squares, with maximum
-    likelihood for the chosen one alone (approximate), which takes a tenth of the time or less; auto is the rule of R's
+    likelihood for the chosen one alone (approximate), which takes about a tenth of the time; auto is the rule of R's
     auto.arima (Hyndman and Khandakar, J. Stat. Software 27, 2008): approximate beyond 150 values or a season of 12.
     """
 

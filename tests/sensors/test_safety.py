@@ -143,8 +143,8 @@ def test_a_driver_that_does_not_return_is_stopped_by_the_watchdog_and_the_fault_
         go(safety, operator, lambda: len(robot.sent) > count)
 
 
-def test_a_bridge_whose_driver_never_returns_can_be_closed_all_the_same(robot, log, monkeypatch):
-    monkeypatch.setattr("sensors.safety.JOIN_S", 0.05)
+def opened_and_hung(robot, log, monkeypatch):
+    """An open bridge whose driver does not return, and the event that lets it go."""
     hanging, let_go = threading.Event(), threading.Event()
 
     def hang():
@@ -156,6 +156,12 @@ def test_a_bridge_whose_driver_never_returns_can_be_closed_all_the_same(robot, l
     safety.open()
     monkeypatch.setattr(robot, "state", hang)
     assert hanging.wait(LONG)
+    return safety, let_go
+
+
+def test_a_bridge_whose_driver_never_returns_can_be_closed_all_the_same(robot, log, monkeypatch):
+    monkeypatch.setattr("sensors.safety.JOIN_S", 0.05)
+    safety, let_go = opened_and_hung(robot, log, monkeypatch)
     answer = safety.arm("a test")
     safety.close()
     assert robot.stops
@@ -166,20 +172,14 @@ def test_a_bridge_whose_driver_never_returns_can_be_closed_all_the_same(robot, l
 
 
 def test_an_interrupt_while_it_is_closed_leaves_no_robot_taken(robot, log, monkeypatch):
-    hanging, let_go = threading.Event(), threading.Event()
+    safety, let_go = opened_and_hung(robot, log, monkeypatch)
 
-    def hang():
-        hanging.set()
-        let_go.wait(LONG)
-        raise RobotError("too late")
-
-    safety = Safety(robot, CONFIG, log)
-    safety.open()
-    monkeypatch.setattr(robot, "state", hang)
-    assert hanging.wait(LONG)
-    threading.Timer(0.2, _thread.interrupt_main).start()
-    with pytest.raises(KeyboardInterrupt):
+    def interrupted():
+        threading.Timer(0.3, _thread.interrupt_main).start()
         safety.close()
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     let_go.set()
     assert robot.stops
     with Safety(IntegratingRobot(time.monotonic), CONFIG, log):  # and the robot is free
