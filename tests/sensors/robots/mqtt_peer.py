@@ -1,7 +1,8 @@
 """The robot's process in the tests of MQTT: a simulated arm behind a broker, whose clock is far ahead of ours.
 
-`python -m tests.sensors.robots.mqtt_peer PORT TOPIC`; for every line of its input it prints what has happened since the
-last one, and ends when its input does.
+`python -m tests.sensors.robots.mqtt_peer PORT TOPIC`; for every line of its input it prints how many commands have been
+executed and not, in all, and how fast the arm has been since the last one; it ends when its input does. Nothing is set
+back, for commands come while it prints.
 """
 
 import json
@@ -36,10 +37,11 @@ def main(port: int, topic: str) -> None:
         reports = threading.Thread(target=host.run, args=[ending])
         reports.start()
         _say("ready")
+        told = 0
         for _ in sys.stdin:
-            _say(json.dumps({"counts": host.counts, "refusal": host.last_refusal, "speeds": arm.speeds}))
-            host.counts.clear()
-            arm.speeds = []
+            speeds = arm.speeds[told:]
+            told += len(speeds)
+            _say(json.dumps({"counts": dict(host.counts), "refusal": host.last_refusal, "speeds": speeds}))
         ending.set()
         reports.join()
 

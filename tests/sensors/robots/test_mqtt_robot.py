@@ -71,6 +71,7 @@ class Host:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.pid = self._process.pid
         self._read = self._process.stdout
+        self._counted: Counter[str] = Counter()
 
     def wait(self) -> None:
         assert self._read is not None
@@ -81,7 +82,10 @@ class Host:
         assert self._process.stdin is not None
         assert self._read is not None
         print(file=self._process.stdin, flush=True)
-        return json.loads(self._read.readline())
+        happened = json.loads(self._read.readline())
+        counted = Counter(happened["counts"])
+        happened["counts"], self._counted = counted - self._counted, counted
+        return happened
 
     def kill(self) -> None:
         self._process.kill()
