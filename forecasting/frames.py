@@ -81,9 +81,10 @@ def read_frame(bundle: LoadedBundle, frame: pd.DataFrame | Dataset) -> ReadFrame
         if not panel:
             raise error
         checked = checked[~checked["unique_id"].isin(failures)]
-    coarser = _coarser(bundle, replace(dataset, frame=checked), panel)
+    dataset = replace(dataset, frame=checked)
+    coarser = _coarser(bundle, dataset, panel)
     panel = [series for series in panel if series.unique_id not in coarser]
-    return ReadFrame(panel, notes, failures | coarser)
+    return ReadFrame(panel, (*notes, *_slow_frames(bundle, dataset, panel)), failures | coarser)
 
 
 def split_future(
@@ -200,7 +201,7 @@ def _coarser(bundle: LoadedBundle, dataset: Dataset, panel: list[Series]) -> dic
 
     Months given to a model of days would be days of which most are missing: that is a mistake, not a gap. Beside series
     of the card's step, rows that merely lie apart are gaps, and only those on a grid of their own are a mistake.
-    Seconds are left alone, for a device may drop every other frame.
+    Seconds are left alone (`_slow_frames`), for a device may drop every other frame.
 
     Raises:
         BundleError: there is no series of the card's step.
@@ -224,6 +225,20 @@ def _coarser(bundle: LoadedBundle, dataset: Dataset, panel: list[Series]) -> dic
         if (own := own_step(alone)) is not None:
             found[name] = f"{dataset.name}: series {name} is every {own!r}, {remedy}"
     return found
+
+
+def _slow_frames(bundle: LoadedBundle, dataset: Dataset, panel: list[Series]) -> tuple[str, ...]:
+    """A note where frames in seconds never come as often as the card's."""
+    step = bundle.task["freq"]
+    if not isinstance(step, float):
+        return ()
+    slow = {name: steps for name, steps in steps_apart(dataset, panel).items() if steps > 1}
+    if not slow:
+        return ()
+    return (
+        f"{dataset.name}: no two frames of {shorten(list(slow))} are less than {min(slow.values())} steps of "
+        f"{step:g} s apart; {bundle.name} takes those between as missing. Record at that rate, or train a model at this one.",
+    )
 
 
 def _through_the_horizon(bundle: LoadedBundle, series: Series, end: int) -> Array:

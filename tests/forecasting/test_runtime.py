@@ -560,6 +560,14 @@ def test_a_frame_of_a_coarser_step_is_refused_and_one_with_gaps_is_not(daily):
     assert len(daily.forecast(given)) == 6
 
 
+def test_frames_that_never_come_as_often_as_the_cards_are_remarked_on_and_dropped_ones_are_not(gesture):
+    frame = pd.DataFrame({"unique_id": "r", "ds": np.arange(40) * 0.02, "ax": np.sin(np.arange(40))})
+    gesture.forecast(frame.drop(index=[3, 4, 9]))
+    assert not gesture.notes
+    gesture.forecast(frame[::2])
+    assert gesture.notes[-1].startswith("frame: no two frames of r are less than 2 steps of 0.02 s apart; ")
+
+
 def test_a_broken_frame_is_an_error_of_the_frame(daily):
     frame = frame_of({"a": 5})
     with pytest.raises(FrameError):
