@@ -237,7 +237,8 @@ def _slow_frames(bundle: LoadedBundle, dataset: Dataset, panel: list[Series]) ->
         return ()
     return (
         f"{dataset.name}: no two frames of {shorten(list(slow))} are less than {min(slow.values())} steps of "
-        f"{step:g} s apart; {bundle.name} takes those between as missing. Record at that rate, or train a model at this one.",
+        f"{step:g} s apart; {bundle.name} takes those between as missing. Record at that rate, or train a model "
+        "at this one.",
     )
 
 
