@@ -21,7 +21,7 @@ from typing import Self
 from sensors.command_log import CommandLog
 from sensors.intent import Intent
 from sensors.lock import RobotLock
-from sensors.robot import Robot
+from sensors.robot import Robot, RobotError
 from sensors.safety_checks import Fault, SafetyConfig, Trouble
 from sensors.safety_control import LATENCIES, Answer, Control, Request, Snapshot
 from sensors.safety_states import LIVE, Event, State
@@ -36,7 +36,7 @@ class Safety:
     """`with Safety(robot, config, log) as safety: ...`, disarmed at first; all methods are for any thread.
 
     Requests (`arm`, `disarm`, `estop`, `clear`, `report`) return at once; their answer comes with the next turn of the
-    loop: `safety.arm("Ana").result(1)`. Each names who asks.
+    loop: `safety.arm("Ana").result(1)`. Each names who asks. None waits for a bridge to be opened: it is refused.
     """
 
     def __init__(self, robot: Robot, config: SafetyConfig, log: CommandLog, clock: Clock = time.monotonic) -> None:
@@ -53,8 +53,10 @@ class Safety:
         self._requests: list[Request] = []
         self._turns = 0
         self._hung = False
-        self._closing = False
+        self._open = False  # requests are taken
+        self._closing = False  # threads shall end
         self._threads: list[threading.Thread] = []
+        self._taken = contextlib.ExitStack()  # what has to be let go
 
     def submit(self, intent: Intent) -> None:
         with self._news:
@@ -129,46 +131,58 @@ class Safety:
         Raises:
             RobotError: another bridge has the robot, or it is not to be had.
         """
-        self._lock.acquire()
-        try:
+        with contextlib.ExitStack() as taken:
+            self._lock.acquire()
+            taken.callback(self._lock.release)
+            if any(thread.is_alive() for thread in self._threads):  # it would go on beside the new one
+                raise RobotError(
+                    f"{self._robot.info.uri}: its driver has not returned since this bridge was closed; begin anew in "
+                    "another process."
+                )
             self._robot.connect()
-        except BaseException:
-            self._lock.release()
-            raise
-        self._closing = False
-        self._threads = [
-            threading.Thread(target=self._run, name="safety control", daemon=True),
-            threading.Thread(target=self._watch, name="safety watchdog", daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
+            taken.callback(self._robot.close)
+            taken.callback(self._end)
+            self._closing, self._open, self._threads = False, True, []
+            for target, name in ((self._run, "safety control"), (self._watch, "safety watchdog")):
+                thread = threading.Thread(target=target, name=name, daemon=True)
+                thread.start()
+                self._threads.append(thread)
+            self._taken = taken.pop_all()
 
     def close(self) -> None:
         """Stop the robot and let it go; safe to call twice."""
-        if not self._threads:
-            return
-        with contextlib.ExitStack() as last:  # of which a person's Ctrl-C in between leaves nothing out
-            last.callback(self._lock.release)
-            last.callback(self._robot.close)
-            last.callback(self._end)
-            answer = self.disarm("close")
+        with self._taken:  # of which a person's Ctrl-C in between leaves nothing out
+            with self._news:  # nobody arms it once more after this
+                answer = self.disarm("close")
+                self._open = False
             with contextlib.suppress(TimeoutError):  # control hangs in the driver
                 answer.result(JOIN_S)
 
     def _end(self) -> None:
-        """End the threads, but for one that hangs in the driver."""
+        """End the threads, but for one that hangs in the driver, and answer what nobody looks at any more."""
         with self._news:
-            self._closing = True
+            self._open, self._closing = False, True
             self._news.notify()
         for thread in self._threads:
             thread.join(JOIN_S)
-        self._threads = []
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        with self._news:
+            left, self._requests = self._requests, []
+        for request in left:
+            self._refuse(request)
 
     def _ask(self, request: Request) -> Future[Answer]:
         with self._news:
-            self._requests.append(request)
-            self._news.notify()
+            taken = self._open
+            if taken:
+                self._requests.append(request)
+                self._news.notify()
+        if not taken:
+            self._refuse(request)
         return request.answer
+
+    def _refuse(self, request: Request) -> None:
+        request.answer.set_result(Answer(False, self.snapshot.state, "the bridge is not open"))
 
     def _run(self) -> None:
         while True:

@@ -166,10 +166,50 @@ def test_a_bridge_whose_driver_never_returns_can_be_closed_all_the_same(robot, l
     answer = safety.arm("a test")
     safety.close()
     assert robot.stops
-    assert not answer.done()
-    let_go.set()
+    assert answer.result(0) == (False, State.DISARMED, "the bridge is not open")
     with Safety(IntegratingRobot(time.monotonic), CONFIG, log):  # and the robot is free
         pass
+    with pytest.raises(RobotError, match="has not returned since this bridge was closed"):
+        safety.open()  # what hangs would go on beside the new threads
+    let_go.set()
+    monkeypatch.undo()
+    until(lambda: not any(thread.name == "safety control" for thread in threading.enumerate()))
+    with safety:
+        assert safety.disarm("Ana").result(LONG).accepted
+
+
+def test_a_bridge_that_is_not_open_refuses_at_once_and_keeps_no_request_for_later(robot, log):
+    safety = Safety(robot, CONFIG, log)
+    refused = (False, State.DISARMED, "the bridge is not open")
+    assert safety.arm("Ana").result(0) == refused
+    with safety:
+        assert safety.disarm("Ana").result(LONG).accepted
+    assert safety.arm("Ana").result(0) == refused
+    assert safety.report(Fault.MODEL, "too late").result(0) == refused
+    with safety, Operator(safety):
+        until(lambda: not safety.snapshot.not_ready)
+        assert safety.report(Fault.MODEL, "an answer to wait for").result(LONG).state is State.DISARMED
+
+
+@pytest.mark.parametrize("started", [0, 1])
+def test_a_thread_that_cannot_start_leaves_no_robot_taken(robot, log, monkeypatch, started):
+    start, left = threading.Thread.start, [started]
+
+    def refuse(thread):
+        if not left[0]:
+            raise RuntimeError("can't start new thread")
+        left[0] -= 1
+        start(thread)
+
+    safety = Safety(robot, CONFIG, log)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        safety.open()
+    monkeypatch.undo()
+    assert robot.stops  # it was let go
+    assert not safety.thread_ids
+    with safety:
+        assert safety.disarm("Ana").result(LONG).accepted
 
 
 def test_an_interrupt_while_it_is_closed_leaves_no_robot_taken(robot, log, monkeypatch):
@@ -217,12 +257,13 @@ def test_the_log_has_what_people_were_refused_and_not_every_fault_of_a_bridge_th
     ]
 
 
-def test_who_waits_for_an_answer_may_give_up(robot, log):
-    safety = Safety(robot, CONFIG, log)
+def test_who_waits_for_an_answer_may_give_up(robot, log, monkeypatch):
+    safety, let_go = opened_and_hung(robot, log, monkeypatch)
     answer = safety.estop("Ana")
     assert not answer.cancel()
-    with safety:
-        assert answer.result(LONG).accepted
+    let_go.set()
+    assert answer.result(LONG).accepted
+    safety.close()
 
 
 def test_many_threads_at_once_get_their_answers_and_the_states_follow_the_table(robot, log):
