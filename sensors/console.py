@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import sys
 import termios
@@ -26,6 +27,9 @@ from sensors.telemetry import Reading
 
 KEYS = {"a": "arm", "d": "disarm", "e": "estop", "c": "clear", "q": "quit", " ": "hold"}
 WORDS = tuple(word for word in KEYS.values() if word != "hold")
+# What a terminal sends for an arrow or a function key. Its last letter is no command: that of an arrow is A, C or D.
+SEQUENCE = re.compile(r"\x1b(?:\[\[?|O)[0-?]*[ -/]*[@-Z\\-~]")
+BEGUN = re.compile(r"\x1b(?:(?:\[\[?|O)[0-?]*[ -/]*)?\Z")  # one whose end has not been read yet
 REFRESH = 2.0  # a second: drawing takes some ms of the interpreter that the loop needs too
 
 
@@ -74,12 +78,16 @@ class Operator:
             if not text:
                 self._command("quit")
                 return
+            text = buffer + text
             if self._terminal:
-                for key in text:
-                    if key.lower() in KEYS:
-                        self._command(KEYS[key.lower()])
+                text = SEQUENCE.sub("", text)
+                begun = BEGUN.search(text)
+                buffer = begun[0] if begun else ""
+                for key in text.removesuffix(buffer).lower():
+                    if key in KEYS:
+                        self._command(KEYS[key])
                 continue
-            *lines, buffer = (buffer + text).split("\n")
+            *lines, buffer = text.split("\n")
             for word in filter(None, (line.strip().lower() for line in lines)):
                 if word in WORDS:
                     self._command(word)

@@ -3,8 +3,10 @@
 import io
 import os
 import pty
+import select
 import termios
 import threading
+import time
 from collections.abc import Callable
 
 from rich.console import Console
@@ -49,6 +51,25 @@ def test_every_key_of_a_terminal_is_a_command_at_once_and_the_terminal_is_left_a
         os.close(ours)
         os.close(theirs)
     assert heard == list(KEYS.values())
+
+
+def test_arrows_and_function_keys_are_no_commands_and_escape_takes_no_key_away() -> None:
+    ours, theirs = pty.openpty()
+    arrows = [f"\x1b{kind}{key}" for kind in ("[", "O", "[1;5") for key in "ABCD"]  # up would arm, right would clear
+    functions = ["\x1bOP", "\x1b[15~", "\x1b[[A", "\x1b[[D"]
+
+    def press() -> None:
+        for piece in (*arrows, *functions, "\x1b", "[", "1;5", "C", "\x1b", "e", "q"):  # one comes in pieces
+            os.write(ours, piece.encode())
+            while select.select([theirs], [], [], 0)[0]:  # until the operator has read it
+                time.sleep(0.001)
+
+    try:
+        heard, _ = listen(theirs, press, 2)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert heard == ["estop", "quit"]
 
 
 def test_a_terminal_that_is_gone_quits() -> None:
