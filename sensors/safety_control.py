@@ -219,6 +219,8 @@ class Control:
             return f"the gripper's opening is measured as {measured.gripper}, expected 0 to 1"
         if self._log.failure is not None:
             return f"commands cannot be logged: {self._log.failure}"
+        if self._stopping:
+            return "the robot could not be told to stop yet"
         return ""
 
     def _unlogged(self) -> str:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from sensors.command_log import CommandLog
 from sensors.intent import Intent
+from sensors.robot import RobotError
 from sensors.safety_checks import Fault, SafetyConfig
 from sensors.safety_control import Control, Request
 from sensors.safety_states import LIVE, Event, State
@@ -424,6 +425,23 @@ def test_a_robot_that_could_not_be_told_to_stop_is_told_until_it_can(rig):
     rig.robot.broken = ""
     rig.drive(5)
     assert len(rig.robot.stops) == 1
+
+
+def test_a_robot_that_cannot_be_told_to_stop_is_not_armed(rig, monkeypatch):
+    def refuse():
+        raise RobotError("no stop")
+
+    rig.arm().drive(20)
+    monkeypatch.setattr(rig.robot, "stop", refuse)  # and takes commands all the same
+    assert rig.ask(Event.ESTOP).accepted
+    rig.rest(30)
+    assert rig.ask(Event.CLEAR, "all is well").accepted
+    rig.rest(2)
+    answer = rig.ask(Event.ARM)
+    assert (answer.accepted, answer.state) == (False, State.DISARMED)
+    assert answer.why == "the robot could not be told to stop yet"
+    monkeypatch.undo()
+    rig.arm()
 
 
 def test_a_defect_of_the_loop_itself_stops_the_robot_and_the_loop_goes_on(rig, monkeypatch):
