@@ -82,7 +82,7 @@ class MqttRobot(Robot):
         self._link.open()
         try:
             self._meet()
-        except RobotError:
+        except BaseException:
             self._leave()
             raise
         self._open = True
@@ -113,8 +113,8 @@ class MqttRobot(Robot):
         ahead = self._offset.at(now)
         sent = command if self.info.has_gripper else command._replace(gripper=None)
         theirs = sent._replace(issued=sent.issued + ahead, expires=sent.expires + ahead)
+        self._sequence = command.sequence  # first, so that a stop of another thread is of this one too
         self._link.publish(f"{self._topic}/command", write_command(self._session, theirs))
-        self._sequence = command.sequence
         return sent
 
     def stop(self) -> None:
