@@ -141,7 +141,7 @@ class RosRobot(Robot):
         self._wire.open()
         try:
             self._meet()
-        except RobotError:
+        except BaseException:
             self._wire.close()
             raise
         self._open = True
@@ -175,10 +175,12 @@ class RosRobot(Robot):
 
     def close(self) -> None:
         if self._open:
-            with contextlib.suppress(RobotError):  # whom nobody reaches any more stands when its last command expires
-                self.stop()
-            self._open = False
-            self._wire.close()
+            try:
+                with contextlib.suppress(RobotError):  # whom nobody reaches stands when its last command expires
+                    self.stop()
+            finally:
+                self._open = False
+                self._wire.close()
 
     def state(self) -> RobotState:
         joints, pose = self._joints, self._pose

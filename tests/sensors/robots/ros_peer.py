@@ -11,6 +11,7 @@ from typing import Any
 
 from cyclonedds.core import Policy, Qos
 from cyclonedds.domain import DomainParticipant
+from cyclonedds.internal import InvalidSample
 from cyclonedds.pub import DataWriter
 from cyclonedds.sub import DataReader
 from cyclonedds.topic import Topic
@@ -53,6 +54,8 @@ def main(domain: int, kind: str) -> None:
     x, joints, gripper = 0.5, [0.1, -0.2, 0.04], 0.0
     while not closed.is_set():
         for message in commands.take(N=10):
+            if isinstance(message, InvalidSample):  # the bridge has left
+                continue
             if time.time() - (message.header.stamp.sec + message.header.stamp.nanosec / 1e9) > TIMEOUT_S:
                 continue
             if isinstance(message, TwistStamped):
@@ -63,7 +66,7 @@ def main(domain: int, kind: str) -> None:
                 joints[:2] = points[0] if points else joints[:2]
                 heard.append({"names": list(message.joint_names), "points": points})
         for message in grippers.take(N=10):
-            gripper = message.data
+            gripper = gripper if isinstance(message, InvalidSample) else message.data
         now = Header(Time(*split_seconds(time.time())), "base_link")
         # In another order than the driver's, and with a finger that it has as its gripper.
         order = ["finger", "shoulder", "elbow"]

@@ -20,6 +20,7 @@ from data.frame import Channel
 from sensors.robot import Command, RobotError
 from sensors.robots.ros import RosConfig, RosRobot, Velocities
 from sensors.robots.ros2 import DdsWire
+from sensors.robots.ros_messages import JointState, PoseStamped
 
 JOINTS = (Channel("shoulder", "rad", -2.0, 2.0), Channel("elbow", "rad", -1.0, 1.0))
 DOMAIN = 100 + os.getpid() % 100  # of this test process alone
@@ -152,6 +153,56 @@ def test_a_robot_that_goes_away_takes_no_command():
 def test_a_trajectory_without_kinematics_is_refused():
     with pytest.raises(RobotError, match="needs the arm's kinematics"):
         ros2(replace(CONFIG, trajectory="/command"))
+
+
+class BrokenWire:
+    """Breaks where it is told to, with an error that a library throws."""
+
+    uri = "test:wire"
+    remedy = ""
+
+    def __init__(self, breaks: str) -> None:
+        self.breaks = breaks
+        self.opened = False
+
+    def open(self) -> None:
+        self.opened = True
+
+    def close(self) -> None:
+        self.opened = False
+
+    def advertise(self, topic: str, kind: type[Any]) -> None:
+        self._break("advertise")
+
+    def subscribe(self, topic: str, kind: type[Any], take: Callable[[Any], None]) -> None:
+        joints = JointState(name=[joint.name for joint in JOINTS], position=[0.0] * len(JOINTS))
+        take(joints if kind is JointState else PoseStamped())
+
+    def publish(self, topic: str, message: Any) -> None:
+        self._break("publish")
+
+    def heard(self, topic: str) -> bool:
+        return True
+
+    def _break(self, where: str) -> None:
+        if where == self.breaks:
+            raise ValueError("broken")
+
+
+@pytest.mark.parametrize("breaks", ["advertise", "publish"])
+def test_an_error_of_the_library_leaves_no_wire_open(breaks):
+    wire = BrokenWire(breaks)
+    robot = RosRobot(wire, replace(CONFIG, gripper=""))
+
+    def connect_and_close() -> None:
+        robot.connect()
+        assert wire.opened
+        robot.close()
+
+    with pytest.raises(ValueError, match="broken"):
+        connect_and_close()
+    assert not wire.opened
+    robot.close()
 
 
 def test_a_name_that_cannot_be_a_topic_is_refused():
