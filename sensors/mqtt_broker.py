@@ -31,7 +31,7 @@ class MqttBroker:
 
     def __post_init__(self) -> None:
         where = f"mqtt {self.host or '(no host)'}"
-        refuse_unless(bool(self.host), where, "host", self.host, "a name or an address")
+        refuse_unless(_is_host(self.host), where, "host", self.host, "a name or an address")
         refuse_unless(0 <= self.port < 65536, where, "port", self.port, "0 to 65535")
         if (self.password_env or self.password_file) and not self.user:
             raise SensorError(f"{where}: a password without a user; name the user too.")
@@ -70,3 +70,10 @@ class MqttBroker:
             files = ", ".join(file for file in (self.ca_file, self.cert_file, self.key_file) if file)
             raise SensorError(f"{self.uri}: {files} cannot be read as certificates ({error}).") from error
         return context
+
+
+def _is_host(name: str) -> bool:
+    try:
+        return bool(name.encode("idna"))
+    except UnicodeError:
+        return False

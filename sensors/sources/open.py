@@ -241,7 +241,10 @@ def _port(parts: SplitResult) -> int | None:
 def _refuse_secrets(given: Settings, address: str) -> None:
     """Not even shown: neither the setting nor the address."""
     named = [name for name in SECRETS if name in given]
-    parts = urlsplit(address) if "//" in address else None
+    try:
+        parts = urlsplit(address) if "//" in address else None
+    except ValueError as error:
+        raise SensorError(f"{address}: {error}.") from error
     if named or (parts is not None and parts.password is not None):
         raise SensorError(
             f"{address.partition(':')[0]}: a {named[0] if named else 'password'} is in the settings, which others may "

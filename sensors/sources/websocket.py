@@ -123,7 +123,7 @@ class WebsocketSource(ReconnectingSource):
             raise SensorError(
                 f"{config.uri}: the server's certificate is not trusted ({error}). Check the host and ca_file."
             ) from error
-        except InvalidURI as error:
+        except (InvalidURI, UnicodeError) as error:  # the latter of a host that cannot be one
             raise SensorError(f"{config.uri}: is no websocket's address ({error}).") from error
         except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed) as error:
             raise Unreachable(
@@ -165,7 +165,7 @@ class WebsocketServerSource(LiveSource):
                 origins=[None, *([Origin(config.origin)] if config.origin else [])],
                 **CONNECTION,
             )
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise SensorError(f"{config.where}: cannot listen there ({error}). Choose another port.") from error
         self.port = next(iter(self._server.sockets)).getsockname()[1]
         self._begin()

@@ -100,6 +100,8 @@ TABLE = {"uri": "mqtt://h/t", "rate_hz": 200, "channels": [{"name": "bend", "uni
         (TABLE | {"uri": "mqtt://h/t?qos=1&qos=2"}, "given twice"),
         (TABLE | {"uri": "mqtt://h"}, "topic is ''"),
         (TABLE | {"uri": "mqtt://h:port/t"}, "mqtt://h:port/t: Port could not be cast"),
+        (TABLE | {"uri": "mqtt://[::1/t"}, r"mqtt://\[::1/t: Invalid IPv6 URL"),
+        (TABLE | {"uri": "mqtt://a..b/t"}, "host is 'a..b', expected a name or an address"),
         (TABLE | {"user": "robot"}, "user robot without a password: name the environment variable"),
         (TABLE | {"rate_hz": "fast"}, "rate_hz is 'fast', expected a number"),
         (TABLE | {"rate_hz": -1}, "rate_hz is -1"),
@@ -119,6 +121,16 @@ TABLE = {"uri": "mqtt://h/t", "rate_hz": 200, "channels": [{"name": "bend", "uni
 def test_settings_that_cannot_be_are_refused(settings, message):
     with pytest.raises(SensorError, match=message):
         open_source(settings)
+
+
+@pytest.mark.parametrize("uri", ["ws://a..b/p", "ws-listen://a..b:8765?token_env=HOME"])
+def test_a_host_that_is_none_is_refused_by_the_address(uri):
+    async def connect() -> None:
+        async with open_source(TABLE | {"uri": uri}):
+            pass
+
+    with pytest.raises(SensorError, match=r"a\.\.b"):
+        asyncio.run(connect())
 
 
 @pytest.mark.parametrize(
