@@ -87,7 +87,7 @@ class CommandLog:
                 self._waiting.append({"what": "dropped", "time": time.monotonic(), "count": told})
             try:
                 self._flush()
-            except OSError as error:
+            except Exception as error:  # whatever it is, nothing is logged from here on, and the robot stops for that
                 self.failure = f"{self.path}: {error}"
                 return
             if last:

@@ -80,6 +80,12 @@ def test_a_disk_that_is_full_ends_no_bridge_with_a_traceback(tmp_path):
     assert "No space left" in log.failure
 
 
+def test_a_record_that_cannot_be_written_is_told_as_a_disk_that_fails_is(tmp_path):
+    with CommandLog(tmp_path / "log.jsonl") as log:
+        log.write({"what": "command", ("no", "name"): 1})
+    assert "keys must be str" in log.failure
+
+
 def test_a_log_that_cannot_be_written_is_refused_by_name(tmp_path):
     with pytest.raises(SensorError, match=r"folder.*cannot be written"):
         CommandLog(tmp_path / "no" / "folder").open()
