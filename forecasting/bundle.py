@@ -33,6 +33,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.writing import replacing, sync
+
 SCHEMA_VERSION = 1
 CARD = "card.json"
 STEP, SCAN, LOOK, STATE = "step.onnx", "scan.onnx", "look.onnx", "state.npz"
@@ -81,7 +83,7 @@ def write_bundle(path: str | os.PathLike[str], files: Mapping[str, bytes], card:
         beside.mkdir()
         for name, content in contents.items():  # the card is last
             _write_synced(beside / name, content)
-        _sync_directory(beside)
+        sync(beside)
         _publish(beside, target)
     except OSError as error:
         if error.errno in FULL_DISK:
@@ -155,18 +157,15 @@ def read_npz(content: bytes, name: object) -> dict[str, NDArray[Any]]:
 
 def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file whole or not at all."""
-    target = Path(os.path.realpath(path))
-    beside = target.parent / f".{target.name}.{uuid.uuid4().hex}.new"
     try:
-        _write_synced(beside, content)
-        os.replace(beside, target)
+        with replacing(path) as part:
+            part.write_bytes(content)
     except OSError as error:
+        target = Path(os.path.realpath(path))
         raise BundleError(
             f"{target}: cannot be written ({error.strerror or error}; {_size(len(content))} needed, "
             f"{_free(target.parent)} free)."
         ) from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _read(place: Path) -> Bundle:
@@ -263,7 +262,7 @@ def _publish(beside: Path, target: Path) -> None:
             old.rename(target)
             raise
         old.rename(beside)
-    _sync_directory(target.parent)
+    sync(target.parent)
 
 
 def _exchange(a: Path, b: Path) -> bool:
@@ -277,20 +276,8 @@ def _exchange(a: Path, b: Path) -> bool:
 
 
 def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    if os.name != "posix":
-        return  # directories cannot be opened there
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    path.write_bytes(content)
+    sync(path)
 
 
 def _identity(place: Path) -> tuple[int, int] | None:

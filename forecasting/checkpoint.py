@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from data.writing import replacing
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be written or read; the message names the file."""
@@ -60,12 +62,10 @@ def save(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> None:
     tensors: dict[str, Tensor] = {}
     plan = json.dumps(_encode(checkpoint, tensors))
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
     try:
-        save_file(tensors, beside, metadata={"plan": plan})
-        os.replace(beside, path)
+        with replacing(path) as part:
+            save_file(tensors, part, metadata={"plan": plan})
     except (OSError, SafetensorError) as error:
-        beside.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: the checkpoint could not be written ({error}).") from error
 
 

@@ -10,8 +10,6 @@ what then happened is orange.
 Shapes: T time steps, H forecast steps, Q quantiles, C channels, K classes.
 """
 
-import io
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from data.writing import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -251,13 +251,6 @@ def _tint(colour: str, inside: float) -> tuple[float, float, float]:
 
 
 def _write(figure: "Figure", path: str | Path) -> Path:
-    target = Path(path)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_bytes(png.getvalue())
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)
-    return target
+    with replacing(path) as part:
+        figure.savefig(part, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    return Path(path)

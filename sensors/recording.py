@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import shutil
 import signal
 import sys
@@ -34,6 +33,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data.frame import ID, TIME, Channel
+from data.writing import replacing
 from sensors.stream import Frame, SensorError, Source, StreamInfo
 
 FLUSH_S = 0.5
@@ -188,11 +188,9 @@ def merge_segments(path: Path) -> Path:
             raise SensorError(f"{path}: is whole, for no segments of it are left; there is nothing to merge.")
         raise SensorError(f"{path} is there already: move it away before {folder} is merged.")
     files = _segments(path)
-    part = path.with_name(path.name + ".part")
-    with pq.ParquetWriter(part, _read(files[0]).schema) as writer:
+    with replacing(path) as part, pq.ParquetWriter(part, _read(files[0]).schema) as writer:
         for table in _batches(files):
             writer.write_table(table)
-    _publish(part, path)
     shutil.rmtree(folder)
     return path
 
@@ -262,22 +260,8 @@ def _table(schema: pa.Schema, frames: list[Frame]) -> pa.Table:
 
 
 def _write_segment(path: Path, number: int, table: pa.Table) -> None:
-    folder = segments_folder(path)
-    part = folder / f"{number:08d}.part"
-    pq.write_table(table, part)
-    _publish(part, folder / f"{number:08d}.parquet")
-
-
-def _publish(part: Path, path: Path) -> None:
-    """Rename what was written, so that it is there whole or not at all, after a power cut too."""
-    for place, flags in ((part, os.O_RDONLY), (path.parent, os.O_RDONLY | os.O_DIRECTORY)):
-        if place is not part:
-            part.rename(path)
-        file = os.open(place, flags)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)
+    with replacing(segments_folder(path) / f"{number:08d}.parquet") as part:
+        pq.write_table(table, part)
 
 
 def _segments(path: Path) -> list[Path]:

@@ -9,6 +9,7 @@ Shapes: H pixels high, W wide.
 
 from __future__ import annotations
 
+import contextlib
 import io
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +22,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from data.writing import replacing
 from forecasting.bundle import write_atomic
 from sensors.robots.simulated import Simulation
 
@@ -81,7 +83,7 @@ class Film:
     def __init__(self, path: Path, rate: int = 25) -> None:
         """rate: images a second."""
         self._path, self._rate = path, rate
-        self._partial = path.with_name(path.name + ".part")
+        self._open = contextlib.ExitStack()
         self._file: av.container.OutputContainer | None = None
         self._stream: av.VideoStream | None = None
 
@@ -99,21 +101,20 @@ class Film:
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = av.open(str(self._partial), "w", format="mp4")
+        with contextlib.ExitStack() as opened:
+            part = opened.enter_context(replacing(self._path))
+            self._file = opened.enter_context(av.open(str(part), "w", format="mp4"))
+            self._open = opened.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._file is not None
-        if self._stream is not None:
-            for packet in self._stream.encode():
-                self._file.mux(packet)
-        self._file.close()
-        if kind is None:
-            self._partial.replace(self._path)
-        else:
-            self._partial.unlink(missing_ok=True)
+        with self._open:
+            if error is not None:
+                raise error
+            if self._stream is not None and self._file is not None:
+                self._file.mux(self._stream.encode())
 
 
 def save_picture(image: Image, path: Path) -> None:

@@ -117,7 +117,7 @@ def test_a_picture_replaces_the_old_one_or_leaves_it(tmp_path, monkeypatch):
         raise OSError("no rename")
 
     with monkeypatch.context() as patched:
-        patched.setattr("forecasting.pictures.os.replace", fail)
+        patched.setattr("os.replace", fail)
         with pytest.raises(OSError, match="no rename"):
             picture_forecast(path, "", [panel()])
     assert path.read_text() == "old"

@@ -1,5 +1,6 @@
 """Pictures and films of a simulation, without OpenGL."""
 
+import resource
 from pathlib import Path
 
 import av
@@ -76,6 +77,34 @@ def test_a_film_that_failed_leaves_no_file(tmp_path: Path):
     with pytest.raises(RuntimeError, match="stumbled"):
         stumble()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_takes_no_more_leaves_the_film_of_before(tmp_path: Path):
+    (tmp_path / "a.mp4").write_bytes(b"before")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill() -> None:
+        with Film(tmp_path / "a.mp4") as film:
+            film.add(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # bytes, of any file
+
+    try:
+        with pytest.raises(OSError, match="too large"):
+            fill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "a.mp4").read_bytes() == b"before"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_two_films_of_one_name_are_each_whole(tmp_path: Path):
+    with Film(tmp_path / "a.mp4") as first, Film(tmp_path / "a.mp4") as second:
+        for film, count in ((first, 3), (second, 5)):
+            for _ in range(count):
+                film.add(np.zeros((48, 64, 3), np.uint8))
+    with av.open(str(tmp_path / "a.mp4")) as file:
+        assert len(list(file.decode(video=0))) == 3  # of who was ready last
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
 def test_a_picture_takes_the_place_of_another_and_is_not_written_over_it(tmp_path: Path):
