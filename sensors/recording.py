@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
+import os
 import shutil
 import signal
 import sys
@@ -65,6 +67,7 @@ class Recorder:
         self.info = info
         self._frames: deque[Frame] = deque()
         self._written = 0
+        self._held = contextlib.ExitStack()
         self._stop = threading.Event()
         self._problem: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=f"record {path.name}", daemon=True)
@@ -78,17 +81,21 @@ class Recorder:
             raise SensorError(f"{self.path}: two columns would have the name {twice[0]}; rename the channel.")
         if self.path.exists():
             raise SensorError(f"{self.path} is there already: name another file, or move it away.")
+        folder = segments_folder(self.path)
         try:
-            segments_folder(self.path).mkdir(parents=True)
-        except FileExistsError as error:
-            raise SensorError(
-                f"{segments_folder(self.path)} is there already, of a recording that runs or that broke off: merge it "
-                f"(python -m sensors.recording {self.path}), or name another file."
-            ) from error
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SensorError(f"{self.path}: cannot be written here ({error.strerror}).") from error
-        self._schema = _schema(self.info)
-        self._thread.start()
+        with contextlib.ExitStack() as held:
+            held.enter_context(_held(self.path))
+            if any(folder.glob("*.parquet")):
+                raise SensorError(
+                    f"{folder} is there already, of a recording that broke off: merge it (python -m sensors.recording "
+                    f"{self.path}), or name another file."
+                )
+            self._schema = _schema(self.info)
+            self._thread.start()
+            self._held = held.pop_all()
 
     def append(self, frame: Frame) -> None:
         """Hand a frame to the writer; takes no time worth naming.
@@ -107,6 +114,7 @@ class Recorder:
         if self._thread.is_alive():
             self._stop.set()
             self._thread.join()
+        self._held.close()
         if self._problem is not None:
             raise SensorError(
                 f"{self.path}: could not be written ({self._problem}); what was, is in {segments_folder(self.path)}."
@@ -180,7 +188,7 @@ def merge_segments(path: Path) -> Path:
     """Make one Parquet file of a recording's segments, and remove them.
 
     Raises:
-        SensorError: there are none, or one cannot be read.
+        SensorError: there are none, one cannot be read, or the recording still runs.
     """
     folder = segments_folder(path)
     if path.exists():
@@ -188,10 +196,11 @@ def merge_segments(path: Path) -> Path:
             raise SensorError(f"{path}: is whole, for no segments of it are left; there is nothing to merge.")
         raise SensorError(f"{path} is there already: move it away before {folder} is merged.")
     files = _segments(path)
-    with replacing(path) as part, pq.ParquetWriter(part, _read(files[0]).schema) as writer:
-        for table in _batches(files):
-            writer.write_table(table)
-    shutil.rmtree(folder)
+    with _held(path):
+        with replacing(path) as part, pq.ParquetWriter(part, _read(files[0]).schema) as writer:
+            for table in _batches(files):
+                writer.write_table(table)
+        shutil.rmtree(folder)
     return path
 
 
@@ -262,6 +271,20 @@ def _table(schema: pa.Schema, frames: list[Frame]) -> pa.Table:
 def _write_segment(path: Path, number: int, table: pa.Table) -> None:
     with replacing(segments_folder(path) / f"{number:08d}.parquet") as part:
         pq.write_table(table, part)
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """A recording's segments are one's alone, whoever writes or merges them; a process that dies lets go of them."""
+    folder = os.open(segments_folder(path), os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SensorError(f"{path}: is being recorded or merged; wait until that ends.") from error
+        yield
+    finally:
+        os.close(folder)
 
 
 def _segments(path: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """Streams that are kept, whatever becomes of the process."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,10 +92,18 @@ def test_segments_are_merged_by_the_command(tmp_path, capsys):
     while not list(segments_folder(path).glob("*.parquet")):
         assert time.monotonic() < end
         time.sleep(0.01)
-    main([str(path)])
-    assert capsys.readouterr().out == f"wrote {path}\n"
+    with pytest.raises(SystemExit, match=r"take\.parquet: is being recorded or merged; wait"):
+        main([str(path)])
+    with pytest.raises(SensorError, match=r"take\.parquet: is being recorded or merged; wait"):
+        Recorder(path, INFO).start()
+    broken = tmp_path / "broken.parquet"  # as a crash leaves it
+    shutil.copytree(segments_folder(path), segments_folder(broken))
+    main([str(broken)])
+    assert capsys.readouterr().out == f"wrote {broken}\n"
+    recorder.append(INFO.frame(0.01, 1.01, [1, 2]))
     recorder.finish()
-    assert len(read_recording(path).times) == 1
+    assert len(read_recording(broken).times) == 1
+    assert len(read_recording(path).times) == 2
     with pytest.raises(SystemExit, match=r"take\.parquet: is whole, for no segments of it are left"):
         main([str(path)])
     with pytest.raises(SystemExit, match="no recording of this name"):
@@ -169,6 +178,13 @@ def test_a_recording_without_frames_is_whole_and_says_so(tmp_path):
         pass
     with pytest.raises(SensorError, match="holds no frame"):
         read_recording(tmp_path / "take.parquet")
+
+
+def test_a_recording_that_broke_off_before_its_first_segment_is_in_nobodys_way(tmp_path):
+    segments_folder(tmp_path / "take.parquet").mkdir()
+    with Recorder(tmp_path / "take.parquet", INFO) as recorder:
+        recorder.append(INFO.frame(0.0, 1.0, [1, 2]))
+    assert len(read_recording(tmp_path / "take.parquet").times) == 1
 
 
 def test_nothing_is_written_over(tmp_path):
