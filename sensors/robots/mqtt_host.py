@@ -68,7 +68,7 @@ class MqttHost:
                 self._control(payload)
             else:
                 self._command(payload)
-        except RobotError as error:
+        except Exception as error:  # of any driver; it would end paho's thread, and no stop would be heard any more
             self.counts["refused"] += 1
             self.last_refusal = str(error)
 
@@ -114,11 +114,13 @@ class MqttHost:
         self._robot.connect()
         try:
             self._link.open()
-        except RobotError:
+        except BaseException:
             self._robot.close()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._link.close()
-        self._robot.close()
+        try:
+            self._link.close()
+        finally:
+            self._robot.close()

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from data.frame import Channel
 from sensors.mqtt_broker import MqttBroker
 from sensors.robot import Command, RobotError, RobotState
 from sensors.robots.mqtt import SILENT_S, MqttRobot
+from sensors.robots.mqtt_host import MqttHost
 from sensors.robots.mqtt_link import MqttLink
 from sensors.robots.mqtt_messages import (
     DRIFT,
@@ -39,6 +41,7 @@ from sensors.robots.mqtt_messages import (
 )
 from sensors.robots.panda import PANDA
 from tests.sensors.broker import Broker, free_port
+from tests.sensors.integrating_robot import IntegratingRobot
 
 TOPIC = "robots/test"
 STANDS = 0.02  # rad/s
@@ -314,6 +317,28 @@ def test_a_stop_that_overtakes_the_command_it_stops_is_obeyed(shared, host, monk
         happened = after(host, commands=1)
     assert happened["counts"] == {"out of order": 1}
     assert fastest(happened, 0) < STANDS
+
+
+class Odd(IntegratingRobot):
+    """Refuses its first command with an error that is not a robot's."""
+
+    def send(self, command: Command) -> Command:
+        if command.sequence == 1:
+            raise ValueError("odd")
+        return super().send(command)
+
+
+def test_a_driver_that_fails_in_a_way_of_its_own_leaves_the_host_listening(shared):
+    robot, ending = Odd(time.monotonic), threading.Event()
+    broker, topic = MqttBroker("127.0.0.1", shared.port), "robots/odd"
+    with MqttHost(robot, broker, topic, time.monotonic) as host:
+        threading.Thread(target=host.run, args=[ending], daemon=True).start()
+        with MqttRobot(broker, topic, robot.info.joints, has_gripper=True) as bridge:
+            until(lambda: _sends(bridge, 1))
+            until(lambda: host.counts["refused"] == 1)
+            assert host.last_refusal == "odd"
+            until(lambda: _sends(bridge, 2) and host.counts["executed"] > 0)
+        ending.set()
 
 
 def test_a_robot_with_other_joints_is_refused_by_name(shared, host):
