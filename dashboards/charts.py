@@ -73,14 +73,25 @@ def quantile_levels(frame: pd.DataFrame) -> dict[float, str]:
 
 
 def interval_columns(frame: pd.DataFrame) -> list[tuple[float, str, str]]:
-    """Quantiles that mirror each other as intervals: (per cent, lower column, upper column), the widest first."""
+    """Quantiles as intervals: (per cent, lower column, upper column), the widest first.
+
+    Those that mirror each other are a pair; of the others the outermost on both sides of the median are.
+    """
     levels = quantile_levels(frame)
-    found = []
-    for level, lower in levels.items():
-        upper = next((name for other, name in levels.items() if math.isclose(other, 1 - level)), None)
-        if level < 0.5 and upper is not None:
-            found.append((round(100 * (1 - 2 * level), 6), lower, upper))
-    return found
+    lower = [level for level in levels if level < 0.5]
+    upper = [level for level in reversed(levels) if level > 0.5]
+    pairs = [(low, high) for low in lower for high in upper if math.isclose(high, 1 - low)]
+    for low, high in pairs:
+        lower.remove(low)
+        upper.remove(high)
+    pairs += zip(lower, upper, strict=False)
+    return sorted(((round(100 * (high - low), 6), levels[low], levels[high]) for low, high in pairs), reverse=True)
+
+
+def undrawn_quantiles(frame: pd.DataFrame) -> list[str]:
+    """The quantile columns that no chart shows: there is none on the other side of the median to be a pair with."""
+    drawn = {centre_column(frame)}.union(*(pair for _, *pair in interval_columns(frame)))
+    return [name for name in quantile_levels(frame).values() if name not in drawn]
 
 
 def centre_column(frame: pd.DataFrame) -> str:

@@ -118,7 +118,7 @@ def main() -> None:
             f"{result.folder / LATEST}` writes it again."
         )
     with st.sidebar:
-        series = st.selectbox("Series", names, key=f"series of {result.name}")
+        series = st.selectbox("Series", names, key=f"series of {result.folder}")
     if series is None or board.empty:
         st.info(f"The result in {result.folder} holds no predictions; `mnemo backtest` with a longer test makes some.")
         return
@@ -145,7 +145,7 @@ def forecast_view(chosen: Chosen) -> None:
             cutoffs,
             value=cutoff,
             format_func=show_time,
-            key=f"cut-off of {chosen.result.name}/{chosen.series} up to {show_time(cutoff)}",  # a newer one is shown
+            key=f"cut-off of {chosen.result.folder}/{chosen.series} up to {show_time(cutoff)}",  # a newer one is shown
         )
     horizons = PAST[shown or "short"]
     steps = None if horizons is None else horizons * max(LEAST_HORIZON, chosen.task.horizon)
@@ -226,7 +226,10 @@ def live_view(chosen: Chosen, path: Path) -> None:
 
 def choose_result(results: Sequence[Result]) -> Result:
     names = [result.name for result in results]
-    return results[names.index(st.selectbox("Result", names) or names[0])]
+    labels = [
+        name if names.count(name) == 1 else str(result.folder) for name, result in zip(names, results, strict=True)
+    ]
+    return results[labels.index(st.selectbox("Result", labels) or labels[0])]
 
 
 def choose_models(chosen: Chosen) -> list[str]:
@@ -244,7 +247,7 @@ def choose_models(chosen: Chosen) -> list[str]:
             selection_mode="multi",
             default=[name for name in ranked if name in (*charts.REFERENCES, *trained)],
             help="The best of the chosen models is drawn with its intervals, the others as a line.",
-            key=f"models of {chosen.result.name}: {', '.join(ranked)}",
+            key=f"models of {chosen.result.folder}: {', '.join(ranked)}",
         )
     return [model for model in ranked if model in picked]
 
@@ -314,12 +317,12 @@ def check_columns(frame: pd.DataFrame, needed: Sequence[str], file: str) -> None
 
 
 def with_latest(forecasts: pd.DataFrame, latest: pd.DataFrame, history: pd.DataFrame) -> pd.DataFrame:
-    """A backtest's forecasts, and behind them those of the same series from later than each one's last cut-off."""
+    """A backtest's forecasts, and behind them those from later than each series' last cut-off, and of new series."""
     times = {str(frame[name].dtype) for frame in (forecasts, latest) for name in ("cutoff", "ds")}
     if len(times) > 1:
         raise ResultError(f"{LATEST} is of other data: its times are {latest['ds'].dtype}, not {forecasts['ds'].dtype}")
     last = latest["unique_id"].map(forecasts.groupby("unique_id")["cutoff"].max())
-    later = latest[latest["cutoff"] > last]
+    later = latest[~(latest["cutoff"] <= last)]  # a series that was not judged has no last one
     outcome = later.drop(columns="y", errors="ignore").merge(history[["unique_id", "ds", "y"]], "left")
     return pd.concat([forecasts, outcome], ignore_index=True) if len(outcome) else forecasts
 
@@ -448,6 +451,14 @@ def draw_forecast(chosen: Chosen, cutoff: object, models: Sequence[str], steps: 
         st.caption("What comes after this cut-off is not known yet.")
     if absent:
         st.caption(f"Made no forecast at this cut-off: {literal(', '.join(absent))}.")
+    if chosen.history.empty:
+        st.caption("This series was not in the backtest, so its past is not drawn.")
+    draw_undrawn(chosen)
+
+
+def draw_undrawn(chosen: Chosen) -> None:
+    if names := charts.undrawn_quantiles(chosen.forecasts):
+        st.caption(f"Not drawn: {', '.join(names)}, for no quantile is left on the other side of the median.")
 
 
 def draw_classes(chosen: Chosen, model: str) -> None:
@@ -478,6 +489,7 @@ def draw_classes(chosen: Chosen, model: str) -> None:
 def draw_truth(chosen: Chosen, judged: pd.DataFrame, models: Sequence[str]) -> None:
     figure = charts.truth_chart(judged, models, colours(chosen), selected=chosen.series, palette=palette())
     draw_chart(figure, "truth", f"Predictions of {', '.join(models)} against the truth, a point a series.")
+    draw_undrawn(chosen)
 
 
 def draw_estimates(chosen: Chosen, models: Sequence[str]) -> None:

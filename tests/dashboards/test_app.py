@@ -128,7 +128,7 @@ def test_the_newest_forecast_is_shown_first_and_its_numbers_are_those_of_the_fil
     end, last = history["ds"].max(), forecasts["cutoff"].max()
     made = forecasts[(forecasts["cutoff"] == last) & (forecasts["model"] == "gru")].drop(columns="y")
     newest = made.assign(cutoff=end, ds=made["ds"] + (end - last), **{"q0.5": made["q0.5"] + 7})
-    another = newest.assign(unique_id="not in the result")
+    another = newest[newest["unique_id"] == "AAA"].assign(unique_id="not in the result")
     pd.concat([made, newest, another]).to_parquet(tmp_path / "stock" / "forecast.parquet")
     page = open_page(tmp_path)
     [figure] = figures(page)
@@ -138,11 +138,35 @@ def test_the_newest_forecast_is_shown_first_and_its_numbers_are_those_of_the_fil
     np.testing.assert_allclose(values(drawn["y"]), newest.loc[newest["unique_id"] == "AAA", "q0.5"])
     assert "not known yet" in texts(page)
     assert "no forecast at this cut-off: ridge, naive" in texts(page)
-    assert page.selectbox[1].options == ["AAA", "BBB"]
     slider = page.select_slider[0]
     slider.set_value(slider.options[-2]).run()
     assert trace(figures(page)[0], "what then happened")
     assert "not known yet" not in texts(page)
+    assert "its past is not drawn" not in texts(page)
+    page.selectbox[1].select("not in the result").run()
+    [figure] = figures(page)
+    np.testing.assert_allclose(
+        values(trace(figure, "gru, median")["y"]), newest.loc[newest["unique_id"] == "AAA", "q0.5"]
+    )
+    assert "its past is not drawn" in texts(page)
+
+
+def test_two_results_in_folders_of_one_name_are_told_apart(results, open_page, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(results / "stock", folder)
+    shutil.copytree(results / "life", folder / "out")
+    page = open_page(folder)
+    assert page.selectbox[0].options == [str(folder / "out"), str(folder)]
+    assert "cells" in page.subheader[0].value
+    page.selectbox[0].select(str(folder)).run()
+    assert "prices_simulated" in page.subheader[0].value
+
+
+def test_quantiles_that_no_band_can_show_are_named(results, open_page, tmp_path):
+    shutil.copytree(results / "stock", tmp_path / "stock")
+    path = tmp_path / "stock" / "forecasts.parquet"
+    pd.read_parquet(path).drop(columns=["q0.1", "q0.25"]).to_parquet(path)
+    assert "Not drawn: q0.75, q0.9, for no quantile" in texts(open_page(tmp_path))
 
 
 def test_a_new_forecast_is_read_when_it_comes_and_a_model_that_was_not_judged_is_drawn(results, open_page, tmp_path):

@@ -113,6 +113,14 @@ def test_intervals_pair_the_quantiles_that_mirror_each_other():
     assert charts.centre_column(frame[["mean", "q0.1"]]) == "mean"
 
 
+def test_quantiles_without_a_mirror_are_paired_from_outside_and_what_is_left_over_is_told():
+    frame = pd.DataFrame(columns=["mean", "q0.05", "q0.1", "q0.2", "q0.5", "q0.7", "q0.9"])
+    assert charts.interval_columns(frame) == [(80, "q0.1", "q0.9"), (65, "q0.05", "q0.7")]
+    assert charts.undrawn_quantiles(frame) == ["q0.2"]
+    assert charts.undrawn_quantiles(frame[["mean", "q0.1", "q0.9"]]) == []
+    assert charts.undrawn_quantiles(frame[["mean", "q0.5", "q0.9"]]) == ["q0.9"]
+
+
 def test_an_interval_is_named_by_the_share_that_it_is_and_not_by_a_rounder_one():
     frame = pd.DataFrame(columns=["mean", "q0.001", "q0.0125", "q0.5", "q0.9875", "q0.999"])
     assert charts.interval_columns(frame) == [(99.8, "q0.001", "q0.999"), (97.5, "q0.0125", "q0.9875")]
