@@ -17,7 +17,7 @@ from forecasting.backtest import ALWAYS, Report, compare
 from forecasting.export import FittedSeries, export_bundle
 from forecasting.refit import RefitModel, is_refit
 from forecasting.refit_bundle import export_refit
-from forecasting.scores import JUDGED_BY
+from forecasting.scores import judged_by
 from forecasting.task import Task, TaskError
 from forecasting.training import TrainingConfig, begins_known
 from forecasting.windows import Parts, split
@@ -129,7 +129,7 @@ def select(
         inside, able, task, seed=seed, settings=settings, progress=progress, leave_out=True, calibrated=False
     )
     board = report.leaderboard
-    column, best = JUDGED_BY[task.kind], str(board["model"][0])
+    column, best = judged_by(board), str(board["model"][0])
     figures = ", ".join(f"{name} {value:.4g}" for name, value in zip(board["model"], board[column], strict=True))
     left_out = "".join(f" {failure}" for failure in report.failures)
     left_out += "".join(f" {name} is left out: a fit takes seconds a series; name it to try it." for name in costly)

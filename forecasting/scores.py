@@ -19,7 +19,6 @@ from forecasting.task import Task
 from forecasting.windows import Span, is_known
 from models.catalog import entry
 
-JUDGED_BY = {"forecast": "mase", "classify": "accuracy", "regress": "mae"}  # what the leaderboard is sorted by
 CONFIDENCE, DWELL = 0.8, 3  # an early decision: this probability for so many frames in a row
 LEADERBOARD = (
     "model", "task", "n_series", "n_cutoffs", "mase", "smape", "mae", "rmse", "mse", "pinball", "coverage_80",
@@ -129,7 +128,12 @@ def leaderboard_of(
             **measures, **beside, **costs[name], "n_substituted": len(substituted(everyone)),
         })  # fmt: skip
     frame = pd.DataFrame(table).reindex(columns=list(LEADERBOARD))
-    return frame.sort_values(JUDGED_BY[task.kind], ascending=task.kind != "classify", kind="stable", ignore_index=True)
+    return frame.sort_values(judged_by(frame), ascending=task.kind != "classify", kind="stable", ignore_index=True)
+
+
+def judged_by(leaderboard: pd.DataFrame) -> str:
+    """What it is sorted by: the accuracy, or the MASE, or the MAE where there is no MASE, as no series has a scale."""
+    return next((measure for measure in ("accuracy", "mase") if leaderboard[measure].notna().any()), "mae")
 
 
 def _in_sample_scale(span: Span, task: Task) -> float:

@@ -204,6 +204,22 @@ def test_auto_takes_the_best_on_validation_and_says_so(three_models, tmp_path, m
     assert {row["on"] for row in card["metrics"]} == {"test"}
 
 
+def test_auto_goes_by_the_mae_where_the_past_is_no_longer_than_a_season(three_models):
+    data = dataset()
+    data = replace(data, season=52, frame=data.frame[data.frame["ds"] < 60].reset_index(drop=True))
+    task = Task.of(data)
+    parts = split(data, to_panel(data), task)
+    best, note = select(parts, task, seed=0, settings=SMALL | {"lags": 12}, progress=False)
+    board = pipeline.compare(
+        replace(parts, test=parts.validation), ["gru"], task, settings=SMALL | {"lags": 12}
+    ).leaderboard
+    assert board["mase"].isna().all()
+    assert board["mae"].is_monotonic_increasing
+    assert board["model"][0] != "naive"
+    assert best == board["model"][0]
+    assert note.startswith(f"auto chose {best} by mae on validation: {best} {board['mae'][0]:.4g}, ")
+
+
 def test_auto_leaves_out_what_takes_seconds_a_series_and_says_so(monkeypatch):
     monkeypatch.setattr(pipeline, "MODELS", {name: MODELS[name] for name in ("naive", "ridge", "sarimax")})
     data = dataset()
