@@ -12,7 +12,7 @@ Shapes: N cut-offs or rows of one series, T time, C channels, H horizon, Q quant
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial, reduce
 from pathlib import Path
@@ -201,21 +201,23 @@ def compare(
     shared = _share(settings or {}, names, task)
     _refuse_silent_channels(parts, task)
     positions = _predicted(parts, task, stride)
+    short = [span.series.unique_id for span, at in zip(parts.test, positions, strict=True) if not len(at)]
+    too_short = (
+        f"{len(short)} of {len(parts.test)} test series are too short to be judged and are left out: {shorten(short)}. "
+        f"One that is new with the test shows a horizon of its past first, so it needs {2 * task.horizon} steps."
+    )
+    parts, positions = _without(short, parts, positions, too_short)
     failures: list[str] = []
     if task.future and any("future" in entry(name).covariates for name in names if not is_refit(name)):
         lacking = _lack_ahead(task, parts.test, positions)
-        kept = [index for index, span in enumerate(parts.test) if span.series.unique_id not in lacking]
-        if not kept:
-            raise TaskError(next(iter(lacking.values())))
+        parts, positions = _without(lacking, parts, positions, next(iter(lacking.values()), ""))
         failures += lacking.values()
-        parts = replace(parts, test=[parts.test[index] for index in kept])
-        positions = [positions[index] for index in kept]
     refits = {name: RefitModel(name, task, shared[name], seed) for name in names if is_refit(name)}
     trained: dict[str, Trained | RefitModel] = {}
     rows: dict[str, list[Rows]] = {}
     checks: dict[str, list[Rows]] = {}
     costs: dict[str, dict[str, float]] = {}
-    notes = [*parts.notes]
+    notes = [*parts.notes, *([too_short] if short else [])]
     calibrated = calibrated and task.kind == "forecast"
     at_checks = _check_positions(parts, task) if calibrated else []
     notes += _not_taken(task, models)
@@ -288,6 +290,20 @@ def compare(
     notes += _substitute_notes(instead, rows)
     history = history_frame(task, parts)
     return Report(task, leaderboard, frame, history, trained, tuple(notes), instead, calibrations, tuple(failures))
+
+
+def _without(
+    names: Collection[str], parts: Parts, positions: Sequence[np.ndarray], why: str
+) -> tuple[Parts, list[np.ndarray]]:
+    """The parts, and the positions per test series, without the named test series.
+
+    Raises:
+        TaskError: no other is left; it says why.
+    """
+    kept = [index for index, span in enumerate(parts.test) if span.series.unique_id not in names]
+    if not kept:
+        raise TaskError(why)
+    return replace(parts, test=[parts.test[index] for index in kept]), [positions[index] for index in kept]
 
 
 def _refuse_silent_channels(parts: Parts, task: Task) -> None:

@@ -26,8 +26,6 @@ def forecast_frame(task: Task, rows: Mapping[str, list[Rows]]) -> pd.DataFrame:
     frames = []
     for name, everyone in rows.items():
         for row in everyone:
-            if not len(row.positions):
-                continue
             series, steps = row.span.series, np.arange(1, task.horizon + 1)
             quantiles = row.values.reshape(-1, len(levels))
             frame = pd.DataFrame({

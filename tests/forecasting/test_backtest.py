@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -439,6 +440,19 @@ def test_a_series_that_is_new_with_the_test_is_judged_after_one_horizon_of_its_p
     assert set(report.forecasts["unique_id"]) == {"c"}
     assert report.forecasts["cutoff"].min() == 2
     assert report.leaderboard["mase"].notna().all()
+
+
+def test_a_series_that_is_too_short_to_be_judged_is_named_and_costs_the_others_nothing():
+    splits = Splits(entity={"a": "train", "b": "validation", "c": "test", "d": "test"})
+    data = dataset(walk(60), walk(60, seed=1), walk(30, seed=2), walk(5, seed=3), splits=splits)
+    report = backtest(data, [], Task.of(data))
+    board = board_of(report)
+    assert (board["n_series"] == 1).all()
+    assert board[["pinball", "coverage_80"]].notna().all(axis=None)
+    said = r"1 of 2 test series are too short to be judged and are left out: d\. One .* needs 6 steps"
+    assert any(re.match(said, note) for note in report.notes)
+    with pytest.raises(TaskError, match="2 of 2 test series are too short to be judged"):
+        backtest(data, [], Task.of(data, horizon=16))
 
 
 # Classes and numbers
