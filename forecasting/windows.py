@@ -268,7 +268,10 @@ def _by_time(
 
 def _after(series: Series, last: Any, source: str) -> int:
     """The position after the inclusive end `last`."""
-    return int(np.searchsorted(series.ds, _as_ds(last, series, source), side="right"))
+    end = _as_ds(last, series, source)
+    if series.ds.dtype.kind == "f":  # the third step of 0.1 s is at 0.30000000000000004 s, and no later than 0.3
+        end += 1e-3 * float(np.diff(series.ds[:2]).sum())
+    return int(np.searchsorted(series.ds, end, side="right"))
 
 
 def _as_ds(value: Any, series: Series, source: str) -> Any:

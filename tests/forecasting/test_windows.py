@@ -213,6 +213,15 @@ def test_a_cutoff_in_time_may_be_text_or_a_time_stamp(cutoff):
     assert parts.test[0].begin == 50
 
 
+@pytest.mark.parametrize(("begin", "digits"), [(0, 1), (1_700_000_000, 1), (0.05, 2)])
+def test_a_cutoff_in_seconds_is_the_step_of_that_time_whatever_its_last_bit(begin, digits):
+    frame = pd.DataFrame({"unique_id": "a", "ds": begin + np.arange(60) / 10, "y": np.arange(60.0)})
+    data = Dataset("seconds", frame, "forecast", (VALUE,), 0.1, 1, 3, NO_SPLITS, "y")
+    for last in range(20, 55):
+        parts = split(data, to_panel(data), Task.of(data), cutoff=f"{begin + last / 10:.{digits}f}")
+        assert parts.test[0].begin == last + 1
+
+
 @pytest.mark.parametrize("cutoff", ["5", 5, 3.5, "soon", "NaT"])
 def test_a_number_is_not_taken_for_a_time_stamp(cutoff):
     data = stamped()
