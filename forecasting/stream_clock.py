@@ -139,7 +139,10 @@ class StreamClock:
                 at = at.astimezone(UTC).replace(tzinfo=None)
             if not isinstance(at, str | datetime | np.datetime64):
                 raise ValueError("not a time stamp")
-            stamp = np.datetime64(at).astype("datetime64[ns]")
+            given = np.datetime64(at)
+            stamp = given.astype("datetime64[ns]")
+            if stamp.astype(given.dtype) != given:  # numpy takes 20240131 for a year, and wraps it around
+                raise ValueError("beyond the years of nanoseconds")
         except ValueError:
             stamp = np.datetime64("NaT")
         if np.isnat(stamp):

@@ -294,7 +294,7 @@ def test_time_only_runs_forward(daily, at):
     assert all((stream.state[name] == before[name]).all() for name in before)
 
 
-@pytest.mark.parametrize("at", ["yesterday", 5, None, np.datetime64("NaT")])
+@pytest.mark.parametrize("at", ["yesterday", 5, None, np.datetime64("NaT"), "20240502", datetime(9999, 5, 2)])
 def test_a_time_of_another_kind_is_refused(daily, at):
     stream = daily.stream(["a"])
     if at is None:
