@@ -19,7 +19,7 @@ from forecasting.refit import RefitModel, is_refit
 from forecasting.refit_bundle import export_refit
 from forecasting.scores import judged_by
 from forecasting.task import Task, TaskError
-from forecasting.training import TrainingConfig, begins_known
+from forecasting.training import Trained, TrainingConfig, begins_known
 from forecasting.windows import Parts, split
 from models.catalog import MODELS, entry, field_defaults
 
@@ -148,22 +148,24 @@ def export_winner(
     """Export one model of a report as a bundle; the card holds the figures of all models beside it."""
     board = report.leaderboard.astype(object).where(report.leaderboard.notna(), None)
     metrics = [{"on": judged_on, **{str(k): v for k, v in row.items()}} for row in board.to_dict("records")]
-    ends = [(span.series.ds[span.begin], span.series.ds[span.end - 1]) for span in parts.train]
+    trained, calibration = report.models[model], report.calibrations.get(model)
+    is_local = isinstance(trained, Trained) and trained.states is not None
+    learned = (parts.before_judgement() if is_local else parts).train
+    ends = [(span.series.ds[span.begin], span.series.ds[span.end - 1]) for span in learned]
     training: dict[str, Any] = {
         "data_set": dataset.name,
         "fingerprint": fingerprint(dataset.frame),
         "period": [str(min(begin for begin, _ in ends)), str(max(end for _, end in ends))],
-        "n_series": len(parts.train),
+        "n_series": len(learned),
         "seed": seed,
     }
-    trained, calibration = report.models[model], report.calibrations.get(model)
     if isinstance(trained, RefitModel):
         return export_refit(
             trained, out, training=training, metrics=metrics, calibration=calibration, recordings=parts.train
         )
-    values = np.concatenate([span.series.values[: span.end] for span in parts.train])
+    values = np.concatenate([span.series.values[: span.end] for span in learned])
     known = [column[np.isfinite(column)] for column in values.T]
-    steps = np.concatenate([np.diff(span.series.values[: span.end], axis=0) for span in parts.train])
+    steps = np.concatenate([np.diff(span.series.values[: span.end], axis=0) for span in learned])
     moves = [column[np.isfinite(column)] for column in steps.T]
     training |= {
         "epochs": trained.epochs,

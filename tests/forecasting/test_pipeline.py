@@ -104,6 +104,15 @@ def test_a_data_set_with_a_split_of_its_own_keeps_it(tmp_path, monkeypatch):
     assert card["training"]["period"] == ["0", "99"]
 
 
+def test_the_card_of_a_model_fitted_per_series_says_until_when_it_was_fitted(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "export_bundle", lambda *_, **about: about)
+    data = dataset()
+    for until, end in ((UNTIL, UNTIL), (None, 191)):  # without a test the validation part is judged, and not fitted to
+        _, about = train_bundle(data, "theta", Task.of(data), tmp_path / "b", until=until, calibrated=False)
+        assert about["fitted"].last.tolist() == [end, end]
+        assert about["training"]["period"] == ["0", str(end)]
+
+
 def test_the_card_says_what_was_trained_and_how(tested):
     data, _, card, _ = tested
     assert (card["name"], card["training"]["data_set"], card["training"]["n_series"]) == ("gru", "waves", 2)
