@@ -510,7 +510,7 @@ def _run(
 def _refits(
     parts: Parts, positions: Sequence[np.ndarray], refit: int | None, stride: int
 ) -> Iterator[tuple[Parts, list[np.ndarray]]]:
-    """What is known at each refit, and the positions predicted until the next one."""
+    """What is known at each refit, what is then left of the test, and the positions predicted until the next one."""
     if refit is None:
         yield parts, list(positions)
         return
@@ -521,12 +521,15 @@ def _refits(
         )
     for first in range(0, max(map(len, positions)), refit):
         shift = {name: min(first * stride, steps) for name, steps in room.items()}
-        later = [(span, shift.get(span.series.unique_id, 0)) for span in parts.train]
-        checks = [(span, shift.get(span.series.unique_id, 0)) for span in parts.validation]
+        train, validation, test = (
+            [(span, shift.get(span.series.unique_id, 0)) for span in spans]
+            for spans in (parts.train, parts.validation, parts.test)
+        )
         known = replace(
             parts,
-            train=[replace(span, end=span.end + steps) for span, steps in later],
-            validation=[replace(span, begin=span.begin + steps, end=span.end + steps) for span, steps in checks],
+            train=[replace(span, end=span.end + steps) for span, steps in train],
+            validation=[replace(span, begin=span.begin + steps, end=span.end + steps) for span, steps in validation],
+            test=[replace(span, begin=span.begin + steps) for span, steps in test],
         )
         yield known, [at[first : first + refit] for at in positions]
 

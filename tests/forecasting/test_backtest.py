@@ -371,6 +371,18 @@ def test_a_refit_learns_from_all_that_is_known_at_its_cutoff_and_from_nothing_af
                 assert validation.end == cutoffs[name][first] + 1
 
 
+def test_a_refit_per_series_does_not_depend_on_another_series_that_has_ended():
+    """The shorter one's validation part, moved on at the second refit, is where its test was."""
+    splits = Splits(train_until=89, validation_until=99)
+    both = dataset(walk(120), walk(110, seed=1), horizon=1, splits=splits)
+    alone = dataset(walk(120), horizon=1, splits=splits)
+    tables = [backtest(data, ["theta"], Task.of(data), refit=10, calibrated=False).forecasts for data in (both, alone)]
+    found, expected = (
+        table[table["model"].eq("theta") & table["unique_id"].eq("a")].reset_index(drop=True) for table in tables
+    )
+    pd.testing.assert_frame_equal(found, expected)
+
+
 def test_a_data_set_that_is_split_by_series_has_nothing_newer_to_refit_on():
     data = recordings()
     with pytest.raises(TaskError, match="split by series, not by time: there is nothing newer to refit on"):
