@@ -537,7 +537,9 @@ def infer_freq(frame: pd.DataFrame, source: str) -> Freq:
     if len(steps) == 0:
         raise FrameError(f"{source}: the step cannot be inferred, no series has two rows. Give it with --freq.")
     if times.dtype.kind == "f":
-        return _float_step(steps, source)
+        first = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]])
+        longest = (times[np.r_[first[1:], len(ids)] - 1] - times[first]).max()
+        return _float_step(steps, longest, source)
     if times.dtype.kind != "M":
         return int(_most_common(steps, source, ""))
     return _alias(pd.DatetimeIndex(times), steps, source)
@@ -555,9 +557,9 @@ def _most_common(steps: np.ndarray, source: str, unit: str) -> Any:
     return values[best]
 
 
-def _float_step(steps: np.ndarray, source: str) -> float:
+def _float_step(steps: np.ndarray, longest: float, source: str) -> float:
     # Device clocks jitter, so equal steps are rare and the median stands for them. Six digits remove the noise of
-    # binary fractions and are finer than any clock.
+    # binary fractions.
     step = float(f"{np.median(steps):.6g}")
     near = np.abs(steps - step) < 0.5 * step
     if near.mean() < REGULAR_SHARE:
@@ -565,6 +567,10 @@ def _float_step(steps: np.ndarray, source: str) -> float:
             f"{source}: the step cannot be inferred: only {100 * near.mean():.0f} % of {len(steps)} steps lie within "
             f"half of the median one, {step:g} s. Give it with --freq, or resample the series."
         )
+    # Within hours 1/60 s of six digits is a step off: there the mean is taken, with as many digits as it needs.
+    mean, digits = float(steps[near].mean()), 6
+    while longest / step * abs(step - mean) > 0.25 * step and digits < 17:
+        step, digits = float(f"{mean:.{digits}g}"), digits + 1
     return step
 
 

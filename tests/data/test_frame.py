@@ -277,6 +277,15 @@ def test_the_step_is_inferred_from_numbers(times, step):
     assert infer_freq(forecast(sales(4).assign(ds=times))[0], "s") == step
 
 
+@pytest.mark.parametrize(("hertz", "step"), [(60, 1 / 60), (50, 0.02), (59.94, 1 / 59.94)])
+def test_the_step_of_a_recording_of_hours_keeps_its_frames_apart(hertz, step):
+    clock = np.arange(1_000_000) / hertz + np.random.default_rng(0).uniform(-0.1, 0.1, 1_000_000) / hertz
+    frame = pd.DataFrame({"unique_id": "a", "ds": clock, "y": 1.0})
+    found = infer_freq(frame, "s")
+    assert found == pytest.approx(step, rel=3e-7)
+    np.testing.assert_array_equal(np.rint((clock - clock[0]) / found), np.arange(len(clock)))
+
+
 def test_the_step_of_a_jittering_clock_is_its_median():
     clock = np.arange(500) * 0.01 + np.random.default_rng(0).uniform(-0.002, 0.002, 500)
     assert infer_freq(forecast(sales(500).assign(ds=clock))[0], "s") == pytest.approx(0.01, rel=0.05)
