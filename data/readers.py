@@ -114,11 +114,12 @@ def read_source(
             else "our frames call a column of their own so"
         )
         raise FrameError(f"{source}: column {taken[0]} cannot be a covariate: {why}. Leave it out, or rename it.")
-    inputs, unused = _choose(table, task, covariates, TARGETS[task])
+    inputs = _choose(table, task, covariates)
+    unused = [str(name) for name in found if name not in (*own.values(), *inputs)]
     if unused and covariates is None and not wide:
         notes.append(f"{source}: not used: {', '.join(unused)}. Name columns in --covariates to use them.")
     if channels is None:
-        channels = [Channel(name, "") for name in inputs]
+        channels = [Channel(name, "") for name in ([TARGETS[task]] if task == "forecast" else []) + inputs]
     given = freq is not None
     if freq is not None:
         freq = canonical(freq, source)
@@ -439,19 +440,11 @@ def _rename(table: pd.DataFrame, names: dict[str, str]) -> tuple[pd.DataFrame, d
     return table.rename(columns={own: house for house, own in renamed.items()}), renamed
 
 
-def _choose(
-    table: pd.DataFrame, task: Task, covariates: Sequence[str] | None, target: str
-) -> tuple[list[str], list[str]]:
-    """The names of the channels, and the columns that are left out."""
-    others = [str(name) for name in table.columns if name not in (ID, TIME, target)]
-    if covariates is not None:
-        inputs = list(dict.fromkeys(covariates))
-    elif task == "forecast":
-        inputs = []
-    else:
-        inputs = [name for name in others if _is_numeric(table[name])]
-    unused = [name for name in others if name not in inputs]
-    return ([target, *inputs] if task == "forecast" else inputs), unused
+def _choose(table: pd.DataFrame, task: Task, covariates: Sequence[str] | None) -> list[str]:
+    """The names of the columns that enter beside the target of a forecast, or from which is classified or regressed."""
+    if covariates is not None or task == "forecast":
+        return list(dict.fromkeys(covariates or ()))
+    return [str(name) for name in table if name not in (ID, TIME, TARGETS[task]) and _is_numeric(table[name])]
 
 
 def _is_numeric(column: pd.Series) -> bool:

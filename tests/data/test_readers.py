@@ -88,6 +88,7 @@ def test_a_covariate_that_has_our_name_for_the_target_is_to_be_renamed(table, tm
     table.rename(columns={"y": "sold", "price": "y"}).to_csv(path, index=False)
     with pytest.raises(FrameError, match=r"y cannot be a covariate: our frames call a column of their own so.*rename"):
         read_source(path, target="sold", covariates=["y"])
+    assert read_source(path, target="sold").notes[0].startswith("sales.csv: not used: y. ")
 
 
 def test_files_of_a_glob_that_share_a_name_keep_apart(table, tmp_path):
