@@ -33,12 +33,11 @@ from forecasting.sktime_index import Clock, instances_of
 from forecasting.task import Task, TaskError
 from forecasting.training import Trained, fit_model, parse_settings
 from forecasting.windows import Parts, Span, split
-from models.catalog import build, entry, field_defaults
+from models.catalog import build, entry
 from models.contract import Local, ModelError
 
 # Beside the deciles the edges of the intervals that are asked for most: 80, 90, 95 and 98 %.
 LEVELS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99)
-ROWS_A_LAG = 3  # training rows for each weight of a closed form; with fewer it learns its few rows by heart
 TARGET, LABEL = "y", "label"
 MISSING = "all of its values are missing"
 OURS = {"authors": "The Mnemosyne authors", "maintainers": "The Mnemosyne authors"}  # tags of sktime's
@@ -59,21 +58,6 @@ def parts_to_learn_from(dataset: Dataset, panel: Sequence[Series], task: Task, m
     if task.kind == "forecast" and longest <= 2 * task.horizon:  # nothing can be held out
         return whole
     return split(dataset, panel, task, hold_out=False)
-
-
-def settled(model: str, task: Task, panel: Sequence[Series], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, and for a closed form on lags as many of them as the data can teach, where none are given.
-
-    sktime is at home with one short series, where the usual number of lags leaves hardly a row to learn from.
-    """
-    known = field_defaults(model)
-    chosen = entry(model).learns == "gradient" or "lags" not in known or {"lags", "lookback"} & set(settings)
-    if chosen or task.kind != "forecast":
-        return dict(settings)
-    lengths = np.array([len(series.ds) - task.horizon for series in panel])
-    counts = range(known["lags"], 2, -1)
-    enough = (lags for lags in counts if (lengths - lags + 1).clip(min=0).sum() >= ROWS_A_LAG * lags)
-    return {**settings, "lags": next(enough, 2)}
 
 
 class MnemoForecaster(BaseForecaster):
@@ -231,7 +215,7 @@ class MnemoForecaster(BaseForecaster):
 
     def _learn(self, dataset: Dataset, panel: Sequence[Series], task: Task) -> Trained:
         """The model fitted to the panel, or, where it cannot be and there is one, its substitute."""
-        settings = settled(self.model, task, panel, self.settings or {})
+        settings = self.settings or {}
         # What is wrong with a setting is no matter of the data, and is not made up for.
         build(self.model, task.signature, **parse_settings(self.model, settings)[0])
         parts = parts_to_learn_from(dataset, panel, task, self.model)
@@ -254,7 +238,7 @@ class MnemoForecaster(BaseForecaster):
         try:
             parts = split(dataset, panel, task, hold_out=False)
             if entry(trained.name).learns != "gradient":  # a network has chosen by that part, but not learned from it
-                settings = settled(self.model, task, panel, self.settings or {}) if trained.name == self.model else {}
+                settings = (self.settings or {}) if trained.name == self.model else {}
                 before = replace(parts, validation=[])
                 trained = fit_model(trained.name, task, before, settings=settings, seed=self.random_state)
             return calibration_of(task, validated(trained, task, parts))

@@ -38,6 +38,7 @@ from models.catalog import build, entry, field_defaults
 from models.contract import Batch, Fits, Fitted, Local, StepModel, Trainable, concat
 
 SMALL = 200_000  # weights below which one CPU thread is the fastest
+ROWS_A_LAG = 3  # training rows for each weight of a closed form; with fewer it learns its few rows by heart
 MAY_CHANGE = ("log", "device", "threads")  # what a resumed run may do otherwise than before
 
 
@@ -297,9 +298,11 @@ def fit_model(
             raise TaskError(f"{name} is fitted in one go: there is nothing to resume.")
         return fit_local(name, task, parts, model_settings, config.threads)
     lookback = choose_lookback(config, parts.train, task)
-    for sized in ("lags", "norm_window"):
+    taught = entry(name).learns == "closed form" and task.kind == "forecast" and not config.lookback
+    sizes = {"lags": _teachable(parts.train, task, lookback) if taught else lookback, "norm_window": lookback}
+    for sized, size in sizes.items():
         if sized in field_defaults(name) and sized not in model_settings:
-            model_settings[sized] = max(2, lookback)
+            model_settings[sized] = max(2, size)
     torch.manual_seed(seed)
     began = time.perf_counter()
     model = build(name, task.signature, **model_settings)
@@ -323,6 +326,14 @@ def fit_model(
         run = {"model": name, "seed": seed, **used}
         epochs, device = _descend(model, task, parts, config, run, home, resume, progress)
     return Trained(model.cpu().eval(), name, used, time.perf_counter() - began, epochs, device, len(parts.train))
+
+
+def _teachable(spans: Sequence[Span], task: Task, most: int) -> int:
+    """As many lags as the values of the spans can teach a closed form: of one short series few."""
+    known = np.array([int(np.isfinite(span.series.values[: span.end, 0]).sum()) for span in spans])
+    counts = range(most, 2, -1)
+    rows = ((known - task.horizon - lags + 1).clip(min=0).sum() for lags in counts)
+    return next((lags for lags, found in zip(counts, rows, strict=True) if found >= ROWS_A_LAG * lags), 2)
 
 
 def _unfit(model: Fitted, name: str, spans: Sequence[Span]) -> dict[str, Substitute]:

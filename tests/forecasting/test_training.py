@@ -230,6 +230,16 @@ def set_gradients(value):
     return hook
 
 
+def test_a_closed_form_on_one_short_series_learns_more_than_its_few_rows_by_heart():
+    task, parts = parts_of(wave(100, noise=0.3))
+    report = compare(replace(parts, test=parts.validation), [], task)
+    lags = report.models["ridge"].config["lags"]
+    assert 12 <= lags <= (80 - 3 - lags + 1) / 3
+    error = report.leaderboard.set_index("model")["mae"]
+    assert error["ridge"] < 0.7 * error["naive"]
+    assert fit_model("ridge", task, parts, settings={"lookback": 40}).config["lags"] == 40
+
+
 def test_clipping_bounds_the_norm_and_keeps_the_direction(monkeypatch, waves):
     for _, before, after in watched(monkeypatch, waves, set_gradients(3.0), clip=0.25):
         assert float(after.norm()) == pytest.approx(0.25, rel=1e-4)
