@@ -6,6 +6,7 @@ import torch
 
 from models.catalog import build
 from models.contract import Batch, ModelError, Signature
+from models.lag_regression import QuantileConfig, QuantileRegression, Sample
 
 NAMES = ("quantile-regression", "random-forest", "xgboost")
 FAST = {
@@ -71,6 +72,24 @@ def test_a_gap_in_every_season_leaves_what_is_known_to_learn_from(name, validate
     known = new[:, -4:].isfinite()
     error = (found[..., 4] - new[:, -4:]).abs()[known].mean()
     assert error < 0.45 * (new[:, -8:-4] - new[:, -4:]).abs()[known].mean()
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.05])
+def test_the_penalty_of_quantile_regression_is_that_of_the_linear_programme(penalty):
+    from sklearn.linear_model import QuantileRegressor
+
+    rng = np.random.default_rng(0)
+    x = 5 + rng.normal(size=(400, 4)) * [1, 10, 0.1, 1]
+    y = x @ [1, 0.1, 0.5, 0] + 0.3 * rng.standard_t(4, 400)
+    rows, levels = Sample(x.astype(np.float32), y.astype(np.float32)), (0.2, 0.5)
+    learner = QuantileRegression(QuantileConfig(penalty))
+    part = learner.part(4, 2)
+    learner.fit(part, rows, rows, levels, 0)
+    for output, level in enumerate(levels):
+        expected = QuantileRegressor(quantile=level, alpha=penalty).fit((x - x.mean(0)) / x.std(0), y)
+        weight = part.weight[:, output].double().numpy()
+        np.testing.assert_allclose(weight * x.std(0), expected.coef_, atol=0.01)
+        assert part.bias[output].item() + x.mean(0) @ weight == pytest.approx(expected.intercept_, abs=0.01)
 
 
 def test_each_lead_can_have_models_of_its_own():
