@@ -322,7 +322,7 @@ class RidgeForecaster(StepModel, Fitted):
             equations, steps, units = self._fit_each_step(batches)
         if self.level is not None:
             zero = torch.zeros(1)
-            self.level.calibrate(zero, zero + 1, 1e-4 * torch.cat(units).mean(0))
+            self.level.calibrate(zero, zero + 1, 1e-4 * torch.cat(units).amin(0))  # a small series has a spread too
         if self.errors is not None:
             self.errors.to_key.copy_(equations.components(self.weight, self.config.error_keys))
         residuals = []

@@ -255,7 +255,11 @@ class Network(StepModel, Trainable):
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Set the constants of the graph: each channel's statistics, its smallest scale, the target's units."""
-        self.normaliser.calibrate(*channel_statistics(batches, 1e-4 if self.signature.task == "forecast" else 1e-2))
+        forecasts = self.signature.task == "forecast"
+        mean, var, floor = channel_statistics(batches, 1e-4 if forecasts else 1e-2)
+        if forecasts:  # the spread of all series together is no measure of one that is far smaller than the others
+            floor[0] = torch.stack([floor[0], *(1e-4 * batch.scale.min() for batch in batches)]).min()
+        self.normaliser.calibrate(mean, var, floor)
         if self.skip is not None:
             self.skip.fit(batches)
         if self.signature.task == "regress":

@@ -70,6 +70,7 @@ def unit_where_still(spread: Tensor, mean: Tensor) -> Tensor:
     return torch.where(spread <= STILL * mean.abs(), 1.0, spread)
 
 
+LEAST_SCALE = 1e-15  # whose square float32 tells from 0
 REACH = 100_000  # observations over which the statistics of who moves reach, at least
 
 
@@ -113,7 +114,7 @@ class RunningNormaliser(nn.Module):
         """Set the prior statistics and the smallest scale, each (C,); floor keeps constant stretches from exploding."""
         self.prior_mean.copy_(mean)
         self.prior_var.copy_(var)
-        self.floor.copy_(floor)
+        self.floor.copy_(floor.clamp(min=LEAST_SCALE))
 
     def initial_state(self, batch: int) -> State:
         channels = self.floor.shape[0]

@@ -237,7 +237,7 @@ class HistoricAverage(_Simple):
         super().__init__(signature)
         self.statistics = RunningNormaliser(1, COUNTABLE, name="history")
         # No floor but what keeps a division by the deviation finite: here the deviation is the answer.
-        self.statistics.calibrate(torch.zeros(1), torch.ones(1), torch.full((1,), 1e-15))
+        self.statistics.calibrate(torch.zeros(1), torch.ones(1), torch.zeros(1))
 
     def initial_state(self, batch: int) -> State:
         return self.statistics.initial_state(batch)

@@ -145,3 +145,19 @@ def test_a_level_wants_to_be_known_and_errors_want_a_level():
         build("ridge", signature, lags=8, level_window=100).fit([batch_of(sines(9), level=False)])
     with pytest.raises(ModelError, match="needs a level_window"):
         build("ridge", signature, lags=8, error_rate=0.1)
+
+
+def test_a_series_far_smaller_than_the_others_learns_its_errors_as_they_do():
+    rng = np.random.default_rng(3)
+    values = torch.from_numpy(rng.normal(size=(1, 400)).cumsum(1)).float()
+    sizes = torch.tensor([[1e6], [1.0]])
+    x = (sizes * values)[..., None]
+    target = x[:, 1:, 0].unfold(1, 2, 1)
+    x = x[:, : target.shape[1]]
+    signature = Signature("forecast", channels=1, horizon=2)
+    model = build("ridge", signature, lags=4, level_window=50, error_rate=0.1, error_keys=4)
+    model.fit([Batch(x, torch.ones_like(x), target, sizes[:, 0] * values.std(), torch.zeros(2, 3))])
+    found, _ = model.scan(x, torch.ones_like(x), model.initial_state(2))
+    torch.testing.assert_close(
+        found[1, 60:] - x[1, 60:, None], (found[0, 60:] - x[0, 60:, None]) / 1e6, rtol=1e-2, atol=1e-2
+    )

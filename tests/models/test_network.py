@@ -253,6 +253,25 @@ def test_constants_are_those_of_the_observed_training_data():
     assert model.target_std.item() == pytest.approx(np.nanstd(target), rel=1e-5)
 
 
+@pytest.mark.parametrize("size", [1e-2, 1e-8])
+def test_a_series_far_smaller_than_the_others_keeps_its_own_scale(size):
+    sizes = torch.tensor([6e4, size])
+    x = sizes[:, None, None] * torch.tensor([4.0, 5.0, 3.0, 4.0])[:, None].expand(2, 4, 1)
+    model = build("gru", Signature("forecast", channels=1, horizon=HORIZON), **SMALL)
+    target = torch.full((2, 4, HORIZON), math.nan)
+    model.prepare([Batch(x, torch.ones_like(x), target, sizes * math.sqrt(0.5))])
+    prediction = predict(model, Batch(x, torch.ones_like(x), target, sizes)).detach() / sizes[:, None, None, None]
+    torch.testing.assert_close(prediction[1, 1:], prediction[0, 1:], rtol=1e-4, atol=1e-4)
+
+
+def test_training_data_too_small_to_be_squared_leave_no_nan():
+    x = 1e-24 * torch.randn(2, 9, 1)
+    batch = Batch(x, torch.ones_like(x), torch.full((2, 9, HORIZON), math.nan), torch.full((2,), 1e-24))
+    model = build("gru", Signature("forecast", channels=1, horizon=HORIZON), **SMALL)
+    model.prepare([batch])
+    assert predict(model, batch).isfinite().all()
+
+
 def test_no_training_windows_is_an_error():
     with pytest.raises(ModelError, match="no training windows"):
         build("gru", FORECAST).prepare([])
