@@ -196,14 +196,12 @@ def fit_arima(values: Values, season: int, config: ArimaConfig) -> Fit:
     from statsforecast.models import AutoARIMA
 
     y = known_part(values)
-    complete, missing = filled(y)
-    if len(y) < 3:
-        raise ModelError(f"{len(y)} values are too few for an ARIMA model")
-    notes = []
-    if missing:
-        notes.append(f"{missing} of {len(y)} values are missing: closed by straight lines for the fit")
-    if season > 1 and len(y) <= season:
-        notes.append(f"fitted without a season: {len(y)} values are no more than one season of {season}")
+    complete, notes = filled(y)
+    gaps = bool(notes)
+    if len(complete) < 3:
+        raise ModelError(f"{len(complete)} values are too few for an ARIMA model")
+    if season > 1 and len(complete) <= season:
+        notes.append(f"fitted without a season: {len(complete)} values are no more than one season of {season}")
         season = 1
     if np.ptp(complete) == 0:
         notes.append("constant: a mean with no spread")
@@ -218,7 +216,7 @@ def fit_arima(values: Values, season: int, config: ArimaConfig) -> Fit:
         approximation=config.approximates(len(complete), season),
     )
     found: dict[str, Any] = chosen.fit(complete).model_
-    filtered = forward_arima(found, y.copy()) if missing else found
+    filtered = forward_arima(found, y.copy()) if gaps else found
     space, coefficients = filtered["model"], found["coef"]
     result: Fit = {
         "phi": np.asarray(space["phi"], np.float64),

@@ -120,11 +120,7 @@ class Ces(LinearGaussian):
         )
         notes = {name: found["note"] for name, found in fits.items() if found["note"]}
         state = states_of(list(fits.values()), self.signature) if fits else {}
-        for index, found in enumerate(fits.values()):
-            if found["history"] is not None:  # it has gaps, which were closed for the library and the filter skips
-                row = {name: value[index : index + 1] for name, value in state.items()}
-                for name, value in self.passed(torch.from_numpy(found["history"])[None], row).items():
-                    state[name][index] = value[0]
+        self.caught_up(fits, state)
         return Fits(tuple(fits), state, notes, failures)
 
 
@@ -137,18 +133,17 @@ def fit_ces(values: Values, season: int, form: str = "auto") -> Fit:
     from statsforecast.models import AutoCES
 
     y = known_part(values)
-    complete, missing = filled(y)
-    notes = []
-    if missing:
-        notes.append(f"{missing} of {len(y)} values are missing: closed by straight lines for the fit")
-    if len(y) < FEWEST:
-        raise ModelError(f"{len(y)} values are too few for complex exponential smoothing, which takes {FEWEST} or more")
+    complete, notes = filled(y)
+    gaps = bool(notes)
+    length = len(complete)
+    if length < FEWEST:
+        raise ModelError(f"{length} values are too few for complex exponential smoothing, which takes {FEWEST} or more")
     if np.ptp(complete) == 0:
         raise ModelError("it is constant, and has nothing to fit")
-    if season > 1 and len(y) < 2 * season and form != "N":
+    if season > 1 and length < 2 * season and form != "N":
         if form != "auto":
-            raise ModelError(f"its {len(y)} values are fewer than two seasons of {season}; take no season (N)")
-        notes.append(f"fitted without a season: {len(y)} values are fewer than two seasons of {season}")
+            raise ModelError(f"its {length} values are fewer than two seasons of {season}; take no season (N)")
+        notes.append(f"fitted without a season: {length} values are fewer than two seasons of {season}")
     try:
         found: dict[str, Any] = (
             AutoCES(season_length=season, model="Z" if form == "auto" else form).fit(complete).model_
@@ -157,11 +152,11 @@ def fit_ces(values: Values, season: int, form: str = "auto") -> Fit:
         if "no model able to be fitted" not in str(error):
             raise
         raise ModelError(
-            f"AutoCES could fit none of its forms to its {len(y)} values, as of one that repeats itself exactly; "
+            f"AutoCES could fit none of its forms to its {length} values, as of one that repeats itself exactly; "
             "take no season (N)"
         ) from error
     chosen, states, rows = found["seasontype"], np.asarray(found["states"], np.float64), found["m"]
-    begin = 0 if missing else len(y)  # the last `rows` states are known then, the oldest first
+    begin = 0 if gaps else length  # the last `rows` states are known then, the oldest first
     known = states[begin : begin + rows]
     pair, seasonal = np.zeros(2), np.zeros((season, 2))
     if chosen != "S":
@@ -177,12 +172,12 @@ def fit_ces(values: Values, season: int, form: str = "auto") -> Fit:
         "errors": -1,
         "season": seasonal,
         "pair": pair,
-        "history": y if missing else None,
+        "history": y if gaps else None,
     }
     if not (np.isfinite(states).all() and np.isfinite(result["sigma2"])):
         raise ModelError("the fit of AutoCES ended with numbers that are not finite")
     if result["sigma2"] < 0:
-        raise ModelError(f"{len(y)} values are too few for the form {chosen}; take no season (N)")
+        raise ModelError(f"{length} values are too few for the form {chosen}; take no season (N)")
     root = largest_root(chosen, result["parameters"], 1 if chosen == "N" else season)
     if root > 1 + 1e-6:
         notes.append(

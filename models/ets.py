@@ -145,11 +145,7 @@ class Ets(LinearGaussian):
         fits, failures = fit_each(fit, series, processes)
         notes = {name: found["note"] for name, found in fits.items() if found["note"]}
         state = states_of(fits.values(), self.signature) if fits else {}
-        for index, found in enumerate(fits.values()):
-            if found["history"] is not None:  # it has gaps, which the library closed and the filter skips
-                row = {name: value[index : index + 1] for name, value in state.items()}
-                for name, value in self.passed(torch.from_numpy(found["history"])[None], row).items():
-                    state[name][index] = value[0]
+        self.caught_up(fits, state)
         return Fits(tuple(fits), state, notes, failures)
 
 
@@ -178,33 +174,30 @@ def fit_ets(values: Values, season: int, model: str = "ZZZ", damped: str = "auto
     from statsforecast.models import AutoETS
 
     y = known_part(values)
-    complete, missing = filled(y)
-    notes = []
-    if missing:
-        notes.append(f"{missing} of {len(y)} values are missing: closed by straight lines for the fit")
+    complete, notes = filled(y)
+    gaps = bool(notes)
     if "M" in (model[0], model[2]) and complete.min() <= 0:
         raise ModelError(
             f"the form {model} takes values above 0 only, the lowest is {complete.min():g}; "
             "take an additive one, or Z, which chooses among those that can"
         )
-    if season > 1 and len(y) <= season and model[2] != "N":
+    if season > 1 and len(complete) <= season and model[2] != "N":
         if model[2] != "Z":
-            raise ModelError(f"its {len(y)} values are no more than one season of {season}; take no season (N)")
-        notes.append(f"fitted without a season: {len(y)} values are no more than one season of {season}")
+            raise ModelError(f"its {len(complete)} values are no more than one season of {season}; take no season (N)")
+        notes.append(f"fitted without a season: {len(complete)} values are no more than one season of {season}")
         model = f"{model[:2]}N"
     if np.ptp(complete) == 0:
         notes.append("constant: simple exponential smoothing with no spread")
-    if len(y) < FEWEST:
-        raise ModelError(f"{len(y)} values are too few for an ETS model of the form {model}")
+    if len(complete) < FEWEST:
+        raise ModelError(f"{len(complete)} values are too few for an ETS model of the form {model}")
     chosen = AutoETS(season_length=season, model=model, damped={"auto": None, "yes": True, "no": False}[damped])
     try:
         found = chosen.fit(complete).model_
     except NotImplementedError as error:
-        raise ModelError(f"{len(y)} values are too few for an ETS model of the form {model}") from error
+        raise ModelError(f"{len(complete)} values are too few for an ETS model of the form {model}") from error
     error_kind, trend_kind, season_kind, damping = found["components"]
     alpha, beta, gamma, phi = (float(value) for value in found["par"][:4])
-    begin = 0 if missing else -1
-    states = found["states"][begin]
+    states = found["states"][0 if gaps else -1]
     trends = int(trend_kind != "N")
     seasonal = states[1 + trends :][::-1] if season_kind != "N" else np.zeros(season)
     if not np.isfinite(found["states"]).all() or not np.isfinite(found["sigma2"]):
@@ -219,7 +212,7 @@ def fit_ets(values: Values, season: int, model: str = "ZZZ", damped: str = "auto
         "level": float(states[0]),
         "trend": float(states[1]) if trends else 0.0,
         "season": np.ascontiguousarray(seasonal, np.float64),
-        "history": y if missing else None,
+        "history": y if gaps else None,
         "note": "; ".join(notes),
     }
 

@@ -59,6 +59,15 @@ class LinearGaussian(StepModel, Local):
                 state = state | self.advance(*self.target(x, torch.ones_like(x), state), state)
         return state
 
+    def caught_up(self, fits: Mapping[str, Fit], state: State) -> None:
+        """Step those series over their `history` that have one, in place: values that the library was not shown as
+        they are."""
+        for index, found in enumerate(fits.values()):
+            if found["history"] is not None:
+                row = {name: value[index : index + 1] for name, value in state.items()}
+                for name, value in self.passed(torch.from_numpy(found["history"])[None], row).items():
+                    state[name][index] = value[0]
+
     def target(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """What `advance` takes of an observation (B, C): channel 0, 0 where it was not seen, and where it was."""
         y = x[..., :1]
@@ -171,8 +180,14 @@ def known_part(values: Values) -> Values:
     return y[known[0] :]
 
 
-def filled(values: Values) -> tuple[Values, int]:
-    """Gaps closed by straight lines, for libraries that take none; and how many values that were."""
-    known = np.isfinite(values)
-    places = np.arange(len(values))
-    return np.interp(places, places[known], values[known]), int((~known).sum())
+def filled(values: Values, how: str = "closed by straight lines for the fit") -> tuple[Values, list[str]]:
+    """What libraries take that take no gaps: the values up to the last known one, with the gaps between closed by
+    straight lines; and what to say of it, `how` of those between."""
+    known = np.flatnonzero(np.isfinite(values))
+    complete = np.interp(np.arange(known[-1] + 1), known, values[known])
+    notes = []
+    if len(complete) > len(known):
+        notes.append(f"{len(complete) - len(known)} of {len(values)} values are missing: {how}")
+    if len(values) > len(complete):
+        notes.append(f"the last {len(values) - len(complete)} of {len(values)} values are missing: no part of the fit")
+    return complete, notes

@@ -7,7 +7,7 @@ theirs by a linear map, and from there on both are one filter. A constant become
 
 Without a gap the exact diffuse likelihood is that of the differenced series (but for a constant), whose filter has the
 ARMA places alone: so orders and parameters are found there, many times faster, and the whole model is filtered once.
-With gaps its parameters are estimated again with the gaps skipped, for differencing would widen them.
+With gaps between values its parameters are estimated again with the gaps skipped, for differencing would widen them.
 
 On short series a maximum of the likelihood may lie where roots reach the unit circle; the initial variance has no end
 there, AR and MA cancel to the last digits, and forecasts are of any size. So of several candidates those with a root
@@ -125,11 +125,12 @@ def estimate(y: Values, season: int, config: SarimaxConfig, covariates: Values) 
     """
     from statsmodels.tsa.statespace.sarimax import SARIMAX
 
-    complete, missing = filled(y)
+    complete, missing = filled(y)[0], int(np.isnan(y).sum())
+    past = len(complete)
     order, seasonal = orders_of("order", config.order), orders_of("seasonal_order", config.seasonal_order)
     if season == 1:
         seasonal = (0, 0, 0)
-    differences = _differences(_unexplained(complete, covariates), season, order, seasonal)
+    differences = _differences(_unexplained(complete, covariates[:past]), season, order, seasonal)
     if config.trend == "constant" and sum(differences) > 1:
         raise ModelError(
             f"a constant after {sum(differences)} differences is a trend that bends without end; take trend=none"
@@ -137,24 +138,25 @@ def estimate(y: Values, season: int, config: SarimaxConfig, covariates: Values) 
     trend = _trend(config, differences)
     regressors = Regressors(covariates, _difference_states(*differences, season)[0], constant=trend == "c")
     exog = regressors.values
+    told = None if exog is None else exog[:past]
     fits: list[Any] = []
     for p, q, seasonal_p, seasonal_q in _candidates(order, seasonal):
         orders = (p, differences[0], q), (seasonal_p, differences[1], seasonal_q, season if season > 1 else 0)
-        fits.append(_differenced(complete, exog, *orders, trend))
+        fits.append(_differenced(complete, told, *orders, trend))
     fits = [fit for fit in fits if fit is not None]
     # Where none is left all are, and what was asked for is refused below.
     best = min([fit for fit in fits if _least_root(fit) >= NEAR] or fits, key=lambda fit: fit.aicc, default=None)
     if best is None:
         raise ModelError(f"{len(y)} values are too few for an ARIMA model of {_spelt(order, seasonal, season)}")
     if config.trend == "auto" and sum(differences) == 1:
-        without = _differenced(complete, exog, best.model.order, best.model.seasonal_order, "n")
+        without = _differenced(complete, told, best.model.order, best.model.seasonal_order, "n")
         if without is not None and without.aicc < best.aicc and _least_root(without) >= NEAR:
             best = without
     model = SARIMAX(
         y, exog=exog, order=best.model.order, seasonal_order=best.model.seasonal_order, trend=best.model.trend,
         use_exact_diffuse=True,
     )  # fmt: skip
-    if not missing:
+    if not np.isnan(y[:past]).any():
         results = model.filter(best.params, cov_type="none")
         results.mle_retvals = best.mle_retvals
     else:

@@ -177,7 +177,9 @@ class Theta(LinearGaussian):
         fit = partial(fit_theta, season=self.signature.season, form=config.form, decomposition=config.decomposition)
         fits, failures = fit_each(fit, series, processes)
         notes = {name: found["note"] for name, found in fits.items() if found["note"]}
-        return Fits(tuple(fits), states_of(list(fits.values())) if fits else {}, notes, failures)
+        state = states_of(list(fits.values())) if fits else {}
+        self.caught_up(fits, state)
+        return Fits(tuple(fits), state, notes, failures)
 
 
 def _stacked(state: State) -> Tensor:
@@ -193,12 +195,10 @@ def fit_theta(values: Values, season: int, form: str = "auto", decomposition: st
     from statsforecast.models import AutoTheta
 
     y = known_part(values)
-    complete, missing = filled(y)
-    notes = []
-    if missing:
-        notes.append(f"{missing} of {len(y)} values are missing: closed by straight lines")
-    if len(y) <= 3:
-        raise ModelError(f"{len(y)} values are too few for a theta model")
+    complete, notes = filled(y, "closed by straight lines")
+    length = len(complete)
+    if length <= 3:
+        raise ModelError(f"{length} values are too few for a theta model")
     if np.ptp(complete) == 0:
         raise ModelError("it is constant, and has neither a season nor a slope to fit")
     chosen = AutoTheta(season_length=season, decomposition_type=decomposition, model=None if form == "auto" else form)
@@ -213,7 +213,7 @@ def fit_theta(values: Values, season: int, form: str = "auto", decomposition: st
             notes.append("its season is removed by subtraction: not all of its values or factors are above 0")
         if not multiplicative:
             # The library adds the season to these residuals, which would then count as noise.
-            residuals = residuals - np.resize(np.roll(seasonal, -(-len(y) % season)), len(y))
+            residuals = residuals - np.resize(np.roll(seasonal, -(-length % season)), length)
     settled = residuals[3:] if len(residuals) > 4 else residuals
     level, mean, _, slope, _ = (float(value) for value in found["states"][-1])
     alpha, weight = float(found["par"]["alpha"]), 1 - 1 / float(found["par"]["theta"])
@@ -225,11 +225,12 @@ def fit_theta(values: Values, season: int, form: str = "auto", decomposition: st
         "dynamic": int(found["modeltype"].startswith("D")),
         "multiplicative": int(multiplicative),
         "errors": -1,
-        "count": len(y),
+        "count": length,
         "season": seasonal,
         "origin": level,
         "line": np.array([mean - level, slope]),
-        "level": level * weight * (1 - alpha) ** len(y),
+        "level": level * weight * (1 - alpha) ** length,
+        "history": y[length:] if length < len(y) else None,
         "note": "; ".join(notes),
     }
     if not all(np.isfinite(result[name]).all() for name in ("sigma2", "alpha", "weight", "season", "origin", "line")):

@@ -5,8 +5,10 @@ import signal
 
 import numpy as np
 import pytest
+import torch
 
-from models.contract import ModelError
+from models.catalog import build
+from models.contract import ModelError, Signature
 from models.linear_gaussian import Fit, fit_each
 
 
@@ -36,6 +38,18 @@ def test_many_series_are_dealt_to_processes_and_keep_their_order():
     assert [fit["mean"] for fit in fits.values()] == list(map(float, range(64)))
     assert os.getpid() not in {fit["process"] for fit in fits.values()}
     assert failures == {"gap": "has a gap"}
+
+
+@pytest.mark.parametrize("name", ["ets", "arima", "theta", "ces", "sarimax", "components"])
+def test_what_is_missing_at_the_end_is_stepped_over_and_no_part_of_the_fit(name):
+    rng = np.random.default_rng(0)
+    values = 100 + 5 * np.sin(np.pi / 2 * np.arange(48)) + rng.normal(size=48).cumsum()
+    model = build(name, Signature("forecast", channels=1, horizon=5, season=4)).double()
+    fits = model.fit_series({"whole": values, "ended": np.concatenate([values, np.full(20, np.nan)])})
+    assert "20 of 68 values are missing" in fits.notes["ended"]
+    with torch.no_grad():
+        stepped = model.passed(torch.full((1, 20), torch.nan, dtype=torch.float64), fits.state_of(["whole"]))
+        torch.testing.assert_close(model.predict(fits.state_of(["ended"])), model.predict(stepped))
 
 
 def ended(values: np.ndarray) -> Fit:
