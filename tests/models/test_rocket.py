@@ -74,6 +74,15 @@ def test_that_a_channel_is_missing_tells_classes_apart_and_one_that_never_was_ma
     torch.testing.assert_close(failed, expected, atol=1e-4, rtol=0)
 
 
+def test_windows_without_a_label_teach_nothing():
+    model = build("rocket", SIGNATURE, **SMALL)
+    model.prepare([batch(1)])
+    loss = model.loss(batch(1)._replace(target=torch.full_like(batch(1).target, -1)))
+    loss.backward()
+    assert loss.item() == 0
+    assert all(part.grad is None or not part.grad.any() for part in model.parameters())
+
+
 def test_the_units_of_the_channels_do_not_matter():
     """Statistics and thresholds come from the training data."""
     said = []
