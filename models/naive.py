@@ -52,9 +52,9 @@ class SeasonalNaive(StepModel, Fitted):
             "naive.square": self.zeros(batch, 1),
         }
 
-    def _predict(self, season: Tensor, square: Tensor) -> Tensor:
-        """season: (..., S), oldest first; square: (..., 1)."""
-        return season[..., self.phase][..., None] + square.sqrt()[..., None] * self.spread
+    def _predict(self, ahead: Tensor, square: Tensor) -> Tensor:
+        """ahead: (..., H) values of one season before; square: (..., 1)."""
+        return ahead[..., None] + square.sqrt()[..., None] * self.spread
 
     def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
         seen = observed(x[:, :1], mask[:, :1])
@@ -67,18 +67,19 @@ class SeasonalNaive(StepModel, Fitted):
         count = (before + present - 1).clamp(min=1.0)
         square = state["naive.square"] + present * (difference * difference - state["naive.square"]) / count
         after = {"naive.season": season, "naive.seen": before + present, "naive.square": square}
-        return self._predict(season, square), after
+        return self._predict(season[:, self.phase], square), after
 
     def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
-        season, square, after = self._read(x, mask, state)
-        return self._predict(season, square), after
+        ahead, square, after = self._read(x, mask, state)
+        return self._predict(ahead, square), after
 
     def last(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
-        season, square, after = self._read(x, mask, state)
-        return self._predict(season[:, -1], square[:, -1]), after
+        ahead, square, after = self._read(x, mask, state)
+        return self._predict(ahead[:, -1], square[:, -1]), after
 
     def _read(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
-        """After every observation the season (B, T, S) and the mean square (B, T, 1); and the state after the last."""
+        """After every observation the values of one season before the next H (B, T, H), without its whole season in
+        memory, and the mean square (B, T, 1); and the state after the last."""
         y, steps, lag = x[..., 0], x.shape[1], self.signature.season
         seen = observed(y, mask[..., 0])
         present = seen.to(y.dtype)
@@ -92,20 +93,22 @@ class SeasonalNaive(StepModel, Fitted):
         known = torch.nn.functional.pad(seen, (0, padding)).unflatten(1, (-1, lag))
         filled = fill_forward(by_phase, known, opening).flatten(1)[:, :steps]
         everything = torch.cat([opening, filled], 1)  # (B, S + T)
-        season = everything[:, 1:].unfold(1, lag, 1)  # (B, T, S)
-        started = counts[:, 1:, None] > 0.5
-        season = torch.where(started, season, torch.zeros_like(season))
+        season = everything[:, 1:].unfold(1, lag, 1)  # (B, T, S), a view
+        ahead, last = (
+            torch.where(begun[..., None] > 0.5, part, torch.zeros_like(part))
+            for begun, part in ((counts[:, 1:], season[..., self.phase]), (counts[:, -1], season[:, -1]))
+        )
         difference = (filled - everything[:, :steps]) * counts[:, :-1].clamp(max=1.0)
         # Differences so far: one fewer than values, for the first has none.
         pairs = (counts - 1).clamp(min=0.0)
         total = torch.cat([state["naive.square"] * pairs[:, :1], present * difference * difference], 1).cumsum(1)
         square = total[:, 1:] / pairs[:, 1:].clamp(min=1.0)
         after = {
-            "naive.season": season[:, -1].contiguous(),
+            "naive.season": last,
             "naive.seen": counts[:, -1:],
             "naive.square": square[:, -1:],
         }
-        return season, square[..., None], after
+        return ahead, square[..., None], after
 
 
 class Prior(StepModel, Fitted):

@@ -79,9 +79,9 @@ class Drift(_Simple):
     def _predict(
         self, season: Tensor, age: Tensor, changes: Tensor, seasons: Tensor, slope: Tensor, squares: Tensor
     ) -> Tensor:
-        """season, age: (..., S); the others (..., 1)."""
-        ahead = self.ahead + age[..., self.phase]  # (..., H)
-        mean = season[..., self.phase] + ahead * slope
+        """season, age: (..., H) of the value one season before and more; the others (..., 1)."""
+        ahead = self.ahead + age
+        mean = season + ahead * slope
         variance = squares / (changes - 1).clamp(min=1.0) * (ahead + ahead * ahead / seasons.clamp(min=1.0))
         return mean[..., None] + variance.sqrt()[..., None] * self.normal
 
@@ -103,7 +103,7 @@ class Drift(_Simple):
         age = torch.cat([age[:, 1:], torch.where(seen, torch.zeros_like(since), since * known[:, :1])], 1)
         known = torch.cat([known[:, 1:], torch.maximum(known[:, :1], seen.to(x.dtype))], 1)
         after = [season, age, known, changes, seasons, slope, squares]
-        prediction = self._predict(season, age, changes, seasons, slope, squares)
+        prediction = self._predict(season[:, self.phase], age[:, self.phase], changes, seasons, slope, squares)
         return prediction, dict(zip(state, after, strict=True))
 
     def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
@@ -142,11 +142,14 @@ class Drift(_Simple):
         surprise = pair * (rate - torch.cat([slope, slopes[:, :-1]], 1))
         squares = state["drift.squares"] + (since * surprise * (rate - slopes)).cumsum(1)
         changes = state["drift.changes"] + pair.cumsum(1)
-        season = filled[:, 1:].unfold(1, lag, 1)  # (B, T, S)
-        season = torch.where(started[:, 1:, None] > 0.5, season, torch.zeros_like(season))
+        season = filled[:, 1:].unfold(1, lag, 1)  # (B, T, S), a view
+        ahead, last = (
+            torch.where(begun[..., None] > 0.5, part, torch.zeros_like(part))
+            for begun, part in ((started[:, 1:], season[..., self.phase]), (started[:, -1], season[:, -1]))
+        )
         running = [part[..., None] for part in (changes, seasons, slopes, squares)]
-        prediction = self._predict(season, age[:, 1:].unfold(1, lag, 1), *running)
-        after = [season[:, -1].contiguous(), age[:, steps:], knew[:, steps:], *(part[:, -1] for part in running)]
+        prediction = self._predict(ahead, age[:, 1:].unfold(1, lag, 1)[..., self.phase], *running)
+        after = [last, age[:, steps:], knew[:, steps:], *(part[:, -1] for part in running)]
         return prediction, dict(zip(state, after, strict=True))
 
 

@@ -112,3 +112,12 @@ def test_training_data_without_an_answer_is_an_error(task, target, message):
     model = build("naive", Signature(task, channels=1, classes=2))
     with pytest.raises(ModelError, match=message):
         model.fit(labelled(torch.full((1, 3), target)))
+
+
+@pytest.mark.parametrize("name", ["naive", "seasonal-drift"])
+def test_a_scan_does_not_hold_a_season_for_every_step(name):
+    """Two million seasons of two million values would fill 16 TB."""
+    x = torch.arange(2e6)[None, :, None]
+    model = build(name, signature(horizon=1, season=x.shape[1]))
+    forecasts, _ = model.scan(x, torch.ones_like(x), model.initial_state(1))
+    assert forecasts[0, -1, 0, 1] == 0
