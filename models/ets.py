@@ -85,7 +85,7 @@ class Ets(LinearGaussian):
 
     def initial_state(self, batch: int) -> State:
         """Of series that nobody fitted: simple exponential smoothing from the first value, with a running variance."""
-        parameters = dict.fromkeys(("sigma2", "beta", "gamma"), self.zeros(batch))
+        parameters = {name: self.zeros(batch) for name in ("sigma2", "beta", "gamma")}
         parameters |= {"alpha": self.zeros(batch) + self.config.unfitted_alpha, "phi": self.zeros(batch) + 1}
         return parameters_of(parameters, self.zeros(batch, 2), self.signature) | {
             "ets.started": self.zeros(batch, 1),

@@ -54,7 +54,7 @@ class Rule:
     retention: Literal["decay", "lq", "lq as printed", "softmax", "elastic"] = "decay"
     dual_power: float = 4.0  # of the lq retentions: 4 is Moneta's
     threshold: float = 0.01  # of the elastic retention: an accumulated weight up to it is none
-    mass: float = 1.0  # sum of every slice of weights under softmax retention, in widths of the slice
+    mass: float = 1.0  # sum of every slice of weights under softmax retention
     optimiser: Literal["descent", "momentum", "muon"] = "momentum"
     window: int = 1  # c of the Omega rule
     chunk: int = 16  # b
@@ -423,7 +423,7 @@ def step(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, Look]
 def _enter(
     rule: Rule, accumulators: list[Tensor], momenta: list[Tensor], begins: Tensor | None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """`_border` where a chunk begins, (B, 1, 1, 1), or everywhere if None: A, and what S is to be multiplied by."""
+    """`chunk_border` where a chunk begins, (B, 1, 1, 1), or everywhere if None: A, and what S is multiplied by."""
 
     def scales(tensors: list[Tensor]) -> list[Tensor]:
         squares = torch.cat([(part * part).sum((-2, -1), keepdim=True) for part in tensors], -1)

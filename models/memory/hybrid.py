@@ -171,7 +171,7 @@ class _BesideWindow(nn.Module, ABC):
         if tokens is not None:
             _, memory, _ = self.memory.scan(tokens[None], torch.ones_like(tokens[None, :, 0]), memory)
         state = prefixed("memory", memory) | prefixed("attention", self.attention.initial_state(1))
-        return {name: value.expand(batch, *value.shape[1:]) for name, value in state.items()}
+        return {name: value.expand(batch, *value.shape[1:]).clone() for name, value in state.items()}
 
     def step(self, x: Tensor, present: Tensor, state: State, look: bool = False) -> Mixed:
         """x: (B, D); present: (B,)."""

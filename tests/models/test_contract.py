@@ -523,6 +523,17 @@ def test_series_do_not_see_each_other(case):
 
 
 @over(CASES)
+@torch.no_grad()
+def test_what_is_written_into_the_first_state_of_a_series_is_in_no_other(case):
+    state, kept = case.instance().initial_state(3), case.instance().initial_state(3)
+    for number, value in enumerate(state.values()):
+        value[1] = number + 0.5
+    for number, (name, value) in enumerate(state.items()):
+        assert bool((value[1] == number + 0.5).all()), f"{name} shares its memory with another"
+        assert torch.equal(value[[0, 2]], kept[name][[0, 2]]), f"the series share one {name}"
+
+
+@over(CASES)
 def test_predictions_are_finite_and_in_order(case):
     case.check(lambda example: check_predictions(case.instance(), *example.tensors(case.signature)))
 
