@@ -36,6 +36,7 @@ from models.contract import LARGEST, Fits, ModelError, Signature, State
 from models.linear_gaussian import Fit, LinearGaussian, Values, filled, fit_each, known_part
 
 FORMS = ("STM", "OTM", "DSTM", "DOTM")  # standard and optimised, the latter two dynamic
+SHORTEST_SEASON = 4  # that the library removes
 TINY = 1e-30  # what is divided by is at least this far from 0
 CONSTANT = ("sigma2", "alpha", "weight", "dynamic", "multiplicative")
 
@@ -201,6 +202,10 @@ def fit_theta(values: Values, season: int, form: str = "auto", decomposition: st
         raise ModelError(f"{length} values are too few for a theta model")
     if np.ptp(complete) == 0:
         raise ModelError("it is constant, and has neither a season nor a slope to fit")
+    if 1 < season < SHORTEST_SEASON:
+        notes.append(f"fitted without a season: one of {season} steps is shorter than the library removes")
+    elif season > 1 and length < 2 * season:
+        notes.append(f"fitted without a season: {length} values are fewer than two seasons of {season}")
     chosen = AutoTheta(season_length=season, decomposition_type=decomposition, model=None if form == "auto" else form)
     found: dict[str, Any] = chosen.fit(complete).model_
     seasonal = np.zeros(season)

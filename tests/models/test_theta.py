@@ -141,6 +141,22 @@ def test_what_is_wrong_with_one_series_is_no_matter_to_the_others():
     assert fits.notes["negative"].startswith("its season is removed by subtraction")
 
 
+@pytest.mark.parametrize(
+    ("season", "length", "why"),
+    [
+        (24, 47, "47 values are fewer than two seasons of 24"),
+        (3, 60, "one of 3 steps is shorter than the library removes"),
+    ],
+)
+def test_a_season_that_is_not_looked_for_is_said(season, length, why):
+    wave = 100 + 10 * np.sin(2 * np.pi * np.arange(60) / season) + 0.1 * np.arange(60)
+    model = Theta(Signature("forecast", 1, season=season)).double()
+    fits = model.fit_series({"asked": wave[:length], "whole": np.tile(wave, 2)})
+    assert fits.notes["asked"] == f"fitted without a season: {why}"
+    assert not fits.state_of(["asked"])["theta.season"].any()
+    assert ("whole" in fits.notes) == (season == 3)
+
+
 @pytest.mark.parametrize(("field", "value"), [("form", "ABC"), ("decomposition", "x"), ("unfitted_smoothing", 1)])
 def test_settings_out_of_range_name_what_is_known(field, value):
     with pytest.raises(ModelError, match=r"auto or one of STM|multiplicative or additive|between 0 and 1"):
