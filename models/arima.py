@@ -20,8 +20,7 @@ Shapes: B series, H horizon, n = r + nd places.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,9 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.contract import Fits, ModelError, Signature, State
+from models.contract import ModelError, Signature, State
 from models.kalman import Kalman, effects_of
-from models.linear_gaussian import Fit, Values, filled, fit_each, known_part
+from models.linear_gaussian import Fit, Values, filled, known_part
 
 SETTLED = 16  # roundings of 1: a covariance below them is 0; of float32 they are 1e-6 of the errors' deviation
 LEAST = 1e-12  # the same in double digits, whose roundings gather above 16 of them and do not go away
@@ -77,7 +76,7 @@ class ArimaConfig:
 
 
 class SeasonalArima(Kalman):
-    """Seasonal ARIMA, one fit a series; all have as many places as the largest, which `fit_series` sets.
+    """Seasonal ARIMA, one fit a series; all have as many places as the largest so far, see `states`.
 
     The state of one series, all but the last line constant once it is fitted:
         arima.phi (r,), arima.response (r,) = R, arima.delta (nd,); arima.intercept, arima.drift
@@ -93,16 +92,19 @@ class SeasonalArima(Kalman):
         super().__init__(signature)
         self.places, self.lags = 1, 1  # r and nd
 
-    def initial_state(self, batch: int) -> State:
-        """Of series that nobody fitted: a random walk from the first value, with a running variance."""
+    def unfitted(self) -> Fit:
+        """A random walk from the first value, with a running variance."""
         nothing = np.zeros(0)
-        walk = {
+        return {
             "phi": nothing, "theta": nothing, "delta": np.ones(1), "mean": np.zeros(2), "covariance": np.zeros((2, 2)),
             "time": 0, "started": 0, "errors": 0, "sigma2": 0.0, "intercept": 0.0, "drift": 0.0,
             "effects": np.zeros(self.signature.future),
         }  # fmt: skip
-        state = states_of([walk], self.signature, self.places, self.lags)
-        return {name: value.to(self.zeros()).repeat(batch, *[1] * (value.dim() - 1)) for name, value in state.items()}
+
+    def states(self, fits: Sequence[Fit]) -> State:
+        self.places = max(self.places, *(max(len(fit["phi"]), len(fit["theta"]) + 1) for fit in fits))
+        self.lags = max(self.lags, *(len(fit["delta"]) for fit in fits))
+        return states_of(fits, self.signature, self.places, self.lags)
 
     def advance(self, y: Tensor, seen: Tensor, state: State) -> State:
         time = state["arima.time"] + 1
@@ -150,21 +152,6 @@ class SeasonalArima(Kalman):
         unsure = ((known_of @ state["arima.covariance"][rows]) * known_of).sum(-1).clamp(min=0.0)
         spread = torch.zeros_like(state["arima.psi"]).index_copy(0, rows, unsure)
         return mean, (state["arima.sigma2"] * (state["arima.psi"] + spread)).sqrt()
-
-    @abstractmethod
-    def fitting(self) -> Callable[[Values], Fit]:
-        """What fits one series, as `fit_each` takes it."""
-
-    def fit_series(self, series: Mapping[str, Values], processes: int | None = None) -> Fits:
-        fits, failures = fit_each(self.fitting(), series, processes)
-        notes = {name: found["note"] for name, found in fits.items() if found["note"]}
-        if not fits:
-            return Fits((), {}, notes, failures)
-        self.places = max(max(len(found["phi"]), len(found["theta"]) + 1) for found in fits.values())
-        self.lags = max(1, *(len(found["delta"]) for found in fits.values()))
-        return Fits(
-            tuple(fits), states_of(list(fits.values()), self.signature, self.places, self.lags), notes, failures
-        )
 
 
 class Arima(SeasonalArima):

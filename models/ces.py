@@ -31,7 +31,7 @@ Shapes: B series, H horizon, m season.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,8 +40,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.contract import LARGEST, Fits, ModelError, Signature, State
-from models.linear_gaussian import Fit, LinearGaussian, Values, filled, fit_each, known_part
+from models.contract import LARGEST, ModelError, Signature, State
+from models.linear_gaussian import Fit, LinearGaussian, Values, filled, known_part
 
 FORMS = ("N", "S", "P", "F")  # no season, simple, partial, full
 FEWEST = 5  # values, from which the variance of a form without a season has a divisor above 0
@@ -81,14 +81,19 @@ class Ces(LinearGaussian):
         self.config = config
         self.register_buffer("phase", torch.arange(signature.horizon) % signature.season, persistent=False)
 
-    def initial_state(self, batch: int) -> State:
-        """Of series that nobody fitted: N with a1 = 1, whose level is smoothed by a0 - 1, and a running variance."""
-        unfitted: Fit = {
+    def fitting(self) -> Callable[[Values], Fit]:
+        """By AutoCES; gaps inside a series are closed by lines for the fit, and skipped by the filter."""
+        return partial(fit_ces, season=self.signature.season, form=self.config.form)
+
+    def unfitted(self) -> Fit:
+        """N with a1 = 1, whose level is smoothed by a0 - 1, and a running variance."""
+        return {
             "form": "N", "parameters": (1 + self.config.unfitted_alpha, 1.0, np.nan, np.nan), "sigma2": 0.0,
             "started": 0, "errors": 0, "season": np.zeros((self.signature.season, 2)), "pair": np.zeros(2),
         }  # fmt: skip
-        state = states_of([unfitted], self.signature)
-        return {name: value.to(self.zeros()).repeat(batch, *[1] * (value.dim() - 1)) for name, value in state.items()}
+
+    def states(self, fits: Sequence[Fit]) -> State:
+        return states_of(fits, self.signature)
 
     def advance(self, y: Tensor, seen: Tensor, state: State) -> State:
         pair, season, started = state["ces.pair"], state["ces.season"], state["ces.started"] > 0.5
@@ -112,16 +117,6 @@ class Ces(LinearGaussian):
         plain = (weights[:, :, 0] * state["ces.pair"][:, None]).sum(-1)
         seasonal = (weights[:, :, 1] * state["ces.season"][:, self.phase]).sum(-1)
         return plain + seasonal, (state["ces.sigma2"] * state["ces.spread"]).sqrt()
-
-    def fit_series(self, series: Mapping[str, Values], processes: int | None = None) -> Fits:
-        """Fit by AutoCES; gaps inside a series are closed by lines for the fit, and skipped by the filter."""
-        fits, failures = fit_each(
-            partial(fit_ces, season=self.signature.season, form=self.config.form), series, processes
-        )
-        notes = {name: found["note"] for name, found in fits.items() if found["note"]}
-        state = states_of(list(fits.values()), self.signature) if fits else {}
-        self.caught_up(fits, state)
-        return Fits(tuple(fits), state, notes, failures)
 
 
 def fit_ces(values: Values, season: int, form: str = "auto") -> Fit:

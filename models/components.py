@@ -19,7 +19,7 @@ Shapes: B series, H horizon, n = 2 + s - 1 places (one, unused, for no season).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,9 +28,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.contract import Fits, ModelError, Signature, State
+from models.contract import ModelError, Signature, State
 from models.kalman import Kalman, effects_of
-from models.linear_gaussian import Fit, Values, fit_each
+from models.linear_gaussian import Fit, Values
 from models.regressors import Regressors, parted
 
 # As statsmodels calls them; of the last the level alone is noisy, and there is no irregular.
@@ -83,15 +83,22 @@ class Components(Kalman):
         shocks = 2 * ((steps + 1) // season) + ((steps + 1) % season).clamp(max=2) if season > 1 else 0 * steps
         self.register_buffer("shocks", shocks, persistent=False)
 
-    def initial_state(self, batch: int) -> State:
-        """Of series that nobody fitted: a random walk from the first value, with a running variance."""
-        walk = {
+    def fitting(self) -> Callable[[Values], Fit]:
+        """By UnobservedComponents; gaps are skipped by the fit and by the filter."""
+        import statsmodels.tsa.statespace.structural  # noqa: F401  before `fit_each` hushes the warnings it switches on
+
+        return partial(fit_components, season=self.signature.season, config=self.config)
+
+    def unfitted(self) -> Fit:
+        """A random walk from the first value, with a running variance."""
+        return {
             "noise": np.array([0.0, 1.0, 0.0, 0.0]), "sigma2": 0.0, "started": 0, "errors": 0,
             "covariance": np.zeros((self.places, self.places)), "mean": np.zeros(self.places),
             "effects": np.zeros(self.signature.future),
         }  # fmt: skip
-        state = states_of([walk])
-        return {name: value.to(self.zeros()).repeat(batch, *[1] * (value.dim() - 1)) for name, value in state.items()}
+
+    def states(self, fits: Sequence[Fit]) -> State:
+        return states_of(fits)
 
     def forward(self, x: Tensor, state: State) -> Tensor:
         level, trend, season = x[:, :1], x[:, 1:2], x[:, 2:]
@@ -125,15 +132,6 @@ class Components(Kalman):
         irregular, level, slope, seasonal = state["components.noise"].split(1, -1)
         noise = irregular + level * ahead + slope * squares + seasonal * self.shocks.to(mean.dtype)
         return means, (state["components.sigma2"] * (noise + unsure)).sqrt()
-
-    def fit_series(self, series: Mapping[str, Values], processes: int | None = None) -> Fits:
-        """Fit by UnobservedComponents; gaps are skipped by the fit and by the filter."""
-        import statsmodels.tsa.statespace.structural  # noqa: F401  before `fit_each` hushes the warnings it switches on
-
-        fit = partial(fit_components, season=self.signature.season, config=self.config)
-        fits, failures = fit_each(fit, series, processes)
-        notes = {name: found["note"] for name, found in fits.items() if found["note"]}
-        return Fits(tuple(fits), states_of(list(fits.values())) if fits else {}, notes, failures)
 
 
 def _ahead(x: Tensor) -> Tensor:
@@ -249,7 +247,7 @@ def _fit(noise: Values, sigma2: float, mean: Values, covariance: Values, effects
     }  # fmt: skip
 
 
-def states_of(fits: list[Fit]) -> State:
+def states_of(fits: Sequence[Fit]) -> State:
     """The fits of `fit_components` as one state, float64."""
     names = ("noise", "sigma2", "started", "errors", "covariance", "mean")
     columns = effects_of(fits) | {name: np.array([np.atleast_1d(fit[name]) for fit in fits]) for name in names}

@@ -20,7 +20,7 @@ Shapes: B series, H horizon, m season.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.contract import LARGEST, Fits, ModelError, Signature, State
-from models.linear_gaussian import Fit, LinearGaussian, Values, filled, fit_each, known_part
+from models.contract import LARGEST, ModelError, Signature, State
+from models.linear_gaussian import Fit, LinearGaussian, Values, filled, known_part
 
 SEASON_LIMIT = 1e3  # of a multiplicative season: an outlier beyond it would overflow float32 in the variance
 FEWEST = 4  # values, of which the library can fit a form at all
@@ -83,17 +83,19 @@ class Ets(LinearGaussian):
         self.config = config
         self.register_buffer("phase", torch.arange(signature.horizon) % signature.season, persistent=False)
 
-    def initial_state(self, batch: int) -> State:
-        """Of series that nobody fitted: simple exponential smoothing from the first value, with a running variance."""
-        parameters = {name: self.zeros(batch) for name in ("sigma2", "beta", "gamma")}
-        parameters |= {"alpha": self.zeros(batch) + self.config.unfitted_alpha, "phi": self.zeros(batch) + 1}
-        return parameters_of(parameters, self.zeros(batch, 2), self.signature) | {
-            "ets.started": self.zeros(batch, 1),
-            "ets.errors": self.zeros(batch, 1),
-            "ets.season": self.zeros(batch, self.signature.season),
-            "ets.trend": self.zeros(batch, 1),
-            "ets.level": self.zeros(batch, 1),
-        }
+    def fitting(self) -> Callable[[Values], Fit]:
+        """By AutoETS; gaps inside a series are closed by lines for the fit, and skipped by the filter."""
+        return partial(fit_ets, season=self.signature.season, model=self.config.model, damped=self.config.damped)
+
+    def unfitted(self) -> Fit:
+        """Simple exponential smoothing from the first value, with a running variance."""
+        return {
+            "form": "ANN", "alpha": self.config.unfitted_alpha, "beta": 0.0, "gamma": 0.0, "phi": 1.0, "sigma2": 0.0,
+            "started": 0.0, "errors": 0.0, "level": 0.0, "trend": 0.0, "season": np.zeros(self.signature.season),
+        }  # fmt: skip
+
+    def states(self, fits: Sequence[Fit]) -> State:
+        return states_of(fits, self.signature)
 
     def advance(self, y: Tensor, seen: Tensor, state: State) -> State:
         level, trend, season = state["ets.level"], state["ets.trend"], state["ets.season"]
@@ -138,15 +140,6 @@ class Ets(LinearGaussian):
             variance = variance.index_copy(0, rows, of_class(*(part[rows] for part in parts)))
         deviation = variance.clamp(min=0.0).sqrt()
         return mean, torch.where(relative & multiplicative, season.abs() * deviation, deviation)
-
-    def fit_series(self, series: Mapping[str, Values], processes: int | None = None) -> Fits:
-        """Fit by AutoETS; gaps inside a series are closed by lines for the fit, and skipped by the filter."""
-        fit = partial(fit_ets, season=self.signature.season, model=self.config.model, damped=self.config.damped)
-        fits, failures = fit_each(fit, series, processes)
-        notes = {name: found["note"] for name, found in fits.items() if found["note"]}
-        state = states_of(fits.values(), self.signature) if fits else {}
-        self.caught_up(fits, state)
-        return Fits(tuple(fits), state, notes, failures)
 
 
 def _class2(spread: Tensor, sigma2: Tensor, mean: Tensor, level: Tensor, trend: Tensor) -> Tensor:
@@ -209,6 +202,8 @@ def fit_ets(values: Values, season: int, model: str = "ZZZ", damped: str = "auto
         "gamma": gamma if season_kind != "N" else 0.0,
         "phi": phi if damping == "D" else 1.0,
         "sigma2": max(float(found["sigma2"]), 0.0),
+        "started": 1.0,
+        "errors": -1.0,
         "level": float(states[0]),
         "trend": float(states[1]) if trends else 0.0,
         "season": np.ascontiguousarray(seasonal, np.float64),
@@ -217,19 +212,18 @@ def fit_ets(values: Values, season: int, model: str = "ZZZ", damped: str = "auto
     }
 
 
-def states_of(fits: Iterable[Fit], signature: Signature) -> State:
+def states_of(fits: Sequence[Fit], signature: Signature) -> State:
     """The fits of `fit_ets` as one state, float64."""
-    rows = list(fits)
 
     def column(name: str) -> Tensor:
-        return torch.tensor([row[name] for row in rows], dtype=torch.float64)
+        return torch.tensor([fit[name] for fit in fits], dtype=torch.float64)
 
-    kinds = torch.tensor([[row["form"][0] == "M", row["form"][-1] == "M"] for row in rows], dtype=torch.float64)
+    kinds = torch.tensor([[fit["form"][0] == "M", fit["form"][-1] == "M"] for fit in fits], dtype=torch.float64)
     parameters = {name: column(name) for name in ("sigma2", "alpha", "beta", "gamma", "phi")}
     return parameters_of(parameters, kinds, signature) | {
-        "ets.started": torch.ones(len(rows), 1, dtype=torch.float64),
-        "ets.errors": -torch.ones(len(rows), 1, dtype=torch.float64),
-        "ets.season": torch.from_numpy(np.stack([row["season"] for row in rows])),
+        "ets.started": column("started")[:, None],
+        "ets.errors": column("errors")[:, None],
+        "ets.season": torch.from_numpy(np.stack([fit["season"] for fit in fits])),
         "ets.trend": column("trend")[:, None],
         "ets.level": column("level")[:, None],
     }

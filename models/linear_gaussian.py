@@ -13,7 +13,7 @@ from __future__ import annotations
 import multiprocessing
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.contract import LARGEST, Local, ModelError, Signature, State, StepModel, observed
+from models.contract import LARGEST, Fits, Local, ModelError, Signature, State, StepModel, observed
 
 Values = NDArray[np.float64]
 Fit = dict[str, Any]  # what a library found for one series: plain numbers, text and arrays
@@ -36,8 +36,9 @@ POOL_FROM = 32  # series: fewer are fitted in this process, for starting others 
 class LinearGaussian(StepModel, Local):
     """Normal quantiles around a mean and a variance h steps ahead, both functions of the state alone.
 
-    A subclass says how one observation changes the state (`advance`) and what the state expects (`outlook`). Its scan
-    is the plain loop: the states of a whole scan, a covariance each, would fill the memory.
+    A subclass says what fits one series (`fitting`), what a series is that nobody fitted (`unfitted`) and what state
+    they have (`states`), how one observation changes the state (`advance`) and what the state expects (`outlook`). Its
+    scan is the plain loop: the states of a whole scan, a covariance each, would fill the memory.
     """
 
     tasks = ("forecast",)
@@ -59,14 +60,36 @@ class LinearGaussian(StepModel, Local):
                 state = state | self.advance(*self.target(x, torch.ones_like(x), state), state)
         return state
 
-    def caught_up(self, fits: Mapping[str, Fit], state: State) -> None:
-        """Step those series over their `history` that have one, in place: values that the library was not shown as
-        they are."""
+    @abstractmethod
+    def fitting(self) -> Callable[[Values], Fit]:
+        """What fits one series, as `fit_each` takes it.
+
+        Of a Fit are read here its `note`, empty where all was done as asked, and its `history`, where it has one:
+        values that the library was not shown as they are, and that its state has yet to step over.
+        """
+
+    @abstractmethod
+    def unfitted(self) -> Fit:
+        """What a series is that nobody fitted, before its first value."""
+
+    @abstractmethod
+    def states(self, fits: Sequence[Fit]) -> State:
+        """The state of a series each, float64."""
+
+    def initial_state(self, batch: int) -> State:
+        state = self.states([self.unfitted()])
+        return {name: value.to(self.zeros()).repeat(batch, *[1] * (value.dim() - 1)) for name, value in state.items()}
+
+    def fit_series(self, series: Mapping[str, Values], processes: int | None = None) -> Fits:
+        fits, failures = fit_each(self.fitting(), series, processes)
+        notes = {name: found["note"] for name, found in fits.items() if found["note"]}
+        state = self.states(list(fits.values())) if fits else {}
         for index, found in enumerate(fits.values()):
-            if found["history"] is not None:
+            if (history := found.get("history")) is not None:
                 row = {name: value[index : index + 1] for name, value in state.items()}
-                for name, value in self.passed(torch.from_numpy(found["history"])[None], row).items():
+                for name, value in self.passed(torch.from_numpy(history)[None], row).items():
                     state[name][index] = value[0]
+        return Fits(tuple(fits), state, notes, failures)
 
     def target(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """What `advance` takes of an observation (B, C): channel 0, 0 where it was not seen, and where it was."""

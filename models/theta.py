@@ -23,7 +23,7 @@ Shapes: B series, H horizon, m season.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,8 +32,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.contract import LARGEST, Fits, ModelError, Signature, State
-from models.linear_gaussian import Fit, LinearGaussian, Values, filled, fit_each, known_part
+from models.contract import LARGEST, ModelError, Signature, State
+from models.linear_gaussian import Fit, LinearGaussian, Values, filled, known_part
 
 FORMS = ("STM", "OTM", "DSTM", "DOTM")  # standard and optimised, the latter two dynamic
 SHORTEST_SEASON = 4  # that the library removes
@@ -78,15 +78,21 @@ class Theta(LinearGaussian):
         self.config = config
         self.register_buffer("phase", torch.arange(signature.horizon) % signature.season, persistent=False)
 
-    def initial_state(self, batch: int) -> State:
-        """Of series that nobody fitted: the standard model without a season, with a running variance."""
-        blank = {
+    def fitting(self) -> Callable[[Values], Fit]:
+        """By AutoTheta; gaps inside a series are closed by lines."""
+        config = self.config
+        return partial(fit_theta, season=self.signature.season, form=config.form, decomposition=config.decomposition)
+
+    def unfitted(self) -> Fit:
+        """The standard model without a season, with a running variance."""
+        return {
             "sigma2": 0.0, "alpha": self.config.unfitted_smoothing, "weight": 0.5, "dynamic": 0, "multiplicative": 0,
             "errors": 0, "count": 0, "season": np.zeros(self.signature.season), "origin": 0.0, "line": np.zeros(2),
             "level": 0.0,
         }  # fmt: skip
-        state = states_of([blank])
-        return {name: value.to(self.zeros()).repeat(batch, 1) for name, value in state.items()}
+
+    def states(self, fits: Sequence[Fit]) -> State:
+        return states_of(fits)
 
     def advance(self, y: Tensor, seen: Tensor, state: State) -> State:
         season, count = state["theta.season"], state["theta.count"]
@@ -172,16 +178,6 @@ class Theta(LinearGaussian):
             torch.where(multiplicative, deviation * season.abs(), deviation),
         )
 
-    def fit_series(self, series: Mapping[str, Values], processes: int | None = None) -> Fits:
-        """Fit by AutoTheta; gaps inside a series are closed by lines."""
-        config = self.config
-        fit = partial(fit_theta, season=self.signature.season, form=config.form, decomposition=config.decomposition)
-        fits, failures = fit_each(fit, series, processes)
-        notes = {name: found["note"] for name, found in fits.items() if found["note"]}
-        state = states_of(list(fits.values())) if fits else {}
-        self.caught_up(fits, state)
-        return Fits(tuple(fits), state, notes, failures)
-
 
 def _stacked(state: State) -> Tensor:
     return torch.cat([state["theta.level"], state["theta.line"]], -1)
@@ -243,7 +239,7 @@ def fit_theta(values: Values, season: int, form: str = "auto", decomposition: st
     return result
 
 
-def states_of(fits: list[Fit]) -> State:
+def states_of(fits: Sequence[Fit]) -> State:
     """The fits of `fit_theta` as one state, float64."""
     names = (*CONSTANT, "errors", "count", "season", "origin", "line", "level")
     columns = {name: np.array([np.atleast_1d(fit[name]) for fit in fits], np.float64) for name in names}

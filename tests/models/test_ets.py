@@ -153,7 +153,7 @@ def test_the_variance_is_the_books(p, form, m, horizon, seed):
     season = rng.normal(1, 0.2, m) if form[-1] == "M" else rng.normal(0, 5, m) * (form[-1] == "A")
     trend = 0.0 if form[1] == "N" else rng.normal()
     signature = Signature("forecast", 1, horizon=horizon, season=m)
-    fit = p | {"form": form, "level": 50.0, "trend": trend, "season": season}
+    fit = p | {"form": form, "level": 50.0, "trend": trend, "season": season, "started": 1.0, "errors": -1.0}
     _, deviation = Ets(signature).double().outlook(states_of([fit], signature))
     expected = by_the_book(form, p, 50.0, trend, season, horizon)
     np.testing.assert_allclose(deviation[0].numpy() ** 2, expected, rtol=1e-9)
