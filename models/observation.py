@@ -60,9 +60,7 @@ def channel_statistics(batches: Iterable[Batch], share: float) -> tuple[Tensor, 
     count = total[0].clamp(min=1.0)
     mean = total[1] / count
     var = (total[2] / count - mean * mean).clamp(min=0.0)
-    spread = var.sqrt()
-    usual = torch.where(spread > 0, spread, torch.ones_like(spread))
-    return mean.float(), var.float(), (share * usual).float()
+    return mean.float(), var.float(), (share * unit_where_still(var.sqrt(), mean)).float()
 
 
 def unit_where_still(spread: Tensor, mean: Tensor) -> Tensor:

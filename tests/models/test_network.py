@@ -272,6 +272,14 @@ def test_training_data_too_small_to_be_squared_leave_no_nan():
     assert predict(model, batch).isfinite().all()
 
 
+def test_a_channel_that_stands_still_at_any_height_has_a_floor_of_its_own():
+    x = torch.full((3, 5000, 1), 16777213 / 7)  # whose squares do not add up to as many times one of them
+    batch = Batch(x, torch.ones_like(x), torch.zeros(3, 5000, dtype=torch.long), torch.ones(3))
+    model = build("gru", Signature("classify", channels=1, classes=2), **SMALL)
+    model.prepare([batch] * 3)
+    assert model.normaliser.floor.tolist() == pytest.approx([0.01])
+
+
 def test_no_training_windows_is_an_error():
     with pytest.raises(ModelError, match="no training windows"):
         build("gru", FORECAST).prepare([])
