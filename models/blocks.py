@@ -41,17 +41,7 @@ def check_state(shapes: Shapes, state: State, batch: int) -> None:
 
     Plain Python, and sizes that a graph leaves open are not compared: nothing of the check enters a graph.
     """
-    found = shapes_of(state)
-    differ = [
-        f"{name} is {found.get(name, 'absent')}, not {shape}"
-        for name, shape in shapes.items()
-        if found.get(name) != shape
-    ]
-    if differ:
-        raise ModelError(
-            f"the state is of another configuration: {'; '.join(differ[:3])}. "
-            "Start from initial_state, or build the model as it was."
-        )
+    _refuse_other(shapes, {name: state[name] for name in shapes if name in state})
     rows = {value.shape[0] for value in state.values() if isinstance(value.shape[0], int)}
     if isinstance(batch, int) and rows - {batch}:
         raise ModelError(
@@ -65,15 +55,19 @@ def own_state(shapes: Shapes, state: State) -> State:
 
     Plain Python: nothing of the check enters a graph.
     """
-    found = shapes_of({name: value for name, value in state.items() if name in shapes or name.startswith("block")})
-    if found != shapes:
-        names = [name for name in {**shapes, **found} if found.get(name) != shapes.get(name)]
-        differ = [f"{name} is {found.get(name, 'absent')}, not {shapes.get(name, 'known')}" for name in names]
+    _refuse_other(shapes, {name: value for name, value in state.items() if name in shapes or name.startswith("block")})
+    return {name: state[name] for name in shapes}
+
+
+def _refuse_other(shapes: Shapes, state: State) -> None:
+    found = shapes_of(state)
+    names = [name for name in {**shapes, **found} if found.get(name) != shapes.get(name)]
+    differ = [f"{name} is {found.get(name, 'absent')}, not {shapes.get(name, 'known')}" for name in names]
+    if differ:
         raise ModelError(
             f"the state is of another configuration: {'; '.join(differ[:3])}. "
             "Start from initial_state, or build the model as it was."
         )
-    return {name: state[name] for name in shapes}
 
 
 def full_precision(x: Tensor) -> AbstractContextManager:

@@ -393,8 +393,7 @@ class RidgeReader(StepModel, Fitted):
 
     Channels are standardised by the training data. Classes: least squares on one-hot targets, turned into
     probabilities by a softmax whose temperature is fitted to the training labels; a class that lies between two others
-    is beyond it. Numbers: least squares, with the
-    training residuals' quantiles.
+    is beyond it. Numbers: least squares, with the training residuals' quantiles.
     """
 
     tasks = ("classify", "regress")
@@ -405,7 +404,7 @@ class RidgeReader(StepModel, Fitted):
     sharpness: Tensor
     offsets: Tensor
 
-    def __init__(self, signature: Signature, config: RidgeConfig = RidgeConfig(lags=32, penalty=1e-2)) -> None:
+    def __init__(self, signature: Signature, config: RidgeConfig = RidgeConfig()) -> None:
         super().__init__(signature)
         self.config = config
         outputs = signature.classes if signature.task == "classify" else 1
