@@ -44,6 +44,10 @@ class _Simple(StepModel, Fitted):
         return fan[..., None, :].expand(*fan.shape[:-1], self.signature.horizon, fan.shape[-1])
 
 
+DRIFT = tuple(f"drift.{name}" for name in ("season", "age", "known", "changes", "seasons", "slope", "squares"))
+AVERAGE = ("average.values", "average.count", "average.square")
+
+
 class Drift(_Simple):
     """The value of one season ago and the mean change of a season; with a lag of 1 the random walk with drift.
 
@@ -104,7 +108,7 @@ class Drift(_Simple):
         known = torch.cat([known[:, 1:], torch.maximum(known[:, :1], seen.to(x.dtype))], 1)
         after = [season, age, known, changes, seasons, slope, squares]
         prediction = self._predict(season[:, self.phase], age[:, self.phase], changes, seasons, slope, squares)
-        return prediction, dict(zip(state, after, strict=True))
+        return prediction, dict(zip(DRIFT, after, strict=True))
 
     def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
         y, steps, lag = x[..., 0], x.shape[1], self.lag
@@ -150,7 +154,7 @@ class Drift(_Simple):
         running = [part[..., None] for part in (changes, seasons, slopes, squares)]
         prediction = self._predict(ahead, age[:, 1:].unfold(1, lag, 1)[..., self.phase], *running)
         after = [last, age[:, steps:], knew[:, steps:], *(part[:, -1] for part in running)]
-        return prediction, dict(zip(state, after, strict=True))
+        return prediction, dict(zip(DRIFT, after, strict=True))
 
 
 @dataclass(frozen=True)
@@ -199,7 +203,7 @@ class WindowAverage(_Simple):
         return (value - mean) ** 2 / (1 + 1 / self._size(count))
 
     def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
-        values, before, square = state.values()
+        values, before, square = (state[name] for name in AVERAGE)
         seen = observed(x[:, :1], mask[:, :1])
         value = torch.where(seen, x[:, :1], values[:, -1:])
         count = before + seen.to(x.dtype)
@@ -211,7 +215,7 @@ class WindowAverage(_Simple):
         return self._predict(self._mean(values, count), count, square), after
 
     def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
-        y, (values, before, square) = x[..., 0], state.values()
+        y, (values, before, square) = x[..., 0], (state[name] for name in AVERAGE)
         seen = observed(y, mask[..., 0])
         present = seen.to(y.dtype)
         counts = torch.cat([before, present], 1).cumsum(1)  # (B, 1 + T)

@@ -45,6 +45,7 @@ Floats = NDArray[np.float64]
 FEWEST = 100  # returns to fit four to six parameters to
 LARGEST_PARAMETER = 10.0  # beyond it one return would change the variance by orders of magnitude
 SMALLEST = 1e-30  # mean square of returns: float32 can still divide by it
+PARTS = tuple(f"volatility.{name}" for name in ("last", "started", "count", "size", "variance"))
 LOG_RANGE = 30.0  # of a variance relative to the series' own, either way: keeps squares inside float32
 GRID = np.linspace(-8.0, 8.0, 33)  # G, logarithms of relative variances; beyond them the shape stays as at the end
 MEAN_ABSOLUTE = math.sqrt(2 / math.pi)  # of a standard normal number, which arch subtracts for every distribution
@@ -157,14 +158,10 @@ class Volatility(StepModel, Fitted):
         return self.variance_ahead(variance, size).sqrt()[..., None] * shape
 
     def initial_state(self, batch: int) -> State:
+        """The last price, whether there was one, how many returns their mean square u^2 is of, and s^2 of the next."""
         nothing = self.zeros(batch, 1)
-        return {
-            "volatility.last": nothing,
-            "volatility.started": nothing.clone(),
-            "volatility.count": nothing + self.config.prior,
-            "volatility.size": nothing + self.typical,  # u^2
-            "volatility.variance": nothing + self.typical,  # s^2 of the next return
-        }
+        first = (nothing, nothing.clone(), nothing + self.config.prior, nothing + self.typical, nothing + self.typical)
+        return dict(zip(PARTS, first, strict=True))
 
     def _returns(self, price: Tensor, before: Tensor) -> Tensor:
         if self.config.returns == "difference":
@@ -178,7 +175,7 @@ class Volatility(StepModel, Fitted):
         return seen & (y >= 1 / LARGEST) if self.config.returns == "log" else seen
 
     def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
-        last, started, count, size, variance = state.values()
+        last, started, count, size, variance = (state[name] for name in PARTS)
         seen = self._seen(x[:, :1], mask[:, :1])
         price = torch.where(seen, x[:, :1], last)
         pair = seen & (started > 0.5)  # the first price has no return
@@ -189,10 +186,10 @@ class Volatility(StepModel, Fitted):
         size = size + self.learns_size * present * (change * change - size) / count
         variance = self._variances(surprise, present, size, variance)
         after = [price, torch.maximum(started, seen.to(x.dtype)), count, size, variance]
-        return self._predict(after[0], after[1], size, variance), dict(zip(state, after, strict=True))
+        return self._predict(after[0], after[1], size, variance), dict(zip(PARTS, after, strict=True))
 
     def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
-        last, started, count, size, variance = state.values()
+        last, started, count, size, variance = (state[name] for name in PARTS)
         y = x[..., 0]
         seen = self._seen(y, mask[..., 0])
         prices = torch.cat([last, fill_forward(y, seen, last[:, 0])], 1)  # (B, 1 + T)
@@ -209,7 +206,7 @@ class Volatility(StepModel, Fitted):
         running = [part[..., None] for part in (prices[:, 1:], begun[:, 1:], sizes, variances)]
         prediction = self._predict(*running)
         after = [prices[:, -1:], begun[:, -1:], counts[:, -1:], sizes[:, -1:], variances[:, -1:]]
-        return prediction, dict(zip(state, after, strict=True))
+        return prediction, dict(zip(PARTS, after, strict=True))
 
     def _predict(self, price: Tensor, started: Tensor, size: Tensor, variance: Tensor) -> Tensor:
         """All (..., 1). A quantile of a price is the price after that quantile of the return, which rises with it."""

@@ -533,6 +533,20 @@ def test_what_is_written_into_the_first_state_of_a_series_is_in_no_other(case):
         assert torch.equal(value[[0, 2]], kept[name][[0, 2]]), f"the series share one {name}"
 
 
+@over(STREAMING)
+@torch.no_grad()
+def test_a_state_is_read_by_its_names_and_not_by_their_order(case):
+    model, (x, mask) = case.instance(), ORDINARY.tensors(case.signature)
+    ahead = ORDINARY.ahead(case.signature)
+    _, state = model.scan(x, mask, model.initial_state(len(x)), *ahead)
+    turned = dict(reversed(state.items()))
+    for form, of in ((model.scan, slice(None)), (model.step, 0)):
+        expected, after = form(x[:, of], mask[:, of], state, *at(ahead, of))
+        found, end = form(x[:, of], mask[:, of], turned, *at(ahead, of))
+        assert torch.equal(found, expected)
+        assert all(torch.equal(end[name], value) for name, value in after.items())
+
+
 @over(CASES)
 def test_predictions_are_finite_and_in_order(case):
     case.check(lambda example: check_predictions(case.instance(), *example.tensors(case.signature)))
