@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from models.blocks import full_precision
 from models.contract import State
 
 LARGEST = 10.0  # of a key or an error, in their usual sizes: what is larger is a spike, and no lesson
@@ -61,17 +62,18 @@ class ErrorMemory(nn.Module):
         window: (B, L + H) the last values, relative to the level and in spreads; present: (B, 1); weight: (L, H) of the
         forecaster.
         """
-        seen = torch.cat([state["errors.present"][:, 1:], present], 1)
-        key, error, query, keep = self._tokens(window, weight, present, seen.sum(1, keepdim=True))
-        memory, known = keep[..., None] * state["errors.memory"], keep[..., None].square() * state["errors.known"]
-        new = key - (known @ key[..., None])[..., 0]
-        # The product is positive but for rounding, where all is known.
-        gain = self.rate / (1 + self.rate * (key * new).sum(1, keepdim=True).clamp(min=0.0)) * new
-        missed = error - (key[:, None] @ memory)[:, 0]
-        memory = memory + gain[..., None] * missed[:, None]
-        known = known + gain[..., None] * new[:, None]
-        after = {"errors.present": seen, "errors.memory": memory, "errors.known": known}
-        return (query[:, None] @ memory)[:, 0], after
+        with full_precision(window):
+            seen = torch.cat([state["errors.present"][:, 1:], present], 1)
+            key, error, query, keep = self._tokens(window, weight, present, seen.sum(1, keepdim=True))
+            memory, known = keep[..., None] * state["errors.memory"], keep[..., None].square() * state["errors.known"]
+            new = key - (known @ key[..., None])[..., 0]
+            # The product is positive but for rounding, where all is known.
+            gain = self.rate / (1 + self.rate * (key * new).sum(1, keepdim=True).clamp(min=0.0)) * new
+            missed = error - (key[:, None] @ memory)[:, 0]
+            memory = memory + gain[..., None] * missed[:, None]
+            known = known + gain[..., None] * new[:, None]
+            answer = (query[:, None] @ memory)[:, 0]
+        return answer, {"errors.present": seen, "errors.memory": memory, "errors.known": known}
 
     def scan(self, window: Tensor, present: Tensor, weight: Tensor, state: State) -> tuple[Tensor, State]:
         """The same for T steps: window (B, T, L + H), present (B, T, 1) give (B, T, H)."""
@@ -80,11 +82,12 @@ class ErrorMemory(nn.Module):
         sums = torch.cat([seen.new_zeros(len(seen), 1), seen.cumsum(1)], 1)
         counts = (sums[:, size + 1 :] - sums[:, 1:-size])[..., None]  # (B, T, 1)
         answers, memory, known = [], state["errors.memory"], state["errors.known"]
-        for begin in range(0, window.shape[1], CHUNK):
-            part = slice(begin, begin + CHUNK)
-            tokens = self._tokens(window[:, part], weight, present[:, part], counts[:, part])
-            answer, memory, known = _chunk(*tokens, self.rate, memory, known)
-            answers.append(answer)
+        with full_precision(window):  # a rounded covariance need not have a factor
+            for begin in range(0, window.shape[1], CHUNK):
+                part = slice(begin, begin + CHUNK)
+                tokens = self._tokens(window[:, part], weight, present[:, part], counts[:, part])
+                answer, memory, known = _chunk(*tokens, self.rate, memory, known)
+                answers.append(answer)
         after = {"errors.present": seen[:, -size:].contiguous(), "errors.memory": memory, "errors.known": known}
         return torch.cat(answers, 1), after
 

@@ -115,6 +115,20 @@ def test_its_float32_stays_bounded_and_what_is_known_a_share_at_the_largest_rate
     assert shares.max() < 1 + 1e-3
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+def test_under_autocast_it_is_the_one_in_single_precision_to_the_last_bit(half):
+    made, weight = memory(LARGEST_RATE, LONGEST_SPAN).float(), torch.randn(LAGS, HORIZON)
+    windows, present = (10 * torch.sin(torch.arange(300.0) / 7)).unfold(0, SIZE, 1)[None], torch.ones(1, 294, 1)
+    exact, end = run(made, windows, present, weight)
+    with torch.autocast("cpu", dtype=half):
+        found, after = run(made, windows, present, weight)
+        stepped, then = made.step(windows[:, -1], present[:, -1], weight, after)
+    assert torch.equal(found, exact)
+    expected, last = made.step(windows[:, -1], present[:, -1], weight, end)
+    assert torch.equal(stepped, expected)
+    assert all(torch.equal(then[name], last[name]) for name in last)
+
+
 def sines(period: float, rows: int = 4, steps: int = 400) -> torch.Tensor:
     t = torch.arange(steps) + 3.0 * torch.arange(rows)[:, None]
     return 5 + torch.sin(2 * math.pi * t / period)
