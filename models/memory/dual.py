@@ -16,6 +16,7 @@ keys and values, I, O widths of a layer, k = 2 with momentum and 1 without.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -92,8 +93,16 @@ class _Dual(torch.autograd.Function):
                 squares.append(done.squares)
             if wanted:
                 kept.append(done.kept)
-        ctx.save_for_backward(*streams)
-        ctx.rule, ctx.kept, ctx.begun, ctx.layers = rule, kept, begun, layers
+        saved: list[Tensor] = []
+
+        def place(tensor: Tensor) -> int:
+            saved.append(tensor)
+            return len(saved) - 1
+
+        # By autograd, which lets go of what is saved once the gradient has passed, though the answers live on.
+        ctx.places = _mapped((streams, kept), place)
+        ctx.save_for_backward(*saved)
+        ctx.rule, ctx.begun, ctx.layers = rule, begun, layers
         nothing = streams.query.new_empty(0)
         inside = [torch.cat(parts, 1) if look else nothing.clone() for parts in (surprises, squares)]
         ctx.mark_non_differentiable(*inside)
@@ -103,14 +112,15 @@ class _Dual(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rule, layers, streams = ctx.rule, ctx.layers, Streams(*ctx.saved_tensors)
+        rule, layers = ctx.rule, ctx.layers
+        streams, kept = _mapped(ctx.places, ctx.saved_tensors.__getitem__)
         needed = Streams(*ctx.needs_input_grad[4 : 4 + len(Streams._fields)])
         output, fade, _, _, *rest = grads
         memories, anchors = list(rest[:layers]), list(rest[layers:])
         total = streams.query.shape[1]
         parts: list[Streams] = []
         with torch.autocast(output.device.type, enabled=False):
-            for index in reversed(range(len(ctx.kept))):
+            for index in reversed(range(len(kept))):
                 first = index * rule.chunk
                 last = min(first + rule.chunk, total)
                 piece = cut(rule, streams, first, last)
@@ -118,13 +128,21 @@ class _Dual(torch.autograd.Function):
                     piece = piece._replace(fade=torch.ones_like(piece.fade))
                 begun = ctx.begun and not index
                 part, memories, before = _backward(
-                    rule, piece, ctx.kept[index], begun, output[:, first:last], fade, memories, anchors
+                    rule, piece, kept[index], begun, output[:, first:last], fade, memories, anchors
                 )
                 parts.insert(0, part)
                 # Only the last chunk's anchors and fade are outputs.
                 anchors, fade = [], torch.zeros_like(fade)
         whole = [_joined(rule, name, parts, streams) if getattr(needed, name) else None for name in Streams._fields]
         return None, None, None, None, *whole, *memories, *(before if ctx.begun else ())
+
+
+def _mapped(part: Any, change: Callable[[Any], Any]) -> Any:
+    """Nested lists and named tuples with everything in them changed but None."""
+    if isinstance(part, list | tuple):
+        parts = [_mapped(inner, change) for inner in part]
+        return type(part)(*parts) if hasattr(part, "_fields") else type(part)(parts)
+    return None if part is None else change(part)
 
 
 def _joined(rule: Rule, name: str, parts: list[Streams], streams: Streams) -> Tensor:
@@ -314,7 +332,7 @@ class _Kept(NamedTuple):
     """What the backward pass needs of a chunk and cannot get cheaper than from memory."""
 
     coefficients: Coefficients
-    entered: list[Tensor]  # memories before the ball
+    entered: list[Tensor | None]  # memories before the ball; None where they never left it
     memories: list[Tensor]
     anchors: list[Tensor]
     keys: list[_Active]  # activations of the hidden layers, at the keys
@@ -374,7 +392,8 @@ def _forward(rule: Rule, piece: Streams, entered: list[Tensor], anchors: list[Te
             queries.append(_Active.of(y))
             q = queries[-1].value()
     surprise = torch.linalg.vector_norm((answer - piece.value)[:, rule.window - 1 :], dim=-1) if look else squares
-    kept = _Kept(c, entered, memories, anchors, keys, queries, scores, back, errors[-1], bare, normed, inverse)
+    left = [None if memory is before else before for before, memory in zip(entered, memories, strict=True)]
+    kept = _Kept(c, left, memories, anchors, keys, queries, scores, back, errors[-1], bare, normed, inverse)
     return _Done(y, after, fades[:, -1:] if rule.decay_first else piece.fade, surprise, squares, kept)
 
 
@@ -478,8 +497,8 @@ def _backward(
     keep, momentum_gate, rate, importance = _coefficients_backward(rule, piece, c, d_gradients, d_read, *momentum)
     if not begun:
         d_memories = [
-            d_memory if memory is before else _bound_backward(rule, before, d_memory)
-            for before, memory, d_memory in zip(kept.entered, kept.memories, d_memories, strict=True)
+            d_memory if before is None else _bound_backward(rule, before, d_memory)
+            for before, d_memory in zip(kept.entered, d_memories, strict=True)
         ]
     parts = Streams(
         d_a, d_value, d_answer if piece.residual.shape[1] else piece.residual, importance, d_clip, d_q, keep,

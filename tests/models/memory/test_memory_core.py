@@ -3,6 +3,7 @@
 "Equal to 1e-8" is relative to the largest value of the tensor, or to 1 if that is more (`memory_cases.distance`).
 """
 
+import gc
 import math
 
 import pytest
@@ -163,6 +164,31 @@ def test_gradients_of_every_input_gate_and_memory_are_those_of_the_loop(rule, be
         scale = expected.abs().max().clamp(min=1)
         assert ((fast[name] - expected).abs().max() / scale).item() < 1e-8, name
         assert name not in used or expected.abs().max() > 1e-6, f"{name} has no influence: the test shows nothing"
+
+
+def elements_held() -> int:
+    gc.collect()
+    return sum(part.numel() for part in gc.get_objects() if type(part) is Tensor)
+
+
+def test_an_answer_that_outlives_its_backward_pass_holds_nothing_of_the_chunks():
+    """A loop that keeps its last loss would otherwise have two steps' chunks in memory."""
+    rule = Rule(depth=2, expansion=2, chunk=4)
+    tokens, state = random_tokens(rule, 64), start(rule, random_memory(rule))
+    key = tokens.key.clone().requires_grad_()
+    answer = chunked(rule, tokens._replace(key=key), state)[0]
+    loss = answer.square().sum()
+    loss.backward(retain_graph=True)
+    first, key.grad = key.grad, None
+    loss.backward()
+    assert torch.equal(key.grad, first)
+    with pytest.raises(RuntimeError, match="a second time"):
+        loss.backward()
+    with_it = elements_held()
+    del loss
+    size = answer.numel()
+    del answer
+    assert with_it - elements_held() <= size + 1
 
 
 def test_series_at_different_places_of_a_chunk_run_in_one_batch():
