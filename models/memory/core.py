@@ -26,6 +26,7 @@ b chunk, c window. All tensors here start with (B, P).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -54,7 +55,7 @@ class Rule:
     retention: Literal["decay", "lq", "lq as printed", "softmax", "elastic"] = "decay"
     dual_power: float = 4.0  # of the lq retentions: 4 is Moneta's
     threshold: float = 0.01  # of the elastic retention: an accumulated weight up to it is none
-    mass: float = 1.0  # sum of every slice of weights under softmax retention
+    mass: float = 1.0  # sum of every slice of weights, those into one output, under softmax retention
     optimiser: Literal["descent", "momentum", "muon"] = "momentum"
     window: int = 1  # c of the Omega rule
     chunk: int = 16  # b
@@ -74,8 +75,15 @@ class Rule:
             raise ModelError(
                 "decay_first is defined for a matrix that decays, under plain descent, with a window of 1."
             )
-        if not (self.power >= 1 and self.dual_power > 1 and self.mass > 0 and self.radius > 0 and self.threshold >= 0):
-            raise ModelError("power is at least 1, dual_power above 1, mass and radius above 0, threshold 0 or more.")
+        numbers = (self.power, self.dual_power, self.mass, self.radius, self.threshold)
+        if not (
+            all(map(math.isfinite, numbers))
+            and (self.power >= 1 and self.dual_power > 1 and self.mass > 0 and self.radius > 0 and self.threshold >= 0)
+        ):
+            raise ModelError(
+                "power is at least 1, dual_power above 1, mass and radius above 0, threshold 0 or more and all of them "
+                f"finite; got {', '.join(f'{number:g}' for number in numbers)}."
+            )
         for name, known in (
             ("bias", ("l2", "lp", "huber", "kl", "dot")),
             ("retention", ("decay", "lq", "lq as printed", "softmax", "elastic")),
@@ -221,8 +229,9 @@ def weights_of(rule: Rule, accumulator: Tensor) -> Tensor:
     # `largest` cancels, so no gradient flows through it; the sum is 1 or more unless A is 0, where W is 0 as well.
     largest = accumulator.detach().abs().amax((-2, -1), keepdim=True).clamp(min=1e-20)
     unit = accumulator / largest
-    norm = unit.abs().pow(rule.dual_power).sum((-2, -1), keepdim=True).clamp(min=1.0).pow(1 / rule.dual_power)
-    return largest * unit.sign() * unit.abs().pow(rule.dual_power - 1) / norm.pow(rule.dual_power - 2)
+    size = unit.abs().clamp(min=1e-20)  # at 0 a power below 1 has no slope; W is 0 there by its sign
+    norm = size.pow(rule.dual_power).sum((-2, -1), keepdim=True).clamp(min=1.0).pow(1 / rule.dual_power)
+    return largest * unit.sign() * size.pow(rule.dual_power - 1) / norm.pow(rule.dual_power - 2)
 
 
 def into_ball(tensor: Tensor, radius: float) -> Tensor:

@@ -598,7 +598,7 @@ def test_memora_is_softmax_of_faded_log_weights_less_the_gradient():
         assert distance(weights_of(rule, state["memory0"]), weights) < 1e-12
 
 
-@pytest.mark.parametrize("dual_power", [2.0, 3.0, 4.0])
+@pytest.mark.parametrize("dual_power", [4 / 3, 2.0, 3.0, 4.0])
 def test_the_lq_map_is_the_minimiser_of_its_objective(dual_power):
     """W = argmin 1/2 |W|_q^2 - <A, W> with 1/p + 1/q = 1."""
     q = dual_power / (dual_power - 1)
@@ -655,14 +655,19 @@ def test_an_elastic_memory_forgets_weights_to_nothing_at_all():
     assert weights_of(rule, faded["memory0"]).abs().max() == 0
 
 
+@pytest.mark.parametrize("dual_power", [4 / 3, 2.0, 4.0])
 @pytest.mark.parametrize("retention", ["lq", "lq as printed", "elastic"])
-def test_the_map_of_nothing_is_nothing_and_has_a_gradient(retention):
-    empty = torch.zeros(3, 2, requires_grad=True)
-    weights = weights_of(Rule(retention=retention), empty)
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_the_map_of_nothing_is_nothing_and_has_a_gradient(weight, retention, dual_power):
+    """Also beside a weight."""
+    accumulator = torch.zeros(3, 2)
+    accumulator[0, 0] = weight
+    weights = weights_of(Rule(retention=retention, dual_power=dual_power), accumulator.requires_grad_())
     weights.sum().backward()
-    assert weights.abs().max() == 0
-    assert empty.grad is not None
-    assert empty.grad.isfinite().all()
+    assert weights.flatten()[1:].abs().max() == 0
+    assert (weights[0, 0] > 0) == (weight > 0)
+    assert accumulator.grad is not None
+    assert accumulator.grad.isfinite().all()
 
 
 # --- outliers -------------------------------------------------------------------------------------------------
