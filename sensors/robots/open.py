@@ -21,7 +21,7 @@ from data.frame import Channel
 from sensors.robot import Robot, RobotError
 from sensors.robots.kinematics import Arm, Kinematics
 from sensors.robots.panda import PANDA
-from sensors.sources.settings import parse_settings
+from sensors.sources.settings import parse_settings, shown
 from sensors.stream import SensorError
 
 Settings = dict[str, Any]
@@ -40,7 +40,7 @@ def open_robot(settings: Mapping[str, Any]) -> tuple[Robot, Arm | None]:
         raise SensorError(f"robot: uri is {uri!r}, expected one of {', '.join(_KINDS)} with an address.")
     scheme, colon, _ = uri.partition(":")
     if not colon or scheme not in _KINDS:
-        raise SensorError(f"{uri}: no robot of kind '{scheme}'; expected one of {', '.join(_KINDS)}.")
+        raise SensorError(f"{shown(uri)}: no robot of kind '{scheme}'; expected one of {', '.join(_KINDS)}.")
     try:
         return _KINDS[scheme](uri, given)
     except ImportError as error:
@@ -48,7 +48,7 @@ def open_robot(settings: Mapping[str, Any]) -> tuple[Robot, Arm | None]:
     except ValueError as error:
         if isinstance(error, SensorError):
             raise
-        raise SensorError(f"{uri}: {error}.") from error
+        raise SensorError(shown(f"{uri}: {error}.")) from error
 
 
 def _simulated(uri: str, given: Settings) -> tuple[Robot, Arm | None]:

@@ -29,7 +29,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from data.frame import Channel, FrameError
 from sensors.sources.hand import hand_channels
 from sensors.sources.replay import ReplayConfig, ReplaySource, load_recording
-from sensors.sources.settings import parse_settings
+from sensors.sources.settings import parse_settings, shown
 from sensors.stream import SensorError, Source, StreamInfo
 
 Settings = dict[str, Any]
@@ -59,13 +59,13 @@ def open_source(
         raise SensorError(f"source: uri is {uri!r}, expected one of {', '.join(_KINDS)} with an address.")
     scheme, colon, _ = uri.partition(":")
     if not colon or scheme not in _KINDS:
-        raise SensorError(f"{uri}: no source of kind '{scheme}'; expected one of {', '.join(_KINDS)}.")
+        raise SensorError(f"{shown(uri)}: no source of kind '{scheme}'; expected one of {', '.join(_KINDS)}.")
     address, query = _split(uri, "#" if scheme in ("ws", "wss") else "?")
+    given = query | table
+    _refuse_secrets(given, address)
     twice = query.keys() & table.keys()
     if twice:
         raise SensorError(f"{address}: {', '.join(sorted(twice))} in the URI and in the table; give one.")
-    given = query | table
-    _refuse_secrets(given, address)
     wanted = _Wanted(
         address,
         None if channels is None else tuple(channels),
@@ -244,7 +244,7 @@ def _refuse_secrets(given: Settings, address: str) -> None:
     try:
         parts = urlsplit(address) if "//" in address else None
     except ValueError as error:
-        raise SensorError(f"{address}: {error}.") from error
+        raise SensorError(shown(f"{address}: {error}.")) from error
     if named or (parts is not None and parts.password is not None):
         raise SensorError(
             f"{address.partition(':')[0]}: a {named[0] if named else 'password'} is in the settings, which others may "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
@@ -13,6 +14,11 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from sensors.stream import SensorError
 
 Settings = TypeVar("Settings")
+
+
+def shown(text: str) -> str:
+    """An address, or what an error says of one, without a password that may be in it."""
+    return re.sub(r"((?://|')[^/@:']*):[^/@]*@", r"\1:...@", text)
 
 
 def parse_settings(kind: type[Settings], given: Mapping[str, Any], where: str, **made: Any) -> Settings:

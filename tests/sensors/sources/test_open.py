@@ -13,6 +13,7 @@ pytest.importorskip("websockets")
 
 from data.frame import Channel
 from sensors.recording import Recorder
+from sensors.robots.open import open_robot
 from sensors.sources.lsl import LslSource
 from sensors.sources.mqtt import MqttSource
 from sensors.sources.open import open_source
@@ -145,6 +146,16 @@ def test_a_host_that_is_none_is_refused_by_the_address(uri):
 def test_secrets_in_settings_are_refused_and_not_shown(settings):
     with pytest.raises(SensorError, match="Name the environment variable that holds it") as refusal:
         open_source(settings)
+    assert "hunter2" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("opening", [open_source, lambda uri: open_robot({"uri": uri, "arm": "panda"})])
+@pytest.mark.parametrize(
+    "address", ["mqtt://robot:hunter2@[h/t", "mqtt://robot:hunter2@\u2100/t", "kafka://robot:hunter2@h/t"]
+)
+def test_an_address_that_cannot_be_read_is_told_without_its_password(opening, address):
+    with pytest.raises(SensorError, match=r"robot:\.\.\.@") as refusal:
+        opening(address)
     assert "hunter2" not in str(refusal.value)
 
 
