@@ -9,6 +9,7 @@ Shapes: B series, T time, C channels, H horizon, Q quantiles, K classes.
 
 import copy
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -62,6 +63,8 @@ TIGHT = dict.fromkeys(
     ("naive", "drift", "seasonal-drift", "window-average", "historic-average", "ridge", "rnn", "lstm", "gru"), 1e-5
 )  # recurrent and linear ones
 DOUBLE = 1e-10  # the same in float64
+# Fields that are read where another is set, in forecasts alone, or where there are several gestures.
+DEPENDENT = {"error_span", "error_keys", "norm_window", "turn"}
 DIFFERENCES = "errors.memory"  # made of differences of numbers near 1, whose rounding it keeps however small it is
 LEVEL = 1000.0  # of the training data, whose spread is 1: a reader of labels knows only data like that
 
@@ -531,6 +534,31 @@ def test_what_is_written_into_the_first_state_of_a_series_is_in_no_other(case):
     for number, (name, value) in enumerate(state.items()):
         assert bool((value[1] == number + 0.5).all()), f"{name} shares its memory with another"
         assert torch.equal(value[[0, 2]], kept[name][[0, 2]]), f"the series share one {name}"
+
+
+@pytest.mark.parametrize("name", [name for name, entry in MODELS.items() if entry.learns != "per series"])
+def test_every_field_is_read_by_what_it_sets(name, monkeypatch):
+    """By one of its tasks, while it is built, learns or predicts: what nobody reads can be set and does nothing."""
+    read: set[str] = set()
+
+    def noting(config: Any, field: str) -> Any:
+        if sys._getframe(1).f_code.co_name != "__post_init__":  # which looks at the range alone
+            read.add(field)
+        return object.__getattribute__(config, field)
+
+    for config in MODELS[name].configs:
+        monkeypatch.setattr(config, "__getattribute__", noting)
+    for task in MODELS[name].tasks:
+        case = Case(name, task, 0)
+        model, batches = build(name, case.signature, **case.settings), training_batches(case.signature, seed=7)
+        if isinstance(model, Fitted):
+            model.fit(batches)
+        if isinstance(model, Trainable):
+            model.prepare(batches)
+            model.loss(batches[0])
+        model.scan(batches[0].x, batches[0].mask, model.initial_state(8))
+    unread = set(field_defaults(name)) - read - DEPENDENT
+    assert {field for field in unread if not field.startswith("skip_")} == set()  # those are handed on all together
 
 
 @over(STREAMING)
