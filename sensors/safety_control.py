@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sensors.command_log import CommandLog
 from sensors.intent import STILL, Intent
 from sensors.limits import Limiter, gripper_step
-from sensors.robot import Command, Robot, RobotState
+from sensors.robot import Command, Robot, RobotError, RobotState
 from sensors.safety_checks import (
     BOX_MARGIN_M,
     Fault,
@@ -37,6 +37,7 @@ from sensors.safety_states import COMMANDING, LIVE, Action, Event, State, follow
 from sensors.stream import Clock
 
 LATENCIES = 100_000  # that are remembered
+UNIT = 0.01  # what a quaternion's length may be off 1
 FAILED = "the loop failed; see the fault"
 
 
@@ -157,7 +158,10 @@ class Control:
         troubles: list[Trouble | None] = []
         known, self._measured = self._measured, None
         try:
-            self._measured = self._robot.state()
+            measured = self._robot.state()
+            if abs(np.linalg.norm(measured.orientation) - 1) > UNIT:  # nobody can turn by it; a NaN is looked at below
+                raise RobotError(f"orientation is {measured.orientation}, expected a quaternion of unit length")
+            self._measured = measured
         except Exception as error:
             troubles.append(Trouble(Fault.DRIVER, f"the robot's state: {error or type(error).__name__}"))
         before, self._now = self._now, self._clock()

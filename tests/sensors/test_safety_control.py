@@ -212,6 +212,15 @@ def test_who_arms_while_the_fault_lasts_is_told_why_not(rig, fault):
     assert why[fault] in answer.why
 
 
+def test_an_orientation_that_is_none_is_a_fault_and_nobody_is_shown_it(rig):
+    rig.arm().drive(20)
+    rig.robot.changed["orientation"] = np.zeros(4)  # as a message that nobody filled in has it
+    rig.turn(rig.intent(), held=True)
+    assert rig.control.snapshot.fault.fault is Fault.DRIVER
+    assert "expected a quaternion of unit length" in rig.control.snapshot.not_ready
+    assert rig.control.snapshot.robot is None
+
+
 @pytest.mark.parametrize("field", ["joints", "velocities", "position", "orientation", "time"])
 def test_a_measurement_that_is_not_a_number_is_a_fault(rig, field):
     rig.arm().drive(10)
