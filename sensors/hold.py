@@ -11,9 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-from sensors.mqtt_broker import MqttBroker
+from sensors.mqtt_broker import MqttBroker, refuse_bad_topic
 from sensors.robots.mqtt_link import MqttLink
-from sensors.sources.settings import refuse_unless
 from sensors.stream import Clock
 
 HOLDS, LETS_GO = b"1", b"0"
@@ -27,8 +26,7 @@ class HoldTopic(MqttBroker):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fine = bool(self.topic) and not set(self.topic) & set("+#\0")
-        refuse_unless(fine, f"hold, {self.uri}", "topic", self.topic, "one topic, without the wildcards + and #")
+        refuse_bad_topic(f"hold, {self.uri}", self.topic)
 
 
 class TopicHold:

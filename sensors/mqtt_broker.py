@@ -72,6 +72,12 @@ class MqttBroker:
         return context
 
 
+def refuse_bad_topic(where: str, topic: str) -> None:
+    """One with wildcards would mix streams, or robots."""
+    fine = bool(topic) and not set(topic) & set("+#\0")
+    refuse_unless(fine, where, "topic", topic, "one topic, without the wildcards + and #")
+
+
 def _is_host(name: str) -> bool:
     try:
         return bool(name.encode("idna"))

@@ -13,7 +13,7 @@ import time
 import uuid
 
 from data.frame import Channel
-from sensors.mqtt_broker import MqttBroker
+from sensors.mqtt_broker import MqttBroker, refuse_bad_topic
 from sensors.robot import Command, Robot, RobotError, RobotInfo, RobotState
 from sensors.robots.mqtt_link import MqttLink
 from sensors.robots.mqtt_messages import (
@@ -49,7 +49,11 @@ class MqttRobot(Robot):
         Args:
             topic: the robot's, such as robots/arm.
             joints: that it shall have; a robot with others is refused.
+
+        Raises:
+            SensorError: a topic with wildcards, or none.
         """
+        refuse_bad_topic(broker.uri, topic)
         self.info = RobotInfo("MQTT", f"{broker.uri}/{topic}", joints, has_gripper)
         self.refused = 0  # messages that could not be read
         self.last_refusal = ""

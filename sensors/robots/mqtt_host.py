@@ -11,7 +11,7 @@ import threading
 import uuid
 from collections import Counter
 
-from sensors.mqtt_broker import MqttBroker
+from sensors.mqtt_broker import MqttBroker, refuse_bad_topic
 from sensors.robot import Robot, RobotError
 from sensors.robots.mqtt_link import MqttLink
 from sensors.robots.mqtt_messages import (
@@ -37,7 +37,11 @@ class MqttHost:
             robot: not connected; from here on nobody else's.
             topic: the robot's, such as robots/arm.
             clock: the one by which the robot's commands expire.
+
+        Raises:
+            SensorError: a topic with wildcards, or none.
         """
+        refuse_bad_topic(broker.uri, topic)
         self.counts: Counter[str] = Counter()  # commands that were executed, and others by why not
         self.last_refusal = ""
         self._robot = robot

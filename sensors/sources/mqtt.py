@@ -17,7 +17,7 @@ import aiomqtt
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from sensors.mqtt_broker import MqttBroker
+from sensors.mqtt_broker import MqttBroker, refuse_bad_topic
 from sensors.sources.live import ReconnectingSource, Unreachable
 from sensors.sources.payload import DECODERS
 from sensors.sources.settings import refuse_bad_time, refuse_unless
@@ -32,7 +32,7 @@ NO_ACCESS = (0x86, 0x87, 0x8C)  # bad user name or password, not authorised, bad
 class MqttConfig(MqttBroker):
     """Where the frames are published."""
 
-    topic: str = field(kw_only=True)  # wildcards would mix streams and are refused
+    topic: str = field(kw_only=True)
     payload: str = "json"  # or hand, binary
     qos: int = 0
     client_id: str = ""  # the broker gives one if empty
@@ -42,8 +42,7 @@ class MqttConfig(MqttBroker):
     def __post_init__(self) -> None:
         super().__post_init__()
         where = f"mqtt {self.host}"
-        fine = bool(self.topic) and not set(self.topic) & set("+#\0")
-        refuse_unless(fine, where, "topic", self.topic, "one topic, without the wildcards + and #")
+        refuse_bad_topic(where, self.topic)
         refuse_unless(self.payload in DECODERS, where, "payload", self.payload, " or ".join(DECODERS))
         refuse_unless(self.qos in (0, 1, 2), where, "qos", self.qos, "0, 1 or 2")
         refuse_unless(0 < self.keepalive_s < 65536, where, "keepalive_s", self.keepalive_s, "1 to 65535")

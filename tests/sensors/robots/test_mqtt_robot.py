@@ -40,6 +40,7 @@ from sensors.robots.mqtt_messages import (
     write_welcome,
 )
 from sensors.robots.panda import PANDA
+from sensors.stream import SensorError
 from tests.sensors.broker import Broker, free_port
 from tests.sensors.integrating_robot import IntegratingRobot
 
@@ -358,6 +359,15 @@ def test_nobody_there_is_told_apart():
         unconnected.send(command(1))
     unconnected.stop()
     unconnected.close()
+
+
+@pytest.mark.parametrize("topic", ["robots/+", "robots/#", ""])
+def test_a_topic_of_several_robots_or_none_is_refused_by_name(topic):
+    broker = MqttBroker("127.0.0.1", 1)
+    with pytest.raises(SensorError, match=f"topic is {re.escape(repr(topic))}, expected one topic"):
+        MqttRobot(broker, topic, PANDA.joints, True)
+    with pytest.raises(SensorError, match=f"topic is {re.escape(repr(topic))}, expected one topic"):
+        MqttHost(IntegratingRobot(time.monotonic), broker, topic, time.monotonic)
 
 
 def test_a_broker_without_a_robot_is_told_apart(shared, monkeypatch):
