@@ -53,10 +53,11 @@ class CommandLog:
         if torn:
             self._file.write("\n")
         self._closing.clear()
-        self._thread = threading.Thread(target=self._run, name="command log", daemon=True)
         # What places the monotonic times of the records on the calendar.
         self.write({"what": "open", "time": time.monotonic(), "wall": time.time(), "process": os.getpid()})
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="command log", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def close(self) -> None:
         """Write what waits; safe to call twice."""

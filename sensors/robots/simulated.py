@@ -183,11 +183,17 @@ class SimulatedArm(Robot):
     def connect(self) -> None:
         if self._state is not None:
             raise RobotError(f"{self.info.uri}: is connected already.")
+        self._failure = None
         self._state = self.simulation.measure(self.clock())
         if self.real_time:
             self._ending.clear()
-            self._thread = threading.Thread(target=self._run, name="simulated arm", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="simulated arm", daemon=True)
+            try:
+                thread.start()
+            except BaseException:
+                self._state = None
+                raise
+            self._thread = thread
 
     def close(self) -> None:
         self.stop()
