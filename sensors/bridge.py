@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator
 import numpy as np
 
 from sensors.align import Aligner, ClockJump, RateError, aligned
+from sensors.intent import STILL
 from sensors.mapping import Mapper
 from sensors.recognise import UNKNOWN, Recognition
 from sensors.recogniser import Recogniser, RecogniserError
@@ -117,14 +118,16 @@ class Bridge:
         self._recognition = self.recogniser.step(step)
         if "decision" in self._recognition.events or "rejection" in self._recognition.events:
             self._last_gesture = self._recognition.gesture or UNKNOWN
-        safe = self.safety.snapshot
-        if safe.state not in LIVE:
-            self.mapper.reset()  # what was shown while nothing could move shall not move it later
+        safe, intent = self.safety.snapshot, None
         if not step.mask.all():
             self.missing += 1
         elif safe.robot is not None:
             gesture, confidence = self._recognition.gesture, self._recognition.confidence
             intent = self.mapper.step(gesture, confidence, step, safe.robot)
+        if safe.state not in LIVE:  # what was shown while nothing could move, this frame too, shall not move it later
+            self.mapper.reset()
+            intent = intent and intent._replace(twist=STILL, gripper=None)
+        if intent is not None:
             late = step.received - self.aligner.clock.local(step.time)
             self.safety.submit(intent._replace(late=late if late > 0 else 0.0))  # NaN where the source has no clock
         self.steps.add(self._clock() - began)

@@ -10,6 +10,7 @@ import time
 import urllib.request
 from dataclasses import replace
 from subprocess import PIPE
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -26,9 +27,10 @@ from sensors.command_map import parse_command_map
 from sensors.limits import Limits
 from sensors.mapping import Mapper
 from sensors.person import Person
-from sensors.recognise import Rules
+from sensors.recognise import Recognition, Rules
 from sensors.recogniser import Recogniser, RecogniserError
 from sensors.recording import Recorder, read_recording
+from sensors.robot import RobotState
 from sensors.robots.simulated import SimulatedArm, Simulation
 from sensors.safety import Safety
 from sensors.safety_checks import Fault, SafetyConfig
@@ -224,6 +226,32 @@ def test_nothing_is_sent_before_it_is_armed_and_what_was_shown_till_then_starts_
 
     asyncio.run(work())
     assert not any(each["gripper"] for each in commands(rig))
+
+
+def test_a_gesture_of_the_last_frame_before_it_is_armed_starts_nothing():
+    """A person arms it between two frames: what the first of them started was never meant for an armed robot."""
+    robot = RobotState(0.0, np.zeros(7), np.zeros(7), np.array([0.4, 0.0, 0.4]), np.array([1.0, 0, 0, 0]), 1.0)
+    submitted = []
+    safety = SimpleNamespace(snapshot=SimpleNamespace(state=State.DISARMED, robot=robot), submit=submitted.append)
+    recogniser = SimpleNamespace()
+    mapper = Mapper(parse_command_map(MAP), CHANNELS)
+    bridge = Bridge(Hand(None), Aligner(INFO, AlignConfig(RATE_HZ)), recogniser, mapper, safety)
+
+    def show(gesture, state, frame):
+        at = frame / RATE_HZ
+        safety.snapshot.state = state
+        recogniser.step = lambda _: Recognition(gesture, 0.9, (), 1)
+        bridge.follow(INFO.frame(at, at, [1.0, 0.0]))
+        return submitted[-1]
+
+    show(None, State.DISARMED, 0)
+    assert show("pick", State.DISARMED, 1).gripper is None
+    for frame in range(2, 20):
+        assert show("pick", State.ARMED, frame).gripper is None
+    assert show(None, State.ARMED, 20).gripper is None
+    for frame in range(21, 60):
+        show(None, State.ARMED, frame)
+    assert show("pick", State.ARMED, 60).gripper == 0.2  # let go, and shown again
 
 
 def broken(rig, poses):
