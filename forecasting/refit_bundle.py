@@ -28,7 +28,7 @@ from data.panel import Series
 from forecasting.bundle import RECORDINGS, REFIT, Bundle, BundleError, read_npz, seal, write_bundle, write_npz
 from forecasting.conformal import Calibration
 from forecasting.export import limits_of, use_of
-from forecasting.frames import tabulate
+from forecasting.frames import beyond_the_last_value, tabulate
 from forecasting.graphs import CPU, check_providers
 from forecasting.passes import trained_pass
 from forecasting.predictions import Rows, substituted
@@ -178,6 +178,7 @@ class RefitBundle(LoadedBundle):
             self._remember(answer.rows, answer.notes)
             probabilities = np.stack([row.values[-1] for row in answer.rows])
             return tabulate(self, ids, times, probabilities, probabilities)
+        self.notes += beyond_the_last_value(self, panel)
         ends = [np.array([span.end - 1]) for span in spans]
         answer = self._model.forecast(spans, ends, lambda: self._naive(spans, ends))
         self._remember(answer.rows, answer.notes)

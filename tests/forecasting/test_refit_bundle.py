@@ -91,6 +91,13 @@ def test_a_series_that_it_cannot_be_fitted_to_is_forecast_by_naive_and_named(tmp
         bundle.forecast(sales(sinking))
 
 
+def test_rows_after_the_last_value_are_said_to_move_the_forecast_on(theta):
+    *_, bundle = theta
+    open_end = np.r_[walk(40), np.nan, np.nan]
+    bundle.forecast(sales(walk(40), open_end))
+    assert any("1 of 2 series have rows after their last y, first b" in note for note in bundle.notes)
+
+
 def test_a_frame_of_another_step_is_refused(theta):
     *_, bundle = theta
     with pytest.raises(ValueError, match=r"off the grid of 'MS'"):
