@@ -75,8 +75,6 @@ def export_bundle(
     config: dict[str, Any],
     training: dict[str, Any],
     metrics: list[dict[str, Any]],
-    intended_use: str = "",
-    limits: str = "",
     fitted: FittedSeries | None = None,
     calibration: Calibration | None = None,
 ) -> dict[str, Any]:
@@ -85,7 +83,7 @@ def export_bundle(
     Args:
         name: of the model in the catalog.
         config: every field of the model's configuration.
-        training: data_set, fingerprint (sha256 of the training frame), period, n_series, seed, libraries; and
+        training: data_set, fingerprint (sha256 of the training frame), period, n_series, seed; and
             `typical`, {"level": [C], "scale": [C]}, if the certificate shall use data like the training data.
         metrics: rows of the backtest, the naive forecast's and the ridge's among them.
         calibration: what the runtime does to the graph's quantiles; the graphs and their certificate are without it.
@@ -124,11 +122,11 @@ def export_bundle(
             key: training.get(key) for key in ("data_set", "fingerprint", "period", "n_series", "seed", "typical")
         }
         | training
-        | {"libraries": training.get("libraries") or libraries(model)},
+        | {"libraries": libraries(model)},
         "metrics": metrics,
         "calibration": None if calibration is None else calibration.to_json(),
-        "intended_use": intended_use or use_of(task),
-        "limits": limits or limits_of(training),
+        "intended_use": use_of(task),
+        "limits": limits_of(training),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     loaded = LoadedBundle(Bundle(Path(path), seal(files, card), files))
