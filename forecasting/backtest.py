@@ -281,6 +281,10 @@ def compare(
             notes += one.notes()
         if name in models and begins_known(settings) and not _has_owner(one):
             notes.append(f"{name}: keeps no statistics of an owner, so known_owner changes nothing.")
+    if task.kind == "forecast" and not any(np.isfinite(actual_of(row, task.horizon)).any() for row in rows["naive"]):
+        notes.append(
+            f"no {task.target} is known after any cut-off of the test, so nothing is judged. Begin it earlier."
+        )
     if task.kind != "forecast" and 0 < 2 * len(several := changing(rows["naive"])) < len(rows["naive"]):
         notes.append(
             f"{len(several)} of {len(rows['naive'])} test series have more than one {task.target}: {shorten(several)}; "

@@ -467,6 +467,13 @@ def test_a_series_that_is_too_short_to_be_judged_is_named_and_costs_the_others_n
         backtest(data, [], Task.of(data, horizon=16))
 
 
+def test_a_test_without_a_value_is_said_to_judge_nothing():
+    data = dataset(np.r_[walk(60), np.full(10, np.nan)])
+    said = "no y is known after any cut-off of the test, so nothing is judged. Begin it earlier."
+    assert said in backtest(data, [], Task.of(data), test_size=10).notes
+    assert said not in backtest(data, [], Task.of(data), test_size=13).notes
+
+
 # Classes and numbers
 
 
