@@ -359,7 +359,11 @@ def _check(
     settings: Mapping[str, Any],
     naive: Sequence[Rows],
 ) -> list[Rows]:
-    """Forecasts of the validation part by a model that was fitted to nothing that it forecasts."""
+    """Forecasts of the validation part by a model whose weights learned from nothing that it forecasts.
+
+    Networks and trees have stopped by that part, and trees have measured their errors on it: theirs may look better
+    than what follows, and what calibration makes of them is near 1.
+    """
     if isinstance(trained, RefitModel):
         last = [at[-1:] for at in positions]  # every one more is a fit
         fallback = [row.at(at) for row, at in zip(naive, last, strict=True)]
