@@ -49,9 +49,13 @@ class Operator:
         self._thread = threading.Thread(target=self._listen, name="operator", daemon=True)
 
     def __enter__(self) -> Self:
-        if self._terminal:
-            tty.setcbreak(self._file)
-        self._thread.start()
+        try:
+            if self._terminal:
+                tty.setcbreak(self._file)
+            self._thread.start()
+        except BaseException:
+            self._let_go()
+            raise
         return self
 
     def __exit__(
@@ -59,6 +63,10 @@ class Operator:
     ) -> None:
         os.write(self._wake_write, b"x")
         self._thread.join()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Of the terminal, as it was."""
         if self._before is not None:
             with contextlib.suppress(termios.error):  # of a terminal that is gone
                 termios.tcsetattr(self._file, termios.TCSADRAIN, self._before)

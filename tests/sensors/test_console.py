@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 
+import pytest
 from rich.console import Console
 
 from sensors.console import KEYS, Operator, Panel, panel
@@ -70,6 +71,22 @@ def test_arrows_and_function_keys_are_no_commands_and_escape_takes_no_key_away()
         os.close(ours)
         os.close(theirs)
     assert heard == ["estop", "quit"]
+
+
+def test_a_thread_that_cannot_start_leaves_the_terminal_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    ours, theirs = pty.openpty()
+    try:
+        before = termios.tcgetattr(theirs)
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            listen(theirs, lambda: None, 0)
+        assert termios.tcgetattr(theirs) == before
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 def test_a_terminal_that_is_gone_quits() -> None:
