@@ -266,6 +266,15 @@ def test_naive_and_ridge_stand_beside_whatever_was_asked(asked):
     assert set(report.forecasts["model"]) == expected
 
 
+def test_a_ridge_that_nobody_asked_for_and_that_has_nothing_to_learn_from_stops_nobody():
+    data = dataset(walk(4), horizon=1)
+    report = backtest(data, ["naive"], Task.of(data), test_size=1)
+    assert list(report.leaderboard["model"]) == ["naive"]
+    assert any(note.startswith("ridge is left out: ridge found nothing to learn from") for note in report.notes)
+    with pytest.raises(ModelError, match="ridge found nothing to learn from"):
+        backtest(data, ["ridge"], Task.of(data), test_size=1)
+
+
 def test_a_setting_goes_to_the_models_that_have_it():
     data = dataset(walk(60))
     given = {"hidden": "8", "embed": "4", "max_epochs": "1", "penalty": "0.5", "lookback": "10"}
