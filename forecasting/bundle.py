@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.writing import replacing, sync
+from forecasting.writing import replacing, sync
 
 SCHEMA_VERSION = 1
 CARD = "card.json"

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data.writing import replacing
+from forecasting.writing import replacing
 
 
 class CheckpointError(ValueError):

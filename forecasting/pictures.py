@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from data.writing import replacing
+from forecasting.writing import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

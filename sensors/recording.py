@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data.frame import ID, TIME, Channel
-from data.writing import replacing
+from forecasting.writing import replacing
 from sensors.stream import Frame, SensorError, Source, StreamInfo
 
 FLUSH_S = 0.5

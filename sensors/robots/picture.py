@@ -22,8 +22,8 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from data.writing import replacing
 from forecasting.bundle import write_atomic
+from forecasting.writing import replacing
 from sensors.robots.simulated import Simulation
 
 Image = NDArray[np.uint8]

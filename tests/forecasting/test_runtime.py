@@ -444,11 +444,10 @@ def test_a_state_that_cannot_be_written_leaves_the_old_one(daily, tmp_path, monk
     before = (tmp_path / "state.npz").read_bytes()
     stream.step({"a": [1.0, 1.0]})
 
-    def full(path, content):
-        path.write_bytes(content[:10])
+    def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("forecasting.bundle._write_synced", full)
+    monkeypatch.setattr("forecasting.writing.sync", full)
     with pytest.raises(BundleError, match="No space left"):
         stream.save(tmp_path / "state.npz")
     assert (tmp_path / "state.npz").read_bytes() == before

@@ -1,6 +1,6 @@
 import pytest
 
-from data.writing import replacing
+from forecasting.writing import replacing
 
 
 def fail(path):
