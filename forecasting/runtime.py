@@ -441,7 +441,8 @@ class LoadedBundle:
         assert self._fitted_predictions is not None
         rows, own = [stream.row[name] for name in fresh], [self.fitted[name] for name in fresh]
         future = np.stack([ahead[name][-int(self.task["horizon"]) :] for name in fresh])  # (n, H, F)
-        stream.tell(rows, self._fitted_predictions[own] + (future * self._effects[own][:, None]).sum(-1)[..., None])
+        effect = (future * self._effects[own][:, None]).sum(-1)[..., None]
+        stream.tell(rows, self._fitted_predictions[own] + effect, future)
 
 
 def _started_anew(fresh: list[str], known: list[str], fitted: bool) -> str:

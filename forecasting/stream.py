@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 from forecasting.bundle import STEP, BundleError, read_npz, write_atomic, write_npz
 from forecasting.conformal import ONLINE, CalibrationError, OnlineCalibration, chosen, joined
 from forecasting.graphs import CPU, Array, Inside, State, as_input
+from forecasting.listing import shorten
 from forecasting.scans import scan_ragged
 from forecasting.stream_clock import StreamClock, Time
 from forecasting.stream_inputs import StreamInputs
@@ -48,6 +49,7 @@ class Stream:
         predictions: Array | None = None,
         adapt: float | None = None,
         learned: Mapping[str, Array] | None = None,
+        future: Array | None = None,
     ) -> None:
         if not series or len(set(series)) < len(series):
             raise BundleError(f"a stream needs at least one series, each named once; got {series}.")
@@ -55,6 +57,8 @@ class Stream:
         self.series = series
         self._clock = StreamClock(series, bundle.task["freq"], last, since)
         self._inputs = StreamInputs(bundle, series)
+        if future is not None:
+            self._inputs.future[:] = future
         self.row = self._inputs.row
         shape = (len(series), *bundle.prediction_shape)
         # As the graph gives them, which writes here; `predictions` are what is told.
@@ -139,6 +143,8 @@ class Stream:
         states = {f"state.{name}": value for name, value in self._states[self._now].items()}
         if self._online is not None:
             states |= {f"adapt.{name}": value for name, value in self._online.state.items()}
+        if self.bundle.ahead:
+            states["future"] = self._inputs.future
         return write_npz(
             states
             | {
@@ -164,6 +170,7 @@ class Stream:
             np.concatenate([self.raw, fresh.raw]),
             None,
             None if self._online is None else joined(self._online.state, fresh._online.state),  # type: ignore[union-attr]
+            np.concatenate([self._inputs.future, fresh._inputs.future]),
         )
 
     def chosen(self, names: list[str]) -> Stream:
@@ -178,15 +185,16 @@ class Stream:
             self.raw[rows],
             None,
             None if self._online is None else chosen(self._online.state, rows),
+            self._inputs.future[rows],
         )
 
     def time_of(self, name: str) -> Any:
         """The time of the series' last step: datetime64, or a float of cycles or seconds; NaT or NaN if never told."""
         return self._clock.time_of(self.row[name])
 
-    def tell(self, rows: list[int], raw: Array) -> None:
-        """Set what the model says of some series without a step."""
-        self.raw[rows] = raw
+    def tell(self, rows: list[int], raw: Array, future: Array) -> None:
+        """Set what the model says of some series without a step, and what is ahead of them (b, H, F)."""
+        self.raw[rows], self._inputs.future[rows] = raw, future
         if self._online is not None:
             self._online.issue(np.array(rows), self.bundle.calibrated(raw))
 
@@ -209,6 +217,8 @@ class Stream:
                 failures[series.unique_id] = str(error)
                 continue
             if first >= len(series.ds):
+                if covariates and (changed := self._changed_ahead(series, covariates[series.unique_id])):
+                    failures[series.unique_id] = changed
                 continue
             rows.append(row)
             sequences.append(np.concatenate([self._gap(row, missing), series.values[first:]]))
@@ -222,7 +232,25 @@ class Stream:
             self._clock.set(row, series.ds[-1])
         if rows:
             self._scan_rows(np.array(rows), sequences, windows)
+            if windows is not None:
+                self._inputs.future[rows] = [window[-1] for window in windows]
         return failures
+
+    def _changed_ahead(self, series: Series, covariates: Array) -> str:
+        """What is wrong where nothing is new but what is known ahead: a prediction changes with a step alone."""
+        row = self.row[series.unique_id]
+        told = self._inputs.future[row]
+        if np.isnan(told).any() or self._clock.time_of(row) != series.ds[-1]:
+            return ""
+        changed = (told != covariates[-len(told) :]).any(0)
+        if not changed.any():
+            return ""
+        names = [name for name, other in zip(self.bundle.ahead, changed, strict=True) if other]
+        return (
+            f"{series.unique_id}: {shorten(names)} ahead of its last observation is not what it was when the state "
+            "was saved. A state takes that in with the next observation; forecast this one from the history, without "
+            "the state."
+        )
 
     def run(self) -> None:
         """Run the graph on the inputs as they stand: the bare cost of a step, for measurements."""
@@ -386,6 +414,7 @@ def restored(
         raise BundleError(f"{where}: the state cannot be read ({error.strerror}).") from error
     arrays = read_npz(content, where)
     wanted = {"step_sha256", "series", "last", "since", "predictions", *(f"state.{n}" for n in bundle.state_names)}
+    wanted |= {"future"} if bundle.ahead else set()
     if "step_sha256" not in arrays:
         raise BundleError(f"{where}: is not the state of a stream.")
     if str(arrays["step_sha256"]) != bundle.card["sha256"][STEP]:
@@ -407,6 +436,7 @@ def restored(
         arrays["predictions"],
         adapt,
         {name: array for name, array in learned.items() if array is not None} or None,
+        arrays.get("future"),
     )
     if names is None or names == saved.series:
         return saved
@@ -425,6 +455,9 @@ def _check_numbers(bundle: LoadedBundle, arrays: Mapping[str, Array], rows: int,
     ]
     shape = (rows, *bundle.prediction_shape)
     bad += ["predictions"] if arrays["predictions"].shape != shape or arrays["predictions"].dtype.kind != "f" else []
+    if bundle.ahead:
+        future = (rows, shape[1], len(bundle.ahead))
+        bad += ["future"] if arrays["future"].shape != future or arrays["future"].dtype.kind != "f" else []
     kind = "M" if isinstance(bundle.task["freq"], str) else "f"
     bad += ["last"] if arrays["last"].dtype.kind != kind else []
     bad += ["since"] if arrays["since"].dtype.kind != "i" else []

@@ -30,7 +30,7 @@ class StreamInputs:
         self.row = {name: row for row, name in enumerate(series)}
         self.x = np.zeros((batch, bundle.width), np.float32)
         self.mask = np.zeros_like(self.x)
-        self.future = np.zeros((batch, bundle.prediction_shape[0], len(bundle.ahead)), np.float32)
+        self.future = np.full((batch, bundle.prediction_shape[0], len(bundle.ahead)), np.nan, np.float32)
         self._seen = np.zeros(self.x.shape, np.bool_)
         self._given, self._given_ahead = self.x[:, : len(bundle.channels)], self.future[..., : len(bundle.future)]
 

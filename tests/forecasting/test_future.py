@@ -189,6 +189,27 @@ def test_a_frame_a_stream_and_a_saved_state_say_the_same(bundles, tmp_path):
     np.testing.assert_allclose(adapting["mean"], whole["mean"], rtol=1e-5)
 
 
+@pytest.mark.parametrize("from_the_fit", [False, True])
+@pytest.mark.parametrize("adapt", [None, 0.05])
+def test_another_plan_without_a_new_observation_is_not_told_as_the_old_one(bundles, tmp_path, adapt, from_the_fit):
+    loaded, frame = bundles["components"], table()
+    if from_the_fit:
+        frame.loc[frame["ds"] > UNTIL, ["y", "warm"]] = np.nan
+    other = frame.copy()
+    first = other["unique_id"].eq("a") & other["ds"].eq("2020-02-18" if from_the_fit else "2020-03-02")
+    other.loc[first, "promotion"] = 1 - other.loc[first, "promotion"]
+    path = tmp_path / "state.npz"
+    expected = loaded.forecast(frame, save_state=path, adapt=adapt)
+    found = loaded.forecast(other, state=path, adapt=adapt)
+    assert list(loaded.failures) == ["a"]
+    assert loaded.failures["a"].startswith("a: promotion ahead of its last observation is not what it was when")
+    pd.testing.assert_frame_equal(found, expected[expected["unique_id"] == "b"].reset_index(drop=True))
+    pd.testing.assert_frame_equal(loaded.forecast(frame, state=path, adapt=adapt), expected)
+    assert not loaded.failures
+    loaded.forecast(other[other["unique_id"] == "a"], adapt=adapt)  # from the history it can be told
+    assert not loaded.failures
+
+
 def test_from_the_end_of_the_fit_what_is_ahead_is_enough(bundles):
     loaded, frame = bundles["components"], table()
     old = frame.copy()
