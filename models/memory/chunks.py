@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from models.contract import State
+from models.contract import Inside, State
 from models.memory.core import (
     Look,
     Rule,
     Tokens,
+    accumulators_of,
     activate,
+    apart,
     chunk_border,
     effective,
     layer_errors,
@@ -47,12 +49,19 @@ def chunked(rule: Rule, tokens: Tokens, state: State, look: bool = False) -> tup
     if rule.chunk > 1 and len(state["position"]):
         position = state["position"][:, 0]
         if bool((position != position[0]).any()):
-            return _grouped(rule, tokens, state, look)
+
+            def rows_alone(rows: Tensor) -> tuple[Tensor, State, Inside]:
+                chosen = map_tokens(tokens, lambda part: part[rows])
+                answer, after, seen = chunked(rule, chosen, {name: part[rows] for name, part in state.items()}, look)
+                return answer, after, {} if seen is None else seen._asdict()
+
+            answer, after, seen = apart(position, rows_alone)
+            return answer, after, Look(**seen) if look else None
         offset = int(position[0].item())
         refuse_longer_chunk(rule, offset)
     complete = bool((tokens.present > 0.5).all())
     streams = _streams(rule, tokens if complete else effective(tokens), state)
-    layers = sum(name.startswith("memory") for name in state)
+    layers = len(accumulators_of(state))
     memories = [_stacked(rule, state, layer) for layer in range(layers)]
     anchors = [state[f"anchor{layer}"].flatten(0, 1) for layer in range(layers)] if offset else None
     steps = tokens.keep.shape[2]
@@ -129,22 +138,6 @@ def _state(rule: Rule, streams: Streams, read: Read) -> State:
         for name in ROWS:
             after[f"past.{name}"] = getattr(streams, name)[:, 1 - rule.window :]
     return after
-
-
-def _grouped(rule: Rule, tokens: Tokens, state: State, look: bool) -> tuple[Tensor, State, Look | None]:
-    position = state["position"][:, 0]
-    order, parts = [], []
-    for value in position.unique():
-        rows = (position == value).nonzero()[:, 0]
-        chosen = map_tokens(tokens, lambda part, rows=rows: part[rows])  # type: ignore[misc]
-        parts.append(chunked(rule, chosen, {name: tensor[rows] for name, tensor in state.items()}, look))
-        order.append(rows)
-    back = torch.cat(order).argsort()
-    answer = torch.cat([part[0] for part in parts])[back]
-    after = {name: torch.cat([part[1][name] for part in parts])[back] for name in state}
-    looks = [part[2] for part in parts if part[2] is not None]
-    inside = Look(*(torch.cat(each)[back] for each in zip(*looks, strict=True))) if looks else None
-    return answer, after, inside
 
 
 # --- weights of every token, where the weights are not linear in the gradients ----------------------------------

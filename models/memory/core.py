@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, sigmoid
 
-from models.contract import ModelError, State
+from models.contract import Inside, ModelError, State
 
 LOG_FLOOR = -30.0  # a gate of 0 in log space: what it multiplies is gone in float32
 # Added to the variance of a memory's answer: its norm never amplifies. With the usual 1e-3 it makes up for whatever the
@@ -324,10 +324,14 @@ def initial_state(
     return state
 
 
+def accumulators_of(state: State) -> list[Tensor]:
+    """A of every layer."""
+    return [value for name, value in state.items() if name.startswith("memory")]
+
+
 def anchor_weights(rule: Rule, state: State) -> list[Tensor]:
     """The weights at which the next token's gradient is taken: those at the start of the chunk that it lies in."""
-    layers = sum(name.startswith("memory") for name in state)
-    accumulators, _ = chunk_border(rule, [state[f"memory{layer}"] for layer in range(layers)], [])
+    accumulators, _ = chunk_border(rule, accumulators_of(state), [])
     weights = [weights_of(rule, a) for a in accumulators]
     if rule.chunk == 1:
         return weights
@@ -351,8 +355,7 @@ def frozen(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, Look]:
         answer, look = frozen(rule, map_tokens(tokens, lambda part: part[:, :, None]), state)
         return answer[:, :, 0], Look(*(part[:, :, 0] for part in look))
     tokens = effective(tokens)
-    layers = sum(name.startswith("memory") for name in state)
-    accumulators, _ = chunk_border(rule, [state[f"memory{layer}"] for layer in range(layers)], [])
+    accumulators, _ = chunk_border(rule, accumulators_of(state), [])
     weights = [weights_of(rule, a) for a in accumulators]
     missed = read(rule, weights, tokens.key, tokens.key_residual) - tokens.value
     squares = torch.stack([weight.square().sum((-2, -1)) for weight in weights]).sum(0)
@@ -378,8 +381,8 @@ def step(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, Look]
     tokens = effective(tokens)
     if rule.chunk > 1 and len(state["position"]) and not torch.compiler.is_compiling():
         refuse_longer_chunk(rule, state["position"].max().item())
-    layers = sum(name.startswith("memory") for name in state)
-    accumulators = [state[f"memory{layer}"] for layer in range(layers)]
+    accumulators = accumulators_of(state)
+    layers = len(accumulators)
     momenta = [state[f"momentum{layer}"] for layer in range(layers)] if rule.has_momentum else []
     begins = state["position"][:, :, None, None] < 0.5 if rule.chunk > 1 else None
     accumulators, calming = _enter(rule, accumulators, momenta, begins)
@@ -479,6 +482,17 @@ def tokens_at(tokens: Tokens, place: int | slice) -> Tokens:
 def nothing(tokens: Tokens, state: State) -> tuple[Tensor, State, Look]:
     """What no tokens give: no answers, and the state as it was."""
     return tokens.value.clone(), dict(state), Look(tokens.keep.clone(), tokens.keep.clone())
+
+
+def apart(position: Tensor, run: Callable[[Tensor], tuple[Tensor, State, Inside]]) -> tuple[Tensor, State, Inside]:
+    """What `run` gives of the rows that it is told, which stand at one place of a chunk each; position: (B,)."""
+    groups = [(position == value).nonzero()[:, 0] for value in position.unique()]
+    outs, states, insides = zip(*map(run, groups), strict=True)
+    back = torch.cat(groups).argsort()
+    after, seen = (
+        {name: torch.cat([one[name] for one in several])[back] for name in several[0]} for several in (states, insides)
+    )
+    return torch.cat(outs)[back], after, seen
 
 
 def sequential(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, Look]:

@@ -40,6 +40,7 @@ from models.attention import SlidingWindowAttention, check_window
 from models.blocks import part, prefixed
 from models.contract import Form, Inside, ModelError, State
 from models.memory.backbone import CausalConvolution, Inner, MemoryBackbone, MemoryConfig, MemoryLayer
+from models.memory.core import apart
 from models.memory.titans import LMM
 
 Mixed = tuple[Tensor, State, Inside]
@@ -111,7 +112,10 @@ class MemoryAsContext(nn.Module):
         if self.segment > 1:
             position = state["memory.position"][:, 0]
             if bool((position != position[:1]).any()):
-                return self._grouped(x, present, state, look)
+                return apart(
+                    position,
+                    lambda rows: self.scan(x[rows], present[rows], {n: part[rows] for n, part in state.items()}, look),
+                )
             offset = int(position[0].item()) if len(position) else 0
         query, past = self.convolution.scan(self.to_query(x), part("query", state))
         first, steps = self.segment - offset, x.shape[1]
@@ -139,21 +143,6 @@ class MemoryAsContext(nn.Module):
         answer, memory, inside = getattr(self.memory, form)(y, present, memory, look)
         after = state | prefixed("memory", memory) | prefixed("attention", buffer)
         return y.sigmoid() * self.answer_norm(answer.to(x.dtype)), after, inside
-
-    def _grouped(self, x: Tensor, present: Tensor, state: State, look: bool = False) -> Mixed:
-        position = state["memory.position"][:, 0]
-        groups = [(position == value).nonzero()[:, 0] for value in position.unique()]
-        parts = [
-            self.scan(x[rows], present[rows], {name: value[rows] for name, value in state.items()}, look)
-            for rows in groups
-        ]
-        back = torch.cat(groups).argsort()
-        outs, states, insides = zip(*parts, strict=True)
-        after, seen = (
-            {name: torch.cat([one[name] for one in several])[back] for name in several[0]}
-            for several in (states, insides)
-        )
-        return torch.cat(outs)[back], after, seen
 
 
 class _BesideWindow(nn.Module, ABC):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.contract import ModelError, State, concat
 from models.memory.chunks import chunked
-from models.memory.core import NORM_EPS, Look, Rule, Tokens, layer_errors, map_tokens, sequential, step, tokens_at
+from models.memory.core import NORM_EPS, Rule, Tokens, layer_errors, map_tokens, sequential, step, tokens_at
 
 CHUNKS = (1, 4, 16, 64)
 BIASES = ("l2", "lp", "huber", "kl", "dot")
@@ -64,25 +64,12 @@ def rules(draw: st.DrawFn) -> Rule:
     )
 
 
-def by_steps(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, Look]:
-    """A stream as a device sees it: one token, then the next."""
-    answers, looks = [], []
-    for t in range(tokens.key.shape[2]):
-        answer, state, look = step(rule, tokens_at(tokens, t), state)
-        answers.append(answer)
-        looks.append(look)
-    return torch.stack(answers, 2), state, Look(*(torch.stack(parts, 2) for parts in zip(*looks, strict=True)))
-
-
 def forms_apart(rule: Rule, tokens: Tokens, state: State, cut: int) -> dict[str, float]:
-    """How far the other forms are from the plain loop."""
+    """How far the chunks are from the plain loop of steps."""
     answer, after, look = sequential(rule, tokens, state)
-    stepped, after_steps, look_steps = by_steps(rule, tokens, state)
     whole, after_whole, look_whole = chunked(rule, tokens, state, look=True)
     assert look_whole is not None
     apart = {
-        "step": max(distance(stepped, answer), states_apart(after_steps, after)),
-        "step looks": max(map(distance, look_steps, look)),
         "answers": distance(whole, answer),
         "state": states_apart(after_whole, after),
         "surprise": distance(look_whole.surprise, look.surprise),
@@ -99,7 +86,7 @@ def forms_apart(rule: Rule, tokens: Tokens, state: State, cut: int) -> dict[str,
 @pytest.mark.parametrize("depth", range(5))
 @settings(max_examples=60)
 @given(data=st.data())
-def test_the_loop_the_chunks_and_the_steps_give_the_same_numbers(depth, data):
+def test_the_chunks_give_the_numbers_of_the_steps(depth, data):
     rule = data.draw(rules().filter(lambda rule: rule.depth == depth))
     steps = data.draw(st.integers(1, 23) if rule.chunk < 64 else st.sampled_from([5, 70]))
     torch.manual_seed(data.draw(st.integers(0, 10_000)))
