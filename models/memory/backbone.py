@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv1d, normalize, silu, softplus
 
+from models.attention import MOST_TOKENS
 from models.blocks import Blocks, PatchEmbedding, full_precision, part, prefixed
 from models.contract import Form, Inside, ModelError, State
 from models.memory.chunks import chunked
@@ -26,7 +27,6 @@ from models.memory.core import Look, Rule, Tokens, anchor_weights, frozen, initi
 
 MEMORY = ("learns", "frozen", "off")
 LARGEST_RATE, LARGEST_RADIUS = 1e6, 1e9
-LONGEST_KERNEL = 65_536
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,9 @@ class MemoryConfig:
                 f"rate is at most {LARGEST_RATE:g}, and radius lies between {1 / LARGEST_RADIUS:g} and "
                 f"{LARGEST_RADIUS:g}, whose squares float32 can hold; got {self.rate} and {self.radius}."
             )
-        if self.kernel > LONGEST_KERNEL:
-            raise ModelError(f"kernel is at most {LONGEST_KERNEL} tokens, not {self.kernel}.")
+        for name in ("kernel", "chunk"):  # a chunk's coefficients are as many as the square of its tokens
+            if getattr(self, name) > MOST_TOKENS:
+                raise ModelError(f"{name} is at most {MOST_TOKENS} tokens, not {getattr(self, name)}.")
 
 
 class CausalConvolution(nn.Module):

@@ -80,7 +80,6 @@ class MemoryAsContext(nn.Module):
                 f"MAC cannot do with memory={config.memory}: it attends to what its memory has learned, a segment at a "
                 "time. Ablate titans-mag, titans-mal or titans-lmm."
             )
-        check_window("the chunk of MAC, a segment of its attention,", config.chunk)
         self.segment = config.chunk
         self.to_query = nn.Linear(config.width, config.width, bias=False)
         self.convolution = CausalConvolution(config.width, config.kernel)

@@ -306,6 +306,7 @@ def test_under_autocast_the_state_stays_single_precision_and_gradients_finite(na
     [
         (ContextConfig, {"persistent": -1}, "persistent is 0 or more tokens, not -1"),
         (ContextConfig, {"chunk": 0}, "chunk is at least 1, not 0"),
+        (ContextConfig, {"chunk": 10**9}, "chunk is at most 65536 tokens, not 1000000000"),
         (WindowConfig, {"window": 0}, "window is at least 1 token, not 0"),
         (WindowConfig, {"window": 10**9}, "window is at least 1 token and at most 65536, not 1000000000"),
         (WindowConfig, {"heads": 3}, "heads must divide the width: 3 does not divide 64"),
@@ -314,13 +315,6 @@ def test_under_autocast_the_state_stays_single_precision_and_gradients_finite(na
 def test_a_configuration_out_of_range_is_refused(config, fields, message):
     with pytest.raises(ModelError, match=message):
         config(**fields)
-
-
-def test_a_segment_whose_buffer_no_machine_holds_is_refused():
-    with pytest.raises(
-        ModelError, match="the chunk of MAC, a segment of its attention, is at least 1 token and at most"
-    ):
-        build("mac", chunk=10**9)
 
 
 @pytest.mark.parametrize("name", BACKBONES)

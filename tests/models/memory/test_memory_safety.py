@@ -334,6 +334,7 @@ def test_gradients_under_autocast_are_finite_and_near_those_in_single_precision(
         ({"radius": 1e20}, "radius lies between 1e-09 and 1e.09, whose squares float32 can hold"),
         ({"radius": 1e-30}, "radius lies between 1e-09 and 1e.09"),
         ({"kernel": 10**9}, "kernel is at most 65536 tokens, not 1000000000"),
+        ({"chunk": 2**24 + 1}, "chunk is at most 65536 tokens, not 16777217"),
     ],
 )
 def test_a_configuration_out_of_range_is_refused(fields, message):
