@@ -95,8 +95,22 @@ def undrawn_quantiles(frame: pd.DataFrame) -> list[str]:
 
 
 def centre_column(frame: pd.DataFrame) -> str:
-    """The median where it was forecast, else the mean."""
-    return quantile_levels(frame).get(0.5, "mean")
+    """The median where it was forecast, else the mean.
+
+    Where all levels lie on one side of the median it is the nearest one: a mean of those is no mean of the forecast.
+    """
+    levels = quantile_levels(frame)
+    if not levels or min(levels) < 0.5 < max(levels):
+        return levels.get(0.5, "mean")
+    return levels[min(levels, key=lambda level: abs(level - 0.5))]
+
+
+def column_title(column: str) -> str:
+    """mean, median or 90 % quantile."""
+    if column == "mean":
+        return column
+    level = float(column[1:])
+    return "median" if level == 0.5 else f"{round(100 * level, 6):g} % quantile"
 
 
 def without_empty_quantiles(rows: pd.DataFrame) -> pd.DataFrame:
@@ -478,7 +492,7 @@ def _add_centre(figure: go.Figure, rows: pd.DataFrame, model: str, colour: str, 
         x=rows["ds"],
         y=rows[centre],
         customdata=bounds,
-        name=f"{model}, {'median' if centre != 'mean' else 'mean'}",
+        name=f"{model}, {column_title(centre)}",
         legendrank=60 if dashed else 30,
         meta={"model": model},
         mode="lines" if len(rows) > 1 else "markers",

@@ -110,7 +110,7 @@ def test_intervals_pair_the_quantiles_that_mirror_each_other():
     frame = pd.DataFrame(columns=["mean", "q0.05", "q0.1", "q0.5", "q0.9", "y"])
     assert charts.interval_columns(frame) == [(80, "q0.1", "q0.9")]
     assert charts.centre_column(frame) == "q0.5"
-    assert charts.centre_column(frame[["mean", "q0.1"]]) == "mean"
+    assert charts.centre_column(frame[["mean", "q0.1", "q0.9"]]) == "mean"
 
 
 def test_quantiles_without_a_mirror_are_paired_from_outside_and_what_is_left_over_is_told():
@@ -119,6 +119,15 @@ def test_quantiles_without_a_mirror_are_paired_from_outside_and_what_is_left_ove
     assert charts.undrawn_quantiles(frame) == ["q0.2"]
     assert charts.undrawn_quantiles(frame[["mean", "q0.1", "q0.9"]]) == []
     assert charts.undrawn_quantiles(frame[["mean", "q0.5", "q0.9"]]) == ["q0.9"]
+
+
+@pytest.mark.parametrize(("levels", "title"), [((0.9,), "90 % quantile"), ((0.75, 0.9), "75 % quantile")])
+def test_where_all_levels_lie_above_the_median_the_lowest_is_drawn_and_not_their_mean(frames, levels, title):
+    history, forecasts = frames
+    others = [name for level, name in charts.quantile_levels(forecasts).items() if level not in levels]
+    [line] = named(draw((history, forecasts.drop(columns=others)), models=["gru"]), f"gru, {title}")
+    rows = rows_at(frames, forecasts["cutoff"].max(), "gru")
+    assert list(line.y) == list(rows[f"q{levels[0]}"])
 
 
 def test_an_interval_is_named_by_the_share_that_it_is_and_not_by_a_rounder_one():
