@@ -321,10 +321,13 @@ def with_latest(forecasts: pd.DataFrame, latest: pd.DataFrame, history: pd.DataF
     times = {str(frame[name].dtype) for frame in (forecasts, latest) for name in ("cutoff", "ds")}
     if len(times) > 1:
         raise ResultError(f"{LATEST} is of other data: its times are {latest['ds'].dtype}, not {forecasts['ds'].dtype}")
+    latest = latest.assign(unique_id=latest["unique_id"].astype(str))
     last = latest["unique_id"].map(forecasts.groupby("unique_id")["cutoff"].max())
     later = latest[~(latest["cutoff"] <= last)]  # a series that was not judged has no last one
+    if later.empty:
+        raise ResultError(f"{LATEST} holds none from after the backtest's last cut-offs")
     outcome = later.drop(columns="y", errors="ignore").merge(history[["unique_id", "ds", "y"]], "left")
-    return pd.concat([forecasts, outcome], ignore_index=True) if len(outcome) else forecasts
+    return pd.concat([forecasts, outcome], ignore_index=True)
 
 
 @st.cache_resource(max_entries=4, show_spinner="Loading the model…")

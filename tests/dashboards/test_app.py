@@ -184,7 +184,7 @@ def test_a_new_forecast_is_read_when_it_comes_and_a_model_that_was_not_judged_is
     assert board(page)["model"].tolist() == ["gru", "ridge", "naive"]
 
 
-@pytest.mark.parametrize("damage", ["broken", "columns", "times"])
+@pytest.mark.parametrize("damage", ["broken", "columns", "times", "old", "empty"])
 def test_a_newest_forecast_that_cannot_be_shown_is_named_and_the_backtest_stays(results, open_page, tmp_path, damage):
     shutil.copytree(results / "stock", tmp_path / "stock")
     path = tmp_path / "stock" / "forecast.parquet"
@@ -193,8 +193,10 @@ def test_a_newest_forecast_that_cannot_be_shown_is_named_and_the_backtest_stays(
         path.write_bytes(b"\x00")
     elif damage == "columns":
         forecasts.drop(columns="cutoff").to_parquet(path)
-    else:
+    elif damage == "times":
         forecasts.assign(cutoff=1, ds=2).to_parquet(path)
+    else:  # it was made before the backtest's data went on
+        forecasts.head(4 if damage == "old" else 0).to_parquet(path)
     page = open_page(tmp_path)
     assert "newest forecast is not shown" in page.warning[0].value
     assert f"--out {path}" in page.warning[0].value
