@@ -28,7 +28,7 @@ from forecasting.runtime import LoadedBundle, load_bundle
 from forecasting.task import Task
 
 TICK_S = 0.25  # how often the live panel is drawn
-WATCH_S = 10.0  # how often an open page looks for a newer result
+WATCH_S = 10.0  # how often an open page looks for newer results
 UNSTATED_RATE_HZ = 10.0  # of a recording that is counted in frames, or was made too slowly to be watched
 SLOWEST_S = 1.0  # between two frames that are waited for
 WINDOW = 60  # frames of the live chart
@@ -88,6 +88,13 @@ class Chosen(NamedTuple):
 
 def main() -> None:
     folder = Path(os.environ.get(FOLDER, "out"))
+    seen = standing(folder)
+    show(folder)
+    st.fragment(lambda: watch(folder, seen), run_every=WATCH_S)()
+
+
+def show(folder: Path) -> None:
+    """The chosen result, or why there is none."""
     broken: list[str] = []
     try:
         results = find_results(folder, broken)
@@ -106,6 +113,15 @@ def main() -> None:
         task, place, version = result.task, str(result.folder), modified(result)
         board = rank(load_leaderboard(place, version), task)
         names, models, left_out = load_names(place, version, task)
+        with st.sidebar:
+            series = st.selectbox("Series", names, key=f"series of {result.folder}")
+        if series is None or board.empty:
+            st.info(
+                f"The result in {result.folder} holds no predictions; `mnemo backtest` with a longer test makes some."
+            )
+            return
+        models = list(dict.fromkeys([*board["model"], *models]))
+        chosen = Chosen(result, version, task, board, models, series, *load_series(place, version, task, series))
     except UNREADABLE as error:
         st.error(
             f"The result in {result.folder} cannot be read: {error}. "
@@ -117,13 +133,6 @@ def main() -> None:
             f"The newest forecast is not shown: {left_out}. `mnemo forecast --bundle ... --data ... --out "
             f"{result.folder / LATEST}` writes it again."
         )
-    with st.sidebar:
-        series = st.selectbox("Series", names, key=f"series of {result.folder}")
-    if series is None or board.empty:
-        st.info(f"The result in {result.folder} holds no predictions; `mnemo backtest` with a longer test makes some.")
-        return
-    models = list(dict.fromkeys([*board["model"], *models]))
-    chosen = Chosen(result, version, task, board, models, series, *load_series(place, version, task, series))
     draw_heading(chosen)
     {"forecast": forecast_view, "classify": class_view, "regress": number_view}[task.kind](chosen)
     draw_leaderboard(chosen)
@@ -154,14 +163,22 @@ def forecast_view(chosen: Chosen) -> None:
     newest = chosen.result.folder / LATEST
     if not newest.exists():
         st.caption(f"Of the end of the data: `mnemo forecast --bundle ... --data ... --out {newest}` is shown here.")
-    st.fragment(lambda: watch(chosen), run_every=WATCH_S)()
 
 
-def watch(chosen: Chosen) -> None:
-    """Draw the page anew where its result was written anew, as by a nightly forecast."""
-    with contextlib.suppress(FileNotFoundError):  # it is being written; the next look finds it
-        if modified(chosen.result) != chosen.version:
-            st.rerun()
+def standing(folder: Path) -> dict[Path, int]:
+    """What a folder's results were last written as: the files that tell of a change, and when that was."""
+    found = {}
+    for name in (RUN, LATEST, f"{BUNDLE}/{CARD}"):
+        for path in (*folder.glob(name), *folder.glob(f"*/{name}")):
+            with contextlib.suppress(OSError):  # gone again
+                found[path] = path.stat().st_mtime_ns
+    return found
+
+
+def watch(folder: Path, seen: dict[Path, int]) -> None:
+    """Draw the page anew where a result was written, as by a nightly forecast, or went, or came back."""
+    if standing(folder) != seen:
+        st.rerun()
 
 
 def class_view(chosen: Chosen) -> None:

@@ -472,6 +472,37 @@ def test_a_result_that_is_written_again_is_read_again(results, open_page, tmp_pa
     assert metric(page.run(), "Best model") == "lstm"
 
 
+@pytest.mark.parametrize("state", ["stock", "gesture", "life", "gone", "broken"])
+def test_a_page_is_drawn_anew_when_a_result_comes_whatever_it_shows(results, open_page, tmp_path, monkeypatch, state):
+    looks, drawn = {}, []
+    monkeypatch.setattr(
+        forecasts.st, "fragment", lambda look, run_every=None: looks.update({run_every: look}) or (lambda: None)
+    )
+    monkeypatch.setattr(forecasts.st, "rerun", lambda: drawn.append(1))
+    if state in ("stock", "gesture", "life"):
+        shutil.copytree(results / state, tmp_path / state)
+    elif state == "broken":
+        shutil.copytree(results / "life", tmp_path / "life")
+        (tmp_path / "life" / "forecasts.parquet").unlink()
+    open_page(tmp_path)
+    looks[forecasts.WATCH_S]()
+    assert not drawn
+    shutil.copytree(results / "life", tmp_path / "new")
+    looks[forecasts.WATCH_S]()
+    assert drawn
+
+
+def test_a_result_that_goes_while_it_is_looked_at_is_named(results, open_page, tmp_path):
+    shutil.copytree(results / "stock", tmp_path / "stock")
+    page = open_page(tmp_path)
+    for name in ("forecasts.parquet", "history.parquet"):
+        (tmp_path / "stock" / name).unlink()
+    forecasts.st.cache_resource.clear()  # as when other results push it out
+    page.selectbox[1].select("BBB").run()
+    assert not page.exception
+    assert f"The result in {tmp_path / 'stock'} cannot be read" in page.error[0].value
+
+
 def test_without_mase_the_rank_goes_by_the_error(results):
     task = find_results(results / "stock")[0].task
     ranked = pd.DataFrame({"model": ["naive", "gru"], "mase": np.nan, "mae": [2.0, 1.0]})
