@@ -211,6 +211,10 @@ def live_view(chosen: Chosen, path: Path) -> None:
     """A recording of the test played through the bundle's step; the page is drawn anew while it plays."""
     try:
         bundle = load_live_bundle(str(path), (path / CARD).stat().st_mtime_ns if (path / CARD).exists() else 0)
+        if bundle.kind != chosen.task.kind:
+            raise BundleError(
+                f"{path}: its task is to {bundle.kind}; `mnemo train --task {chosen.task.kind}` makes one that plays"
+            )
         bundle.check_channels(chosen.task.channels)
         replay = hold_replay(chosen, bundle)
     except BundleError as error:

@@ -114,3 +114,13 @@ def write_memory_result(folder, gesture):
     model.prepare(window_loader(train, task, length=100, stride=100, context=0, batch_size=32))
     training = {"data_set": dataset.name}
     export_bundle(model, task, folder / "bundle", name="titans-lmm", config={}, training=training, metrics=[])
+
+
+def write_number_bundle(path, channels):
+    """A model that was not trained and that tells a number, of the same channels as a gesture."""
+    from forecasting.export import export_bundle
+    from models import catalog
+
+    task = Task("regress", "y", channels, 1, quantiles=LEVELS)
+    model = catalog.build("gru", task.signature, hidden=8)
+    export_bundle(model, task, path, name="gru", config={}, training={"data_set": "numbers"}, metrics=[])

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from result_folders import forecast_frames
+from result_folders import forecast_frames, write_number_bundle
 from streamlit.testing.v1 import AppTest
 
 from dashboards import FOLDER, forecasts
@@ -392,6 +392,14 @@ def test_a_damaged_bundle_is_named_and_the_rest_of_the_page_stays(results, open_
     (tmp_path / "gesture" / "bundle" / "step.onnx").write_bytes(b"not a graph")
     page = open_page(tmp_path)
     assert "step.onnx: the file was changed" in page.error[0].value
+    assert len(board(page)) == 3
+
+
+def test_a_bundle_of_another_task_is_named_and_the_rest_of_the_page_stays(results, open_page, tmp_path):
+    shutil.copytree(results / "gesture", tmp_path / "gesture")
+    write_number_bundle(tmp_path / "gesture" / "bundle", find_results(tmp_path)[0].task.channels)
+    page = open_page(tmp_path)
+    assert "its task is to regress" in page.error[0].value
     assert len(board(page)) == 3
 
 
