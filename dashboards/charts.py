@@ -251,7 +251,9 @@ def class_chart(
 
 
 def live_frame(rows: pd.DataFrame, names: Mapping[str, str], window: tuple[Any, Any]) -> pd.DataFrame:
-    """The latest rows as ds, name, value: thinned to what a screen shows, with an empty row at each end of the window.
+    """The latest rows as ds, name, value: thinned to what a screen shows, with an empty row at an end of the window.
+
+    None where a row is: two values at one time, one of them empty, would break the line there.
 
     Args:
         rows: ds and the columns.
@@ -260,6 +262,7 @@ def live_frame(rows: pd.DataFrame, names: Mapping[str, str], window: tuple[Any, 
     thin = rows.iloc[:: max(1, math.ceil(len(rows) / MOST_POINTS))]
     long = thin[["ds", *names]].rename(columns=dict(names)).melt("ds", var_name="name", value_name="value")
     ends = pd.DataFrame({"ds": list(window), "name": next(iter(names.values())), "value": np.nan})
+    ends = ends[~ends["ds"].isin(thin["ds"])]
     return pd.concat(
         [frame for frame in (long, ends.astype({"ds": rows["ds"].dtype})) if len(frame)], ignore_index=True
     )

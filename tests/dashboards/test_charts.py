@@ -222,6 +222,7 @@ def test_a_live_frame_spans_its_window_and_is_thinned():
     assert frame["ds"].max() == 200.0
     assert frame.loc[frame["ds"] == 200.0, "value"].isna().all()
     assert set(frame["name"]) == {"acceleration"}
+    assert not frame.duplicated(["ds", "name"]).any()  # the line would break there
     assert len(charts.live_frame(history.iloc[:0], {"accel": "acceleration"}, (0.0, 1.0))) == 2
 
 
