@@ -96,6 +96,17 @@ def _lack_ahead(task: Task, spans: Sequence[Span], positions: Sequence[np.ndarra
     return lacking
 
 
+def _lopsided(task: Task) -> Iterator[str]:
+    """A note where the mean of the quantiles is no middle."""
+    levels = np.array(task.quantiles)
+    lacking = [f"{1 - level:g}" for level in levels if not np.isclose(levels, 1 - level).any()]
+    if task.kind != "classify" and lacking:
+        yield (
+            f"the mean is that of the quantiles at {', '.join(f'{level:g}' for level in levels)}, and no middle of the "
+            f"forecast, though all measures but pinball judge it: add the levels {', '.join(lacking)} or go by pinball."
+        )
+
+
 def _not_taken(task: Task, models: Sequence[str]) -> Iterator[str]:
     """Which of the named models leave covariates out that were given."""
     past = [channel.name for channel in task.channels[1:] if channel.name not in task.future]
@@ -220,7 +231,7 @@ def compare(
     notes = [*parts.notes, *([too_short] if short else [])]
     calibrated = calibrated and task.kind == "forecast"
     at_checks = _check_positions(parts, task) if calibrated else []
-    notes += _not_taken(task, models)
+    notes += [*_not_taken(task, models), *_lopsided(task)]
     for name in names:
         with _PeakMemory() as peak:
             try:

@@ -275,6 +275,18 @@ def test_a_ridge_that_nobody_asked_for_and_that_has_nothing_to_learn_from_stops_
         backtest(data, ["ridge"], Task.of(data), test_size=1)
 
 
+@pytest.mark.parametrize(
+    ("levels", "lacking"), [((0.9,), "0.1"), ((0.1, 0.5, 0.8), "0.9, 0.2"), ((0.3, 0.5, 0.7), None)]
+)
+def test_a_mean_of_quantiles_on_one_side_is_remarked_on(levels, lacking):
+    data = dataset(walk(60))
+    notes = backtest(data, [], replace(Task.of(data), quantiles=levels), test_size=9, calibrated=False).notes
+    said = [note for note in notes if note.startswith("the mean is that of the quantiles at ")]
+    assert [note.partition("add the levels ")[2] for note in said] == (
+        [] if lacking is None else [f"{lacking} or go by pinball."]
+    )
+
+
 def test_a_setting_goes_to_the_models_that_have_it():
     data = dataset(walk(60))
     given = {"hidden": "8", "embed": "4", "max_epochs": "1", "penalty": "0.5", "lookback": "10"}
