@@ -4,6 +4,7 @@ import gc
 import os
 from collections.abc import Iterator
 from functools import cache, partial
+from typing import Any
 
 # Before torch or numpy is imported: with two test processes on two cores, more threads only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -37,14 +38,36 @@ def _quick_exports() -> Iterator[None]:
     """Some hundred bundles are exported, and 200 steps are enough for what the tests ask of the latency on their cards.
 
     What the exporter knows of torch's operations is the same at every export; to read it anew takes as long as a small
-    graph.
+    graph. And two of its passes do at every node what matters at few; without that the graphs are the same to the byte.
     """
+    from onnxscript.rewriter import RewriteRule
     from torch.onnx._internal.exporter._registration import ONNXRegistry
+    from torch.onnx._internal.fx.passes import type_promotion
 
     from forecasting import export
     from forecasting.certificate import certify
 
+    rewrite = RewriteRule.try_rewrite
+    interpreter = type_promotion._TypePromotionInterpreter
+    run = interpreter.run_node
+
+    def rewrite_if_alike(self: Any, model: Any, graph: Any, node: Any, **options: Any) -> Any:
+        """A pattern of another operation does not match; the matcher finds that out in a hundred lines."""
+        known = self._target_pattern.output_nodes[0].op_identifier()
+        return rewrite(self, model, graph, node, **options) if known is None or known[1] == node.op_type else None
+
+    def promote_alone(self: Any, node: Any) -> Any:
+        """What a node gives is known from before, or from its being promoted: it need not be computed once more."""
+        if node.op != "call_function" or "val" not in node.meta:
+            return run(self, node)
+        with self._set_current_node(node):
+            if rule := type_promotion.get_type_promotion_rule(node, self.type_promotion_table):
+                self._maybe_promote_node(node, rule)
+        return node.meta["val"]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "certify", partial(certify, steps=200))
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
+        patch.setattr(RewriteRule, "try_rewrite", rewrite_if_alike)
+        patch.setattr(interpreter, "run_node", promote_alone)
         yield
