@@ -348,7 +348,7 @@ def steps_of(model: StepModel, x: Tensor, mask: Tensor, ahead: list[Tensor]) -> 
 
 @torch.no_grad()
 def check_parity(model: StepModel, example: Example, tolerance: float) -> None:
-    """One scan = a scan in two parts = T steps, predictions and states; in float64 as well."""
+    """One scan = a scan in two parts = T steps, predictions and states; in float64 as well. The steps' are in order."""
     x, mask = example.tensors(model.signature)
     ahead = example.ahead(model.signature)
     _check_parity(model, x, mask, ahead, example.split, tolerance)
@@ -360,6 +360,7 @@ def _check_parity(model: StepModel, x: Tensor, mask: Tensor, ahead: list[Tensor]
     initial = model.initial_state(len(x))
     given_state = {name: value.clone() for name, value in initial.items()}
     by_step, after_steps, usual = steps_of(model, x, mask, ahead)
+    check_values(by_step, after_steps, model.signature, "steps")
     whole, after = model.scan(x, mask, initial, *ahead)
     assert_predictions(whole, by_step, model.signature, tolerance, "scan against steps")
     assert_states(after, after_steps, usual, tolerance, "state after the scan against steps")
@@ -463,11 +464,15 @@ def check_values(prediction: Tensor, state: State, signature: Signature, what: s
 
 @torch.no_grad()
 def check_predictions(model: StepModel, x: Tensor, mask: Tensor, what: str = "") -> None:
+    """Of a scan; those of the steps, which take far longer, are checked where there are steps anyway."""
     ahead = known_ahead(model.signature, *x.shape[:2])
     check_values(*model.scan(x, mask, model.initial_state(len(x)), *ahead), model.signature, f"scan {what}")
-    if model.streams:
-        predictions, state, _ = steps_of(model, x, mask, ahead)
-        check_values(predictions, state, model.signature, f"steps {what}")
+
+
+@torch.no_grad()
+def check_step_predictions(model: StepModel, x: Tensor, mask: Tensor, what: str) -> None:
+    predictions, state, _ = steps_of(model, x, mask, known_ahead(model.signature, *x.shape[:2]))
+    check_values(predictions, state, model.signature, f"steps {what}")
 
 
 def check_graph(model: StepModel, loaded: LoadedBundle, example: Example, tolerance: float) -> None:
@@ -599,8 +604,11 @@ def test_extreme_input_gives_finite_predictions_and_states(case):
     """All of them at once, a series each: series do not see each other."""
     x = torch.cat([values((1, 30, case.signature.channels)) for values in EXTREMES.values()])
     kinds = f"series: {', '.join(EXTREMES)}"
-    check_predictions(case.instance(), x, torch.ones_like(x), kinds)
-    check_predictions(case.instance(), x, torch.zeros_like(x), f"masked {kinds}")
+    model = case.instance()
+    for mask, what in ((torch.ones_like(x), kinds), (torch.zeros_like(x), f"masked {kinds}")):
+        check_predictions(model, x, mask, what)
+        if model.streams:
+            check_step_predictions(model, x, mask, what)
 
 
 @over(CASES)
@@ -770,6 +778,10 @@ class PassesNanOn(Mutant):
 
 
 class CrossesItsQuantiles(Mutant):
+    def step(self, x, mask, state):
+        prediction, after = self.model.step(x, mask, state)
+        return prediction.flip(-1), after
+
     def scan(self, x, mask, state):
         prediction, after = self.model.scan(x, mask, state)
         return prediction.flip(-1), after
@@ -798,6 +810,7 @@ MUTANTS: list[tuple[type[Mutant], Callable[[StepModel], None]]] = [
     (TakesInfinityForAValue, missing),
     (LeaksAcrossTheBatch, lambda model: check_rows(model, ORDINARY, TOLERANCE)),
     (PassesNanOn, lambda model: check_predictions(model, *never(model))),
+    (CrossesItsQuantiles, parity),
     (CrossesItsQuantiles, lambda model: check_predictions(model, *ORDINARY.tensors(model.signature))),
 ]
 
