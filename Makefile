@@ -36,8 +36,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	@$(BIN)/mnemo demo --out out $(if $(HEADLESS),--headless)
 
+# Not those of many tests first: the pages in a browser are two tests and twenty seconds, and would be left for the end.
 test: install
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 check: install
 	@$(BIN)/ruff check .
