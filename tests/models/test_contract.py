@@ -77,6 +77,7 @@ class Case:
     task: str
     variant: int
     ahead: int = 0  # covariates that are known ahead
+    blocks: int = 0  # other than those of the variant
 
     def __str__(self) -> str:
         known = f"-ahead{self.ahead}" if self.ahead else ""
@@ -88,7 +89,7 @@ class Case:
 
     @property
     def settings(self) -> dict[str, Any]:
-        chosen = SMALL | variants(self.name)[self.variant]
+        chosen = SMALL | variants(self.name)[self.variant] | ({"blocks": self.blocks} if self.blocks else {})
         return {field: chosen[field] for field in field_defaults(self.name) if field in chosen}
 
     @property
@@ -131,9 +132,12 @@ def cases_of(name: str, turn: int) -> list[Case]:
 
 
 def exported_case(name: str, turn: int) -> Case:
+    """With one block, for each more is as many nodes again: that they follow one another the smallest memory shows."""
     tasks = MODELS[name].tasks
     task = "forecast" if "forecast" in tasks else tasks[turn % len(tasks)]
-    return Case(name, task, turn % len(variants(name)))
+    chunked = variants(name) is CHUNKS
+    variant = (turn + chunked) % len(variants(name))  # so that the segments of a context are longer than one
+    return Case(name, task, variant, blocks=1 if chunked and name != "gated-deltanet" else 0)
 
 
 # A regression on the past that knows a covariate ahead, direct and recursive, whose step carries it along.

@@ -5,7 +5,6 @@ from functools import partial
 
 import pytest
 import torch
-from graphs import graph_apart
 from memory_cases import assert_no_series_sees_another, distance, states_apart
 from torch import Tensor
 from torch.nn.functional import normalize, silu
@@ -127,13 +126,6 @@ def test_series_joined_at_different_places_of_a_segment_go_on_as_they_were(name)
             joined, after = form(torch.cat(rests), concat(states))
         assert distance(joined, torch.cat(expected)) < 1e-10
         assert states_apart(after, concat(ends)) < 1e-10
-
-
-def test_a_hundred_steps_of_the_graph_are_those_of_the_network(tmp_path):
-    """Of segments of several tokens: the contract suite exports MAC with segments of one, MAG and MAL with longer."""
-    backbone, config = BACKBONES["mac"]
-    config = config(width=16, heads=HEADS, blocks=1, chunk=4, persistent=2, rate=0.1)
-    assert graph_apart(lambda width: backbone(width, config), tmp_path / "bundle") < 1e-4
 
 
 # --- the equations --------------------------------------------------------------------------------------------
