@@ -31,10 +31,11 @@ from torch import Tensor
 
 from models.contract import ModelError, Signature, State
 from models.kalman import Kalman, effects_of
-from models.linear_gaussian import Fit, Values, filled, known_part
+from models.linear_gaussian import Fit, Values, filled, in_units, known_part, unit_of
 
 SETTLED = 16  # roundings of 1: a covariance below them is 0; of float32 they are 1e-6 of the errors' deviation
 LEAST = 1e-12  # the same in double digits, whose roundings gather above 16 of them and do not go away
+SMALL = 1e-3  # the deviation below which AutoARIMA, which starts from a variance of 1e-10 at least, loses its way
 ORDER = (
     "effects", "phi", "response", "delta", "intercept", "drift", "weights", "psi", "sigma2", "started", "errors",
     "time", "covariance", "mean",
@@ -202,8 +203,9 @@ def fit_arima(values: Values, season: int, config: ArimaConfig) -> Fit:
         max_D=config.max_seasonal_differences,
         approximation=config.approximates(len(complete), season),
     )
-    found: dict[str, Any] = chosen.fit(complete).model_
-    filtered = forward_arima(found, y.copy()) if gaps else found
+    unit = unit_of(complete, SMALL, np.inf)
+    found: dict[str, Any] = chosen.fit(complete / unit).model_
+    filtered = forward_arima(found, y / unit) if gaps else found
     space, coefficients = filtered["model"], found["coef"]
     result: Fit = {
         "phi": np.asarray(space["phi"], np.float64),
@@ -222,7 +224,7 @@ def fit_arima(values: Values, season: int, config: ArimaConfig) -> Fit:
     numbers = ("phi", "theta", "mean", "covariance", "sigma2", "intercept", "drift")
     if not all(np.isfinite(result[name]).all() for name in numbers):
         raise ModelError("the fit of AutoARIMA ended with numbers that are not finite")
-    return result
+    return in_units(result, unit)
 
 
 def states_of(fits: Sequence[Fit], signature: Signature, places: int, lags: int) -> State:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from models.contract import ModelError, Signature, State
 from models.kalman import Kalman, effects_of
-from models.linear_gaussian import Fit, Values
+from models.linear_gaussian import STATSMODELS, Fit, Values, in_units, unit_of
 from models.regressors import Regressors, parted
 
 # As statsmodels calls them; of the last the level alone is noisy, and there is no irregular.
@@ -162,12 +162,13 @@ def fit_components(values: Values, season: int, config: ComponentsConfig) -> Fit
         notes.append(f"fitted without a season: {len(y)} values are no more than one season of {season}")
         season = 1
     regressors = Regressors(covariates, np.ones(1), constant=True)  # a level takes up any constant
-    results = estimate(y, season, config, regressors.values)
+    unit = unit_of(y, *STATSMODELS)
+    results = estimate(y / unit, season, config, regressors.values)
     if regressors.note:
         notes.append(regressors.note)
     if not results.mle_retvals["converged"]:
         notes.append(f"the optimiser stopped after {ITERATIONS} iterations")
-    return converted(results, places, regressors, "; ".join(notes))
+    return in_units(converted(results, places, regressors, "; ".join(notes)), unit)
 
 
 def estimate(y: Values, season: int, config: ComponentsConfig, covariates: Values | None = None) -> Any:

@@ -30,6 +30,7 @@ from models.contract import LARGEST, Fits, Local, ModelError, Signature, State, 
 Values = NDArray[np.float64]
 Fit = dict[str, Any]  # what a library found for one series: plain numbers, text and arrays
 
+STATSMODELS = (0.1, 1e4)  # deviations of a series beyond which its optimiser stops far from the maximum
 POOL_FROM = 32  # series: fewer are fitted in this process, for starting others takes longer than that
 
 
@@ -214,3 +215,20 @@ def filled(values: Values, how: str = "closed by straight lines for the fit") ->
     if len(values) > len(complete):
         notes.append(f"the last {len(values) - len(complete)} of {len(values)} values are missing: no part of the fit")
     return complete, notes
+
+
+def unit_of(values: Values, low: float, high: float) -> float:
+    """What to divide a series by before a library's optimiser sees it, which is at home between deviations of `low` and
+    `high`: 1 there, and elsewhere the power of two nearest the deviation, so that no digit is lost on the way.
+    """
+    reach = np.nanmax(values) - np.nanmin(values)
+    if not reach:
+        return 1.0
+    deviation = np.nanstd(values / reach) * reach  # the squares of the smallest values would be 0
+    return 1.0 if low <= deviation <= high else float(2.0 ** np.round(np.log2(deviation)))
+
+
+def in_units(fit: Fit, unit: float) -> Fit:
+    """The fit of a Kalman filter to a series that was divided by `unit`, as one of the series itself."""
+    sized = {name: fit[name] * unit for name in ("mean", "intercept", "drift", "effects") if name in fit}
+    return fit | sized | {"sigma2": fit["sigma2"] * unit**2}

@@ -28,7 +28,7 @@ import numpy as np
 
 from models.arima import SeasonalArima
 from models.contract import ModelError, Signature
-from models.linear_gaussian import Fit, Values, filled
+from models.linear_gaussian import STATSMODELS, Fit, Values, filled, in_units, unit_of
 from models.regressors import Regressors, parted
 
 # p, q, P, Q: the four from which Hyndman and Khandakar (J. Stat. Software 27, 2008) search, and one between them.
@@ -99,12 +99,13 @@ def fit_sarimax(values: Values, season: int, config: SarimaxConfig) -> Fit:
     if np.nanmin(y) == np.nanmax(y):
         notes.append("constant: a mean with no spread")
         return constant(float(np.nanmin(y)), len(y), covariates.shape[1]) | {"note": "; ".join(notes)}
-    results, regressors = estimate(y, season, config, covariates)
+    unit = unit_of(y, *STATSMODELS)
+    results, regressors = estimate(y / unit, season, config, covariates)
     if regressors.note:
         notes.append(regressors.note)
     if not getattr(results, "mle_retvals", {"converged": True})["converged"]:
         notes.append(f"the optimiser stopped after {ITERATIONS} iterations")
-    return converted(results, regressors) | {"note": "; ".join(notes)}
+    return in_units(converted(results, regressors), unit) | {"note": "; ".join(notes)}
 
 
 def constant(value: float, length: int, covariates: int) -> Fit:

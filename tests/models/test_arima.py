@@ -84,6 +84,16 @@ def test_forecasts_after_further_points_are_the_librarys(kind, points):
     assert_equal(after(model, fits.state, further), of(expected))
 
 
+@pytest.mark.parametrize("kind", ["season", "seasonal average"])
+def test_a_tiny_series_is_forecast_like_any_other(kind):
+    model, fits, _ = fitted(kind)
+    tiny = Arima(SIGNATURE).double()
+    unseen = np.full(1, np.nan)
+    expected = after(model, fits.state, unseen)
+    found = after(tiny, tiny.fit_series({"a": series(kind) * 1e-9}).state, unseen) * 1e9
+    assert_equal(found, expected, relative=1e-3)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_missing_points_are_skipped_as_the_library_skips_them(kind):
     model, fits, library = fitted(kind)

@@ -132,3 +132,12 @@ def test_what_is_wrong_with_one_series_is_no_matter_to_the_others():
 def test_settings_out_of_range_are_named(fields, message):
     with pytest.raises(ModelError, match=message):
         ComponentsConfig(**fields)
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e-3, 1e7], ids=["tiny", "small", "large"])
+def test_a_series_of_any_size_is_forecast_like_any_other(size):
+    past, _ = series()
+    usual, resized = Components(SIGNATURE).double(), Components(SIGNATURE).double()
+    expected = at_the_end(usual, usual.fit_series({"a": past}).state)
+    found = at_the_end(resized, resized.fit_series({"a": past * size}).state) / size
+    assert np.abs(found - expected).max() < 0.02 * (expected[:, -1] - expected[:, 0]).min()

@@ -152,3 +152,13 @@ def test_asked_for_orders_with_an_ar_root_on_the_unit_circle_are_refused():
         "an AR root of order (2, 1, 2), seasonal order (0, 0, 0) is on the unit circle, where forecasts are of any "
         "size; take more differences or fewer AR terms"
     )
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e-3, 1e7], ids=["tiny", "small", "large"])
+def test_a_series_of_any_size_is_forecast_like_any_other(size):
+    past, _ = series()
+    airline = SarimaxConfig(order="0,1,1", seasonal_order="0,1,1", trend="none")
+    usual, resized = Sarimax(SIGNATURE, airline).double(), Sarimax(SIGNATURE, airline).double()
+    expected = at_the_end(usual, usual.fit_series({"a": past}).state)
+    found = at_the_end(resized, resized.fit_series({"a": past * size}).state) / size
+    assert np.abs(found - expected).max() < 0.02 * (expected[:, -1] - expected[:, 0]).min()
