@@ -662,6 +662,10 @@ def bridge(
 
 def main() -> None:
     """Run the command; errors of our own are one line on stderr and exit code 2, never a traceback."""
+    # What shells leave alone in --out=~/bundle, and services and other programs everywhere.
+    sys.argv[1:] = [
+        re.sub(r"^(--[\w-]+=)?(~(?=/).*)", _at_home, argument, flags=re.DOTALL) for argument in sys.argv[1:]
+    ]
     try:
         app(prog_name="mnemo", standalone_mode=True)
     except SystemExit as ended:
@@ -682,6 +686,10 @@ def main() -> None:
             raise
         _say(f"error: {message}")
         sys.exit(code)
+
+
+def _at_home(found: re.Match[str]) -> str:
+    return (found[1] or "") + os.path.expanduser(found[2])
 
 
 def _was_interrupted(error: BaseException | None) -> bool:

@@ -1285,3 +1285,16 @@ def test_the_demo_opens_the_dashboard_unless_headless(place, monkeypatch):
     done("demo", "--out", "here")
     assert shown == [["-m", "dashboards", "--out", "here"]]
     assert "sales.csv: is a file, not a folder" in mnemo("demo", "--out", "sales.csv").error
+
+
+@pytest.mark.parametrize("joined", [False, True], ids=["apart", "joined"])
+def test_a_path_that_begins_at_home_is_found_there(tmp_path, monkeypatch, joined):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    pd.DataFrame({"unique_id": "a", "ds": range(60), "y": np.arange(60.0) % 7}).to_csv(home / "d.csv", index=False)
+    paths = ["--data=~/d.csv", "--out=~/out"] if joined else ["--data", "~/d.csv", "--out", "~/out"]
+    assert mnemo("backtest", *paths, "--model", "drift", "--horizon", 2).code == 0
+    assert (home / "out" / "leaderboard.csv").exists()
+    assert not (tmp_path / "~").exists()
