@@ -24,6 +24,7 @@ from data.frame import ID, TIME, Dataset, FrameError, Freq, infer_freq, show_tim
 # A grid this many times longer than its observations means a wrong step, and would fill the memory with NaN.
 MOST_STEPS_PER_ROW = 1000
 MOST_EMPTY_STEPS = 5_000_000
+ROUNDING = 1e-6  # of a step: a time of seconds that is nearer to its place on the grid is that place, in other digits
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ def to_panel(dataset: Dataset, labels: Sequence[str] | None = None) -> list[Seri
         times[first : first + count] if grid is None else grid.times(times[first], int(length))
         for first, length, count in zip(starts, lengths, counts, strict=True)
     ]
+    if grid is not None and isinstance(grid.step, float):
+        for ds, first, count in zip(everyone, starts, counts, strict=True):  # keep the digits by which rows are known
+            own, at = times[first : first + count], slots[first : first + count]
+            ds[at] = np.where(np.abs(ds[at] - own) < ROUNDING * grid.step, own, ds[at])
     if dataset.calendar:
         try:
             values = np.hstack([values, calendar_values(np.concatenate(everyone), dataset.calendar)])

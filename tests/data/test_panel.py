@@ -82,6 +82,13 @@ def test_a_jittering_clock_goes_to_the_nearest_step():
     np.testing.assert_array_equal(one.values[:, 0], [0, 1, 2, np.nan, 3])
 
 
+def test_seconds_keep_their_digits_wherever_a_series_begins():
+    times = np.arange(90) * 0.02
+    for begin in (0, 17, 30):
+        (one,) = to_panel(dataset(series(times[begin:]), 0.02))
+        assert one.ds.tolist() == times[begin:].tolist()
+
+
 def test_two_samples_in_one_step_are_refused():
     with pytest.raises(FrameError, match=r"1 observations share their step of 0.1 s .*first 0.1 and 0.12 s"):
         to_panel(dataset(series([0.0, 0.1, 0.12]), 0.1))
