@@ -34,8 +34,10 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quick_exports() -> Iterator[None]:
-    """Some hundred bundles are exported, and 200 steps are enough for what the tests ask of the latency on their cards.
+def as_users_export() -> Iterator[list[tuple[Any, str, Any]]]:
+    """What is patched of the exporter, with what stood there: to export as users do.
+
+    Some hundred bundles are exported, and 200 steps are enough for what the tests ask of the latency on their cards.
 
     What the exporter knows of torch's operations is the same at every export; to read it anew takes as long as a small
     graph. And two of its passes do at every node what matters at few; without that the graphs are the same to the byte.
@@ -65,9 +67,14 @@ def _quick_exports() -> Iterator[None]:
                 self._maybe_promote_node(node, rule)
         return node.meta["val"]
 
+    quick = [
+        (ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib))),
+        (RewriteRule, "try_rewrite", rewrite_if_alike),
+        (interpreter, "run_node", promote_alone),
+    ]
+    usual = [(owner, name, vars(owner).get(name, getattr(owner, name))) for owner, name, _ in quick]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "certify", partial(certify, steps=200))
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
-        patch.setattr(RewriteRule, "try_rewrite", rewrite_if_alike)
-        patch.setattr(interpreter, "run_node", promote_alone)
-        yield
+        for owner, name, function in quick:
+            patch.setattr(owner, name, function)
+        yield usual

@@ -107,6 +107,15 @@ def test_the_scan_graph_does_what_the_model_does_at_any_batch_and_length(forecas
         np.testing.assert_allclose(state[name], value.numpy(), rtol=1e-4, atol=1e-4)
 
 
+def test_the_tests_export_what_users_do(as_users_export, forecaster, forecaster_path, tmp_path, monkeypatch):
+    """Their exporter is patched to be quick (tests/conftest.py)."""
+    for owner, name, function in as_users_export:
+        monkeypatch.setattr(owner, name, function)
+    export(forecaster, FORECAST, tmp_path / "b")
+    for graph in ("step.onnx", "scan.onnx"):
+        assert (tmp_path / "b" / graph).read_bytes() == (forecaster_path / graph).read_bytes()
+
+
 @pytest.mark.parametrize("memory", ["frozen", "off"])
 def test_the_ablations_of_a_memory_step_alike_in_the_graph_through_gaps(memory, tmp_path):
     torch.manual_seed(0)
