@@ -70,7 +70,8 @@ class ClassForest(StepModel, Fitted):
 
     def _read(self, window: Window) -> Tensor:
         features = self.features(window)
-        return self.trees(features.flatten(0, -2).float()).unflatten(0, features.shape[:-1])
+        shares = self.trees(features.flatten(0, -2).float()).unflatten(0, features.shape[:-1])
+        return shares.clamp(max=1.0)  # the rounding of their sum; scores refuse what is above
 
     def fit(self, batches: Iterable[Batch], validation: Iterable[Batch] = ()) -> None:
         """Fit the forest to positions of the training windows, drawn evenly.

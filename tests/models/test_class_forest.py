@@ -30,6 +30,13 @@ def test_new_series_are_told_apart_and_better_the_longer_they_are(features):
     assert right[-1] > right[0]
 
 
+def test_a_share_of_all_leaves_is_never_more_than_one():
+    model = trained(batch(1), trees=7)
+    x, _ = waves(2, rows=60)
+    said, _ = model.scan(x, torch.ones_like(x), model.initial_state(len(x)))
+    assert said.max() == 1.0
+
+
 def test_a_class_that_was_never_shown_is_never_said():
     shown = batch(1)
     model = trained(shown._replace(target=torch.where(shown.target == 1, -1, shown.target)))
