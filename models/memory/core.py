@@ -325,8 +325,8 @@ def initial_state(
 
 
 def accumulators_of(state: State) -> list[Tensor]:
-    """A of every layer."""
-    return [value for name, value in state.items() if name.startswith("memory")]
+    """A of every layer, by its number: a state may come in any order."""
+    return [state[f"memory{layer}"] for layer in range(sum(name.startswith("memory") for name in state))]
 
 
 def anchor_weights(rule: Rule, state: State) -> list[Tensor]:

@@ -193,6 +193,19 @@ def test_series_at_different_places_of_a_chunk_run_in_one_batch():
         assert max(map(distance, look, look_loop)) < 1e-8
 
 
+@pytest.mark.parametrize("form", [sequential, chunked])
+@pytest.mark.parametrize("rule", REPRESENTATIVE.values(), ids=REPRESENTATIVE)
+def test_a_state_is_read_by_its_names_and_not_by_their_order(rule, form):
+    torch.manual_seed(5)
+    _, begun, _ = form(rule, random_tokens(rule, 3), start(rule, random_memory(rule)))
+    tokens = random_tokens(rule, 6)
+    expected, after, _ = form(rule, tokens, begun)
+    answer, other, _ = form(rule, tokens, dict(reversed(begun.items())))
+    assert distance(answer, expected) < 1e-12
+    assert other.keys() == after.keys()
+    assert max(distance(other[name], value) for name, value in after.items()) < 1e-12
+
+
 @pytest.mark.parametrize("rule", REPRESENTATIVE.values(), ids=REPRESENTATIVE)
 def test_no_answer_knows_a_later_token(rule):
     torch.manual_seed(4)
