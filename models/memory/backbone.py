@@ -24,6 +24,7 @@ from models.blocks import Blocks, PatchEmbedding, full_precision, part, prefixed
 from models.contract import Form, Inside, ModelError, State
 from models.memory.chunks import chunked
 from models.memory.core import Look, Rule, Tokens, anchor_weights, frozen, initial_state, read, step
+from models.memory.pointwise import gated_norm, unit_directions
 
 MEMORY = ("learns", "frozen", "off")
 LARGEST_RATE, LARGEST_RADIUS = 1e6, 1e9
@@ -287,9 +288,7 @@ class MemoryLayer(nn.Module):
     def _tokens(self, x: Tensor, mixed: Tensor, present: Tensor) -> Tokens:
         """x, mixed: (B, [T,] D) and (B, [T,] 3 D) -> tokens (B, P, [T,] ...)."""
         heads = self.config.heads
-        pieces = silu(mixed).unflatten(-1, (3 * heads, self.head)).movedim(-2, 1)  # (B, 3 P, [T,] W)
-        directions, value = pieces.split([2 * heads, heads], 1)
-        query, key = normalize(directions, dim=-1).split(heads, 1)
+        query, key, value = unit_directions(mixed, heads)
         gates = self.to_gates(x).movedim(-1, 1)  # (B, 5 P, [T])
         keep, momentum, rate, importance, _ = gates.sigmoid().split(heads, 1)
         there = present[:, None]
@@ -322,9 +321,7 @@ class MemoryLayer(nn.Module):
 
     def _output(self, x: Tensor, answer: Tensor) -> Tensor:
         """answer: (B, P, [T,] W)."""
-        rows = answer.movedim(1, -2)  # (B, [T,] P, W)
-        normed = rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + 1e-6) * self.gain
-        return self.to_output(normed.flatten(-2) * self.to_output_gate(x).sigmoid())
+        return self.to_output(gated_norm(answer, self.gain, self.to_output_gate(x)))
 
 
 class MemoryBackbone(Blocks):

@@ -62,7 +62,8 @@ def chunked(rule: Rule, tokens: Tokens, state: State, look: bool = False) -> tup
     complete = bool((tokens.present > 0.5).all())
     streams = _streams(rule, tokens if complete else effective(tokens), state)
     layers = len(accumulators_of(state))
-    memories = [_stacked(rule, state, layer) for layer in range(layers)]
+    kinds = ("memory", "momentum") if rule.has_momentum else ("memory",)
+    memories = [[state[f"{kind}{layer}"].flatten(0, 1) for kind in kinds] for layer in range(layers)]
     anchors = [state[f"anchor{layer}"].flatten(0, 1) for layer in range(layers)] if offset else None
     steps = tokens.keep.shape[2]
     # What is left of a chunk that has begun; then whole ones and the beginning of another.
@@ -119,20 +120,11 @@ def _streams(rule: Rule, tokens: Tokens, state: State) -> Streams:
     )
 
 
-def _stacked(rule: Rule, state: State, layer: int) -> Tensor:
-    """(N, I, O), or (N, 2 I, O) with the momentum below."""
-    memory = state[f"memory{layer}"]
-    if rule.has_momentum:
-        memory = torch.cat([memory, state[f"momentum{layer}"]], -2)
-    return memory.flatten(0, 1)
-
-
 def _state(rule: Rule, streams: Streams, read: Read) -> State:
-    """The inverse of `_streams` and `_stacked`, after the last token: (N, ...) each."""
+    """What follows from the last token: (N, ...) each."""
     after: State = {"fade": read.fade.flatten()}
     for layer, memory in enumerate(read.memories):
-        halves = memory.chunk(2, 1) if rule.has_momentum else (memory,)
-        after |= dict(zip((f"memory{layer}", f"momentum{layer}"), halves, strict=False))
+        after |= dict(zip((f"memory{layer}", f"momentum{layer}"), memory, strict=False))
         after[f"anchor{layer}"] = read.anchors[layer]
     if rule.window > 1:
         for name in ROWS:
@@ -145,14 +137,14 @@ def _state(rule: Rule, streams: Streams, read: Read) -> State:
 
 class _End(NamedTuple):
     output: Tensor
-    memories: list[Tensor]
+    memories: list[list[Tensor]]
     anchors: list[Tensor]
     surprise: Tensor
     squares: Tensor
 
 
 def _unrolled(
-    rule: Rule, streams: Streams, memories: list[Tensor], anchors: list[Tensor] | None, look: bool = False
+    rule: Rule, streams: Streams, memories: list[list[Tensor]], anchors: list[Tensor] | None, look: bool = False
 ) -> Read:
     """`dual_read` for any rule; m weight matrices a layer are in memory at a time."""
     steps = streams.query.shape[1]
@@ -173,9 +165,8 @@ def _unrolled(
     return Read(output, memories, ends[-1].anchors, streams.fade, surprise.detach(), squares.detach())
 
 
-def _unrolled_chunk(rule: Rule, piece: Streams, memories: list[Tensor], anchors: list[Tensor] | None) -> _End:
-    halves = [memory.chunk(2, 1) if rule.has_momentum else (memory,) for memory in memories]
-    accumulators, momenta = [half[0] for half in halves], [half[1] for half in halves if len(half) > 1]
+def _unrolled_chunk(rule: Rule, piece: Streams, memories: list[list[Tensor]], anchors: list[Tensor] | None) -> _End:
+    accumulators, momenta = [memory[0] for memory in memories], [memory[1] for memory in memories if len(memory) > 1]
     if anchors is None:
         accumulators, momenta = chunk_border(rule, accumulators, momenta)
         anchors = [weights_of(rule, accumulator) for accumulator in accumulators]
@@ -188,7 +179,7 @@ def _unrolled_chunk(rule: Rule, piece: Streams, memories: list[Tensor], anchors:
         weights = weights_of(rule, every)  # (N, m, I, O)
         z = (z[..., None, :] @ weights)[..., 0, :]
         squares = squares + weights.square().sum((-2, -1))
-        ends.append(every[:, -1] if momentum is None else torch.cat([every[:, -1], momentum], 1))
+        ends.append([every[:, -1]] if momentum is None else [every[:, -1], momentum])
         if layer < len(accumulators) - 1:
             z, _ = activate(z)
     surprise = torch.linalg.vector_norm(missed[:, rule.window - 1 :], dim=-1)

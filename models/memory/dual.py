@@ -8,15 +8,16 @@ the input and u_i the error of a layer at row i, so that its gradient is a_i u_i
 
 over the s whose window holds i (arXiv 2501.00663, section 3.2; arXiv 2505.23735, Eq. 16). The backward pass is written
 out as well: autograd would keep and walk some hundred small tensors a chunk, and training would spend its time on them
-instead of on the products. W and S of a layer stand in one matrix, W above S, so that both are read by one product.
+instead of on the products.
 
 Shapes: N series times heads, T tokens, m tokens of a chunk, c window, R = m + c - 1 rows of a chunk, F, V widths of
-keys and values, I, O widths of a layer, k = 2 with momentum and 1 without.
+keys and values, I, O widths of a layer; k = 2 with momentum, 1 without: a memory is, per layer, k matrices, W and S.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -42,11 +43,13 @@ class Streams(NamedTuple):
 
 
 ROWS = Streams._fields[:5]
+GATES = ("keep", "momentum", "rate", "present", "importance")
+GROUP = 2**18  # numbers of the coefficients that are made at once: a megabyte in single precision
 
 
 class Read(NamedTuple):
     output: Tensor  # (N, T, V) of the last layer, before norm and residual
-    memories: list[Tensor]  # per layer (N, k I, O): W, above S where there is momentum
+    memories: list[list[Tensor]]  # per layer k of (N, I, O)
     anchors: list[Tensor]  # per layer (N, I, O): the weights that the last chunk began with
     fade: Tensor  # the streams' after the last token
     surprise: Tensor  # (N, T), or nothing
@@ -60,39 +63,48 @@ def cut(rule: Rule, streams: Streams, first: int, last: int) -> Streams:
 
 
 def dual_read(
-    rule: Rule, streams: Streams, memories: list[Tensor], anchors: list[Tensor] | None, look: bool = False
+    rule: Rule, streams: Streams, memories: list[list[Tensor]], anchors: list[Tensor] | None, look: bool = False
 ) -> Read:
     """T tokens in chunks of m, the last of them maybe shorter.
 
     anchors: of a chunk that has begun; T is then at most what is left of it. None where a chunk begins.
     """
-    found = _Dual.apply(rule, look, len(memories), anchors is not None, *streams, *memories, *(anchors or ()))
+    flat = [matrix for memory in memories for matrix in memory]
+    found = _Dual.apply(rule, look, len(flat), anchors is not None, *streams, *flat, *(anchors or ()))
     output, fade, surprise, squares, *rest = found
-    return Read(output, rest[: len(memories)], rest[len(memories) :], fade, surprise, squares)
+    return Read(output, _by_layer(rule, rest[: len(flat)]), rest[len(flat) :], fade, surprise, squares)
+
+
+def _by_layer(rule: Rule, matrices: Sequence[Tensor]) -> list[list[Tensor]]:
+    count = 1 + rule.has_momentum
+    return [list(matrices[first : first + count]) for first in range(0, len(matrices), count)]
 
 
 class _Dual(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rule: Rule, look: bool, layers: int, begun: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, rule: Rule, look: bool, count: int, begun: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
         streams = Streams(*tensors[: len(Streams._fields)])
-        memories = list(tensors[len(Streams._fields) :][:layers])
-        anchors = list(tensors[len(Streams._fields) + layers :])
+        memories = _by_layer(rule, tensors[len(Streams._fields) :][:count])
+        anchors = list(tensors[len(Streams._fields) + count :])
         wanted = any(ctx.needs_input_grad)
-        total = streams.query.shape[1]
-        kept: list[_Kept] = []
-        outputs, surprises, squares = [], [], []
-        for first in range(0, total, rule.chunk):
-            piece = cut(rule, streams, first, min(first + rule.chunk, total))
-            if first:
-                piece = piece._replace(fade=torch.ones_like(piece.fade))
-            done = _forward(rule, piece, memories, anchors if begun and not first else None, look)
-            outputs.append(done.output)
-            memories, anchors, fade = done.memories, done.kept.anchors, done.fade
-            if look:
-                surprises.append(done.surprise)
-                squares.append(done.squares)
-            if wanted:
-                kept.append(done.kept)
+        kept: list[_KeptGroup] = []
+        outputs: list[Tensor] = []
+        surprises, squares = [], []
+        for pieces in _groups(rule, streams):
+            c = coefficients(rule, _gates(pieces))
+            together = _weights(c)
+            kept.append(_KeptGroup(c, together, []))
+            for piece, weights in zip(pieces, _apart(together, len(pieces)), strict=True):
+                done = _forward(rule, piece, weights, memories, anchors if begun and not outputs else None, look)
+                outputs.append(done.output)
+                memories, anchors, fade = done.memories, done.kept.anchors, done.fade
+                if look:
+                    surprises.append(done.surprise)
+                    squares.append(done.squares)
+                if wanted:
+                    kept[-1].chunks.append(done.kept)
+            if not wanted:
+                kept.clear()
         saved: list[Tensor] = []
 
         def place(tensor: Tensor) -> int:
@@ -102,47 +114,84 @@ class _Dual(torch.autograd.Function):
         # By autograd, which lets go of what is saved once the gradient has passed, though the answers live on.
         ctx.places = _mapped((streams, kept), place)
         ctx.save_for_backward(*saved)
-        ctx.rule, ctx.begun, ctx.layers = rule, begun, layers
+        ctx.rule, ctx.begun, ctx.count = rule, begun, count
         nothing = streams.query.new_empty(0)
         inside = [torch.cat(parts, 1) if look else nothing.clone() for parts in (surprises, squares)]
         ctx.mark_non_differentiable(*inside)
         # Clones: what is kept must not hold an output, nor an output be what came in.
-        return torch.cat(outputs, 1), fade.clone(), *inside, *memories, *(anchor.clone() for anchor in anchors)
+        flat = chain.from_iterable(memories)
+        return torch.cat(outputs, 1), fade.clone(), *inside, *flat, *(anchor.clone() for anchor in anchors)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rule, layers = ctx.rule, ctx.layers
+        rule, count = ctx.rule, ctx.count
         streams, kept = _mapped(ctx.places, ctx.saved_tensors.__getitem__)
         needed = Streams(*ctx.needs_input_grad[4 : 4 + len(Streams._fields)])
         output, fade, _, _, *rest = grads
-        memories, anchors = list(rest[:layers]), list(rest[layers:])
-        total = streams.query.shape[1]
+        memories, anchors = _by_layer(rule, rest[:count]), rest[count:]
+        last = streams.query.shape[1]
         parts: list[Streams] = []
         with torch.autocast(output.device.type, enabled=False):
-            for index in reversed(range(len(kept))):
-                first = index * rule.chunk
-                last = min(first + rule.chunk, total)
-                piece = cut(rule, streams, first, last)
-                if index:
-                    piece = piece._replace(fade=torch.ones_like(piece.fade))
-                begun = ctx.begun and not index
-                part, memories, before = _backward(
-                    rule, piece, kept[index], begun, output[:, first:last], fade, memories, anchors
-                )
-                parts.insert(0, part)
-                # Only the last chunk's anchors and fade are outputs.
-                anchors, fade = [], torch.zeros_like(fade)
+            for pieces, group in zip(reversed(_groups(rule, streams)), reversed(kept), strict=True):
+                found: list[Streams] = []
+                weighed: list[_Weights] = []
+                each = zip(pieces, _apart(group.weights, len(pieces)), group.chunks, strict=True)
+                for piece, weights, chunk in reversed(list(each)):
+                    first = last - piece.query.shape[1]
+                    part, d_weights, memories, before = _backward(
+                        rule, piece, weights, chunk, ctx.begun and not first, output[:, first:last], fade, memories,
+                        anchors,
+                    )  # fmt: skip
+                    found.insert(0, part)
+                    weighed.insert(0, d_weights)
+                    # Only the last chunk's anchors and fade are outputs.
+                    last, anchors, fade = first, [], torch.zeros_like(fade)
+                joined = _Weights(*map(torch.cat, zip(*weighed, strict=True)))
+                gates = _weights_backward(rule, _gates(pieces), group.coefficients, joined)
+                apart = _apart(gates, len(pieces))
+                parts = [part._replace(**gate._asdict()) for part, gate in zip(found, apart, strict=True)] + parts
         whole = [_joined(rule, name, parts, streams) if getattr(needed, name) else None for name in Streams._fields]
-        return None, None, None, None, *whole, *memories, *(before if ctx.begun else ())
+        return None, None, None, None, *whole, *chain.from_iterable(memories), *(before if ctx.begun else ())
 
 
 def _mapped(part: Any, change: Callable[[Any], Any]) -> Any:
     """Nested lists and named tuples with everything in them changed but None."""
-    if isinstance(part, list | tuple):
+    if isinstance(part, (list, tuple)):
         parts = [_mapped(inner, change) for inner in part]
         return type(part)(*parts) if hasattr(part, "_fields") else type(part)(parts)
     return None if part is None else change(part)
+
+
+def _groups(rule: Rule, streams: Streams) -> list[list[Streams]]:
+    """The chunks in order, neighbours of one length together: their coefficients are made at once.
+
+    As many as leave an operand in a core's cache; each of some dozen small operations costs as much to begin as to do.
+    """
+    series, total = streams.query.shape[:2]
+    most = max(1, GROUP // max(1, series * rule.chunk * (rule.chunk + rule.window - 1)))
+    firsts = range(0, total, rule.chunk)
+    parts = []
+    for name, part in zip(Streams._fields[:-1], streams[:-1], strict=True):
+        more = rule.chunk + (rule.window - 1 if name in ROWS else 0)
+        parts.append([part[:, first : first + more] for first in firsts])
+    fades = [streams.fade] + [torch.ones_like(streams.fade)] * (len(firsts) - 1)
+    pieces = [Streams(*each) for each in zip(*parts, fades, strict=True)]
+    whole = total // rule.chunk
+    ends = [*range(0, whole, most), whole] + [len(firsts)] * (whole < len(firsts))
+    return [pieces[first:last] for first, last in pairwise(ends)]
+
+
+def _gates(pieces: list[Streams]) -> Streams:
+    """What the coefficients of G chunks are made of, (G N, ...); the rest is of the first."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return pieces[0]._replace(**{name: torch.cat([getattr(piece, name) for piece in pieces]) for name in GATES})
+
+
+def _apart(parts: Any, count: int) -> list[Any]:
+    """A named tuple of (G N, ...) as G named tuples of (N, ...)."""
+    return [type(parts)(*each) for each in zip(*(part.chunk(count) for part in parts), strict=True)]
 
 
 def _joined(rule: Rule, name: str, parts: list[Streams], streams: Streams) -> Tensor:
@@ -216,22 +265,40 @@ def _into(rule: Rule, piece: Streams, moves: Tensor) -> Tensor:
     return (moves * piece.rate[:, None]) @ band(rule.window, piece.rate) * piece.importance[:, None]
 
 
-def _coefficients_backward(
-    rule: Rule, piece: Streams, c: Coefficients, gradients: Tensor, read: Tensor, into: Tensor, carried: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of keep, momentum, rate and importance from those of the coefficients.
+class _Weights(NamedTuple):
+    """What the products of a chunk are weighed with."""
 
-    into: (N, R), carried: (N,): of the last token alone.
-    """
+    gradients: Tensor  # (N, m, R)
+    read: Tensor  # (N, m, k): of W and S in the read, and at the last token in W at the end
+    carried: Tensor  # (N, 1): of S in S at the end; (N, 0) without momentum
+    ends: Tensor  # (N, R, k): of the rows' gradients in W and S at the end
+
+
+def _weights(c: Coefficients) -> _Weights:
+    ends = [c.gradients[:, -1], c.into[:, -1]][: c.read.shape[2]]
+    return _Weights(c.gradients, c.read, c.carried[:, -1:], torch.stack(ends, 2))
+
+
+class _Gates(NamedTuple):
+    keep: Tensor  # (N, m)
+    momentum: Tensor  # (N, m)
+    rate: Tensor  # (N, m)
+    importance: Tensor  # (N, R)
+
+
+def _weights_backward(rule: Rule, piece: Streams, c: Coefficients, found: _Weights) -> _Gates:
+    """Gradients of the gates from those of the weights, which are written over."""
+    gradients, read = found.gradients, found.read
+    gradients[:, -1] += found.ends[..., 0]
     through = read[..., 0] * c.read[..., 0]
     if rule.has_momentum:
         start = read[..., 1:]
         keeps = torch.baddbmm(start * c.carried[:, None], gradients, c.into.transpose(1, 2))
         keep = _decays_backward(piece.keep, through, keeps.mul_(c.keeps))
         each = torch.bmm(c.keeps.transpose(1, 2), gradients)
-        each[:, -1] += into
+        each[:, -1] += found.ends[..., 1]
         through = (c.keeps * start).sum(1)
-        through[:, -1] += carried
+        through[:, -1:] += found.carried
         through *= c.carried
     else:
         each = gradients
@@ -247,8 +314,9 @@ def _coefficients_backward(
         rate = (each * c.moves).sum(1)
         between = each.mul_(moved)
     if rule.has_momentum:
-        return keep, _decays_backward(piece.momentum, through, between), rate, importance
-    return _decays_backward(piece.keep, through, between), torch.zeros_like(piece.momentum), rate, importance
+        return _Gates(keep, _decays_backward(piece.momentum, through, between), rate, importance)
+    keep = _decays_backward(piece.keep, through, between)
+    return _Gates(keep, torch.zeros_like(piece.momentum), rate, importance)
 
 
 # --- the parts of a memory, and their gradients -----------------------------------------------------------------
@@ -260,14 +328,14 @@ def through_norm(grad: Tensor, normed: Tensor, inverse: Tensor) -> Tensor:
     return torch.addcmul(grad - grad.mean(-1, keepdim=True), normed, along, value=-1).mul_(inverse)
 
 
-class _Active(NamedTuple):
+class Active(NamedTuple):
     """SiLU of z, by its gate sigmoid(z), which is the costly part."""
 
     z: Tensor
     gate: Tensor
 
     @classmethod
-    def of(cls, z: Tensor) -> _Active:
+    def of(cls, z: Tensor) -> Active:
         return cls(z, torch.sigmoid(z))
 
     def value(self) -> Tensor:
@@ -285,58 +353,50 @@ def _plus(normed: Tensor, residual: Tensor) -> Tensor:
     return normed + residual if residual.shape[1] else normed
 
 
-def _bound(rule: Rule, memory: Tensor) -> Tensor:
-    """W and S each back in the ball; the very same tensor where they never left it, which costs a copy less."""
-    parts = memory.unflatten(1, (-1, memory.shape[1] // (1 + rule.has_momentum)))
-    if bool((torch.linalg.vector_norm(parts, dim=(2, 3)) <= rule.radius).all()):
-        return memory
-    return into_ball(parts, rule.radius).flatten(1, 2)
+def _bound(rule: Rule, matrix: Tensor) -> Tensor:
+    """Back in the ball; the very same tensor where none left it, which costs a copy less."""
+    if bool((torch.linalg.vector_norm(matrix, dim=(1, 2)) <= rule.radius).all()):
+        return matrix
+    return into_ball(matrix, rule.radius)
 
 
-def _bound_backward(rule: Rule, memory: Tensor, grad: Tensor) -> Tensor:
-    shape = (-1, memory.shape[1] // (1 + rule.has_momentum))
-    parts, grads = memory.unflatten(1, shape), grad.unflatten(1, shape)
-    norm = torch.linalg.vector_norm(parts, dim=(2, 3), keepdim=True)
+def _bound_backward(rule: Rule, matrix: Tensor, grad: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(matrix, dim=(1, 2), keepdim=True)
     outer = norm.clamp(min=rule.radius)
-    unit = parts / outer
-    along = (grads * unit).sum((2, 3), keepdim=True) * (norm > rule.radius)
-    return ((rule.radius / outer) * (grads - along * unit)).flatten(1, 2)
+    unit = matrix / outer
+    along = (grad * unit).sum((1, 2), keepdim=True) * (norm > rule.radius)
+    return (rule.radius / outer) * (grad - along * unit)
 
 
-def _weighed(x: Tensor, weights: Tensor) -> Tensor:
-    """(N, rows, I) and (N, rows, k) -> (N, rows, k I): what meets W above S."""
-    return (x[:, :, None] * weights[..., None]).flatten(2)
+def _weighed(parts: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """The weighted sum of (N, ...) and broadcasting weights."""
+    total = parts[0] * weights[0]
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        total.addcmul_(part, weight)
+    return total
 
 
-def _collapsed(x: Tensor, weights: Tensor) -> Tensor:
-    """(N, rows, k, I) and (N, rows, k) -> (N, rows, I), their weighted sum."""
-    total = x[:, :, 0] * weights[..., :1]
-    return total if x.shape[2] == 1 else total.addcmul_(x[:, :, 1], weights[..., 1:])
+def _product(parts: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    """The sum of the products (N, ., .) of pairs."""
+    total = torch.bmm(parts[0], others[0])
+    for part, other in zip(parts[1:], others[1:], strict=True):
+        total.baddbmm_(part, other)
+    return total
 
 
-def _mixing(rule: Rule, c: Coefficients) -> Tensor:
-    """(N, k, k): how W and S at the end of a chunk are made of those at its beginning."""
-    if not rule.has_momentum:
-        return c.read[:, -1:]
-    below = torch.stack([torch.zeros_like(c.carried[:, -1]), c.carried[:, -1]], 1)
-    return torch.stack([c.read[:, -1], below], 1)
-
-
-def _ends(rule: Rule, c: Coefficients) -> Tensor:
-    """(N, R, k): weights of the rows' gradients in W and S at the end of a chunk."""
-    ends = [c.gradients[:, -1], c.into[:, -1]]
-    return torch.stack(ends[: 1 + rule.has_momentum], 2)
+def _columns(weights: Tensor) -> list[Tensor]:
+    """(N, rows, k) -> k of (N, rows, 1)."""
+    return list(weights.split(1, 2))
 
 
 class _Kept(NamedTuple):
     """What the backward pass needs of a chunk and cannot get cheaper than from memory."""
 
-    coefficients: Coefficients
-    entered: list[Tensor | None]  # memories before the ball; None where they never left it
-    memories: list[Tensor]
+    entered: list[list[Tensor | None]]  # memories before the ball; None where they never left it
+    memories: list[list[Tensor]]
     anchors: list[Tensor]
-    keys: list[_Active]  # activations of the hidden layers, at the keys
-    queries: list[_Active]  # and at the queries
+    keys: list[Active]  # activations of the hidden layers, at the keys
+    queries: list[Active]  # and at the queries
     scores: list[Tensor]  # (N, m, R) q_t . a_i of every layer
     back: list[Tensor]  # (N, R, hidden) errors before the activations' slopes
     error: Tensor  # (N, R, V) of the last layer
@@ -345,25 +405,32 @@ class _Kept(NamedTuple):
     inverse: Tensor
 
 
+class _KeptGroup(NamedTuple):
+    coefficients: Coefficients  # (G N, ...)
+    weights: _Weights  # (G N, ...)
+    chunks: list[_Kept]
+
+
 class _Done(NamedTuple):
     output: Tensor
-    memories: list[Tensor]
+    memories: list[list[Tensor]]
     fade: Tensor
     surprise: Tensor
     squares: Tensor
     kept: _Kept
 
 
-def _forward(rule: Rule, piece: Streams, entered: list[Tensor], anchors: list[Tensor] | None, look: bool) -> _Done:
+def _forward(
+    rule: Rule, piece: Streams, c: _Weights, entered: list[list[Tensor]], anchors: list[Tensor] | None, look: bool
+) -> _Done:
     memories = entered
     if anchors is None:
-        memories = [_bound(rule, memory) for memory in entered]
-        anchors = [memory[:, : memory.shape[1] // (1 + rule.has_momentum)] for memory in memories]
-    c = coefficients(rule, piece)
+        memories = [[_bound(rule, matrix) for matrix in memory] for memory in entered]
+        anchors = [memory[0] for memory in memories]
     # What the rows' errors are.
     inputs, keys = [piece.key], []
     for weight in anchors[:-1]:
-        keys.append(_Active.of(torch.bmm(inputs[-1], weight)))
+        keys.append(Active.of(torch.bmm(inputs[-1], weight)))
         inputs.append(keys[-1].value())
     z, bare = torch.bmm(inputs[-1], anchors[-1]), None
     fades = piece.fade
@@ -379,27 +446,33 @@ def _forward(rule: Rule, piece: Streams, entered: list[Tensor], anchors: list[Te
         back.insert(0, torch.bmm(errors[0], anchors[layer].transpose(1, 2)))
         errors.insert(0, keys[layer - 1].slope(inputs[layer]).mul_(back[0]))
     # The read, and what is left at the end.
-    mixing, ends, queries, scores, after = _mixing(rule, c), _ends(rule, c), [], [], []
+    queries, scores, after = [], [], []
+    read, ends = _columns(c.read), _columns(c.ends)
     q, squares = piece.query, torch.zeros_like(piece.keep)
     for layer, (memory, a, u) in enumerate(zip(memories, inputs, errors, strict=True)):
         scores.append(torch.bmm(q, a.transpose(1, 2)))
-        y = torch.bmm(_weighed(q, c.read), memory).baddbmm_(c.gradients * scores[-1], u, alpha=-1)
-        end = torch.bmm(mixing, memory.unflatten(1, (mixing.shape[1], -1)).flatten(2)).view(memory.shape)
-        after.append(end.baddbmm_(_weighed(a, ends).transpose(1, 2), u, alpha=-1))
+        y = _product([q * weight for weight in read], memory).baddbmm_(c.gradients * scores[-1], u, alpha=-1)
+        last = [_weighed(memory, _columns(c.read[:, -1:])), *(matrix * c.carried[..., None] for matrix in memory[1:])]
+        for end, weight in zip(last, ends, strict=True):
+            end.baddbmm_((a * weight).transpose(1, 2), u, alpha=-1)
+        after.append(last)
         if look:
             squares = squares + _square_norms(c, memory, a, u)
         if layer < len(memories) - 1:
-            queries.append(_Active.of(y))
+            queries.append(Active.of(y))
             q = queries[-1].value()
     surprise = torch.linalg.vector_norm((answer - piece.value)[:, rule.window - 1 :], dim=-1) if look else squares
-    left = [None if memory is before else before for before, memory in zip(entered, memories, strict=True)]
-    kept = _Kept(c, left, memories, anchors, keys, queries, scores, back, errors[-1], bare, normed, inverse)
+    left = [
+        [None if matrix is before else before for before, matrix in zip(*pair, strict=True)]
+        for pair in zip(entered, memories, strict=True)
+    ]
+    kept = _Kept(left, memories, anchors, keys, queries, scores, back, errors[-1], bare, normed, inverse)
     return _Done(y, after, fades[:, -1:] if rule.decay_first else piece.fade, surprise, squares, kept)
 
 
-def _square_norms(c: Coefficients, memory: Tensor, a: Tensor, u: Tensor) -> Tensor:
+def _square_norms(c: _Weights, memory: list[Tensor], a: Tensor, u: Tensor) -> Tensor:
     """|A_t|^2 for every t (N, m), from inner products alone."""
-    parts = memory.unflatten(1, (c.read.shape[2], -1))  # (N, k, I, O)
+    parts = torch.stack(memory, 1)  # (N, k, I, O)
     gram = (a @ a.transpose(1, 2)) * (u @ u.transpose(1, 2))  # <g_i, g_j>
     with_parts = ((a[:, None] @ parts) * u[:, None]).sum(-1)  # (N, k, R): <W, g_i>, <S, g_i>
     flat = parts.flatten(2)
@@ -409,48 +482,56 @@ def _square_norms(c: Coefficients, memory: Tensor, a: Tensor, u: Tensor) -> Tens
 
 
 def _backward(
-    rule: Rule, piece: Streams, kept: _Kept, begun: bool, output: Tensor, fade: Tensor, after: list[Tensor],
-    anchors: list[Tensor],
-) -> tuple[Streams, list[Tensor], list[Tensor]]:  # fmt: skip
-    """Gradients of a chunk's streams, memories and anchors from those of its output, fade, ends and anchors."""
-    c, layers = kept.coefficients, len(after)
+    rule: Rule, piece: Streams, c: _Weights, kept: _Kept, begun: bool, output: Tensor, fade: Tensor,
+    after: list[list[Tensor]], anchors: list[Tensor],
+) -> tuple[Streams, _Weights, list[list[Tensor]], list[Tensor]]:  # fmt: skip
+    """Gradients of a chunk's streams, weights, memories and anchors from those of its output, fade, ends and anchors.
+
+    Those of the gates are made of those of the weights, by `_weights_backward`.
+    """
+    layers = len(after)
     inputs = [piece.key, *(active.value() for active in kept.keys)]
     queries = [piece.query, *(active.value() for active in kept.queries)]
     slopes = [active.slope(value) for active, value in zip(kept.keys, inputs[1:], strict=True)]
     errors = [*(slope * back for slope, back in zip(slopes, kept.back, strict=True)), kept.error]
-    mixing, ends = _mixing(rule, c), _ends(rule, c)
+    read, ends, whole = _columns(c.read), _columns(c.ends), _columns(c.read[:, -1:])
     d_gradients, d_read = torch.zeros_like(c.gradients), torch.zeros_like(c.read)
-    d_mixing, d_ends = torch.zeros_like(mixing), torch.zeros_like(ends)
-    d_inputs, d_errors, d_memories = list(inputs), list(inputs), list(inputs)
+    d_carried, d_ends = torch.zeros_like(c.carried), torch.zeros_like(c.ends)
+    d_inputs, d_errors, d_memories = list(inputs), list(inputs), list(kept.memories)
     d_y = output
     for layer in reversed(range(layers)):
-        memory, a, u, q, d_end = kept.memories[layer], inputs[layer], errors[layer], queries[layer], after[layer]
-        width, scores = a.shape[2], kept.scores[layer]
+        memory, a, u, q, d_last = kept.memories[layer], inputs[layer], errors[layer], queries[layer], after[layer]
+        scores = kept.scores[layer]
         # The end of the chunk.
-        flat = (mixing.shape[1], -1)
-        d_flat = d_end.unflatten(1, flat).flatten(2)
-        d_memory = torch.bmm(mixing.transpose(1, 2), d_flat).view(memory.shape)
-        d_mixing.baddbmm_(d_flat, memory.unflatten(1, flat).flatten(2).transpose(1, 2))
-        d_u = torch.bmm(_weighed(a, ends), d_end)  # of minus the errors
-        d_rows = torch.bmm(u, d_end.transpose(1, 2)).unflatten(2, (-1, width))  # of minus the rows
-        d_ends -= (d_rows * a[:, :, None]).sum(-1)
-        d_a = _collapsed(d_rows, ends)  # of minus the inputs
+        d_memory = [d_last[0] * weight for weight in whole]
+        for place, matrix in enumerate(memory):
+            d_read[:, -1, place] += (d_last[0] * matrix).sum((1, 2))
+        if rule.has_momentum:
+            d_memory[1].addcmul_(d_last[1], c.carried[..., None])
+            d_carried += (d_last[1] * memory[1]).sum((1, 2))[:, None]
+        d_u = _product([a * weight for weight in ends], d_last)  # of minus the errors
+        d_rows = [torch.bmm(u, d_end.transpose(1, 2)) for d_end in d_last]  # of minus the rows
+        for place, d_row in enumerate(d_rows):
+            d_ends[..., place] -= (d_row * a).sum(-1)
+        d_a = _weighed(d_rows, ends)  # of minus the inputs
         # The read.
         d_u.baddbmm_((c.gradients * scores).transpose(1, 2), d_y)
         d_scores = torch.bmm(d_y, u.transpose(1, 2))  # of minus the weighed scores
         d_gradients.addcmul_(d_scores, scores, value=-1)
         d_scores.mul_(c.gradients)
         d_a.baddbmm_(d_scores.transpose(1, 2), q)
-        d_double = torch.bmm(d_y, memory.transpose(1, 2)).unflatten(2, (-1, width))
-        d_read += (d_double * q[:, :, None]).sum(-1)
-        d_q = _collapsed(d_double, c.read).baddbmm_(d_scores, a, alpha=-1)
-        d_memory.baddbmm_(_weighed(q, c.read).transpose(1, 2), d_y)
+        d_rows = [torch.bmm(d_y, matrix.transpose(1, 2)) for matrix in memory]
+        for place, d_row in enumerate(d_rows):
+            d_read[..., place] += (d_row * q).sum(-1)
+        d_q = _weighed(d_rows, read).baddbmm_(d_scores, a, alpha=-1)
+        for d_matrix, weight in zip(d_memory, read, strict=True):
+            d_matrix.baddbmm_((q * weight).transpose(1, 2), d_y)
         d_inputs[layer], d_errors[layer], d_memories[layer] = d_a.neg_(), d_u.neg_(), d_memory
         if layer:
             d_y = kept.queries[layer - 1].slope(q).mul_(d_q)
-    # An anchor is the top of the memory that the chunk began with, unless it had begun before.
+    # An anchor is the W that the chunk began with, unless it had begun before.
     d_anchors = [
-        torch.zeros_like(anchor) if begun else d_memory[:, : anchor.shape[1]]
+        torch.zeros_like(anchor) if begun else d_memory[0]
         for anchor, d_memory in zip(kept.anchors, d_memories, strict=True)
     ]
     for into, part in zip(d_anchors, anchors, strict=bool(anchors)):
@@ -490,21 +571,19 @@ def _backward(
         d_anchors[layer].baddbmm_(inputs[layer].transpose(1, 2), d_z)
         if layer:
             d_z = d_hidden[layer - 1].addcmul_(d_a, slopes[layer - 1])
-    # The coefficients.
-    d_gradients[:, -1] += d_ends[..., 0]
-    d_read[:, -1] += d_mixing[:, 0]
-    momentum = (d_ends[..., 1], d_mixing[:, 1, 1]) if rule.has_momentum else (d_ends[..., 0], d_mixing[:, 0, 0])
-    keep, momentum_gate, rate, importance = _coefficients_backward(rule, piece, c, d_gradients, d_read, *momentum)
     if not begun:
         d_memories = [
-            d_memory if before is None else _bound_backward(rule, before, d_memory)
-            for before, d_memory in zip(kept.entered, d_memories, strict=True)
+            [
+                d_matrix if before is None else _bound_backward(rule, before, d_matrix)
+                for before, d_matrix in zip(*pair, strict=True)
+            ]
+            for pair in zip(kept.entered, d_memories, strict=True)
         ]
-    parts = Streams(
-        d_a, d_value, d_answer if piece.residual.shape[1] else piece.residual, importance, d_clip, d_q, keep,
-        momentum_gate, rate, torch.zeros_like(piece.present), d_fade,
+    parts = piece._replace(
+        key=d_a, value=d_value, residual=d_answer if piece.residual.shape[1] else piece.residual, clip=d_clip,
+        query=d_q, present=torch.zeros_like(piece.present), fade=d_fade,
     )  # fmt: skip
-    return parts, d_memories, d_anchors
+    return parts, _Weights(d_gradients, d_read, d_carried, d_ends), d_memories, d_anchors
 
 
 def _bias_backward(rule: Rule, answer: Tensor, piece: Streams, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
