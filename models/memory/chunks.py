@@ -102,13 +102,15 @@ def _streams(rule: Rule, tokens: Tokens, state: State) -> Streams:
     def flat(part: Tensor) -> Tensor:
         return part.flatten(0, 1).contiguous()
 
-    residual = tokens.key_residual
-    fade = state.get("fade", tokens.keep.new_ones(tokens.keep.shape[:2]))  # with a chunk of 1 there is no other
     nothing = tokens.keep.new_empty(tokens.keep.shape[:2].numel(), 0)
+    key, residual = rows("key", tokens.key), nothing
+    if tokens.key_residual is not None:
+        residual = key if tokens.key_residual is tokens.key else rows("residual", tokens.key_residual)
+    fade = state.get("fade", tokens.keep.new_ones(tokens.keep.shape[:2]))  # with a chunk of 1 there is no other
     return Streams(
-        key=rows("key", tokens.key),
+        key=key,
         value=rows("value", tokens.value),
-        residual=nothing if residual is None else rows("residual", residual),
+        residual=residual,
         importance=rows("importance", tokens.importance.expand_as(tokens.keep)),
         clip=rows("clip", tokens.clip),
         query=flat(tokens.query),

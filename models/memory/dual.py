@@ -59,7 +59,8 @@ class Read(NamedTuple):
 def cut(rule: Rule, streams: Streams, first: int, last: int) -> Streams:
     """Tokens [first, last), and the rows that they see."""
     ends = {name: last + rule.window - 1 if name in ROWS else last for name in Streams._fields[:-1]}
-    return streams._replace(**{name: getattr(streams, name)[:, first:end] for name, end in ends.items()})
+    piece = streams._replace(**{name: getattr(streams, name)[:, first:end] for name, end in ends.items()})
+    return piece._replace(residual=piece.key) if streams.residual is streams.key else piece
 
 
 def dual_read(
@@ -115,9 +116,11 @@ class _Dual(torch.autograd.Function):
         ctx.places = _mapped((streams, kept), place)
         ctx.save_for_backward(*saved)
         ctx.rule, ctx.begun, ctx.count = rule, begun, count
+        ctx.residual_is_key = streams.residual is streams.key  # mostly: one gradient is one copy less than two
         nothing = streams.query.new_empty(0)
         inside = [torch.cat(parts, 1) if look else nothing.clone() for parts in (surprises, squares)]
         ctx.mark_non_differentiable(*inside)
+        ctx.set_materialize_grads(False)
         # Clones: what is kept must not hold an output, nor an output be what came in.
         flat = chain.from_iterable(memories)
         return torch.cat(outputs, 1), fade.clone(), *inside, *flat, *(anchor.clone() for anchor in anchors)
@@ -127,10 +130,18 @@ class _Dual(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rule, count = ctx.rule, ctx.count
         streams, kept = _mapped(ctx.places, ctx.saved_tensors.__getitem__)
-        needed = Streams(*ctx.needs_input_grad[4 : 4 + len(Streams._fields)])
+        needed = dict(zip(Streams._fields, ctx.needs_input_grad[4:], strict=False))
+        needed["residual"] &= not ctx.residual_is_key
         output, fade, _, _, *rest = grads
-        memories, anchors = _by_layer(rule, rest[:count]), rest[count:]
         last = streams.query.shape[1]
+        output = streams.value.new_zeros(len(streams.value), last, streams.value.shape[2]) if output is None else output
+        fade = torch.zeros_like(streams.fade) if fade is None else fade
+        ends = list(chain.from_iterable(kept[-1].chunks[-1].memories)) + kept[-1].chunks[-1].anchors
+        memories: list[list[Tensor]] | None = None  # mostly nobody asks for the gradient of the state at the end
+        anchors: list[Tensor] = []
+        if any(grad is not None for grad in rest):
+            rest = [torch.zeros_like(end) if grad is None else grad for grad, end in zip(rest, ends, strict=True)]
+            memories, anchors = _by_layer(rule, rest[:count]), rest[count:]
         parts: list[Streams] = []
         with torch.autocast(output.device.type, enabled=False):
             for pieces, group in zip(reversed(_groups(rule, streams)), reversed(kept), strict=True):
@@ -143,6 +154,8 @@ class _Dual(torch.autograd.Function):
                         rule, piece, weights, chunk, ctx.begun and not first, output[:, first:last], fade, memories,
                         anchors,
                     )  # fmt: skip
+                    if ctx.residual_is_key:
+                        part.key.add_(part.residual)
                     found.insert(0, part)
                     weighed.insert(0, d_weights)
                     # Only the last chunk's anchors and fade are outputs.
@@ -151,7 +164,8 @@ class _Dual(torch.autograd.Function):
                 gates = _weights_backward(rule, _gates(pieces), group.coefficients, joined)
                 apart = _apart(gates, len(pieces))
                 parts = [part._replace(**gate._asdict()) for part, gate in zip(found, apart, strict=True)] + parts
-        whole = [_joined(rule, name, parts, streams) if getattr(needed, name) else None for name in Streams._fields]
+        assert memories is not None  # of the first chunk
+        whole = [_joined(rule, name, parts, streams) if needed[name] else None for name in Streams._fields]
         return None, None, None, None, *whole, *chain.from_iterable(memories), *(before if ctx.begun else ())
 
 
@@ -386,7 +400,7 @@ def _product(parts: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
 
 def _columns(weights: Tensor) -> list[Tensor]:
     """(N, rows, k) -> k of (N, rows, 1)."""
-    return list(weights.split(1, 2))
+    return [weights[..., place : place + 1] for place in range(weights.shape[2])]
 
 
 class _Kept(NamedTuple):
@@ -483,13 +497,13 @@ def _square_norms(c: _Weights, memory: list[Tensor], a: Tensor, u: Tensor) -> Te
 
 def _backward(
     rule: Rule, piece: Streams, c: _Weights, kept: _Kept, begun: bool, output: Tensor, fade: Tensor,
-    after: list[list[Tensor]], anchors: list[Tensor],
+    after: list[list[Tensor]] | None, anchors: list[Tensor],
 ) -> tuple[Streams, _Weights, list[list[Tensor]], list[Tensor]]:  # fmt: skip
     """Gradients of a chunk's streams, weights, memories and anchors from those of its output, fade, ends and anchors.
 
-    Those of the gates are made of those of the weights, by `_weights_backward`.
+    Those of the gates are made of those of the weights, by `_weights_backward`. after: None where they are zero.
     """
-    layers = len(after)
+    layers = len(kept.memories)
     inputs = [piece.key, *(active.value() for active in kept.keys)]
     queries = [piece.query, *(active.value() for active in kept.queries)]
     slopes = [active.slope(value) for active, value in zip(kept.keys, inputs[1:], strict=True)]
@@ -500,20 +514,23 @@ def _backward(
     d_inputs, d_errors, d_memories = list(inputs), list(inputs), list(kept.memories)
     d_y = output
     for layer in reversed(range(layers)):
-        memory, a, u, q, d_last = kept.memories[layer], inputs[layer], errors[layer], queries[layer], after[layer]
-        scores = kept.scores[layer]
-        # The end of the chunk.
-        d_memory = [d_last[0] * weight for weight in whole]
-        for place, matrix in enumerate(memory):
-            d_read[:, -1, place] += (d_last[0] * matrix).sum((1, 2))
-        if rule.has_momentum:
-            d_memory[1].addcmul_(d_last[1], c.carried[..., None])
-            d_carried += (d_last[1] * memory[1]).sum((1, 2))[:, None]
-        d_u = _product([a * weight for weight in ends], d_last)  # of minus the errors
-        d_rows = [torch.bmm(u, d_end.transpose(1, 2)) for d_end in d_last]  # of minus the rows
-        for place, d_row in enumerate(d_rows):
-            d_ends[..., place] -= (d_row * a).sum(-1)
-        d_a = _weighed(d_rows, ends)  # of minus the inputs
+        memory, a, u, q, scores = kept.memories[layer], inputs[layer], errors[layer], queries[layer], kept.scores[layer]
+        if after is None:
+            d_memory = [torch.zeros_like(matrix) for matrix in memory]
+            d_u, d_a = torch.zeros_like(u), torch.zeros_like(a)  # of minus the errors and inputs
+        else:
+            d_last = after[layer]
+            d_memory = [d_last[0] * weight for weight in whole]
+            for place, matrix in enumerate(memory):
+                d_read[:, -1, place] += (d_last[0] * matrix).sum((1, 2))
+            if rule.has_momentum:
+                d_memory[1].addcmul_(d_last[1], c.carried[..., None])
+                d_carried += (d_last[1] * memory[1]).sum((1, 2))[:, None]
+            d_u = _product([a * weight for weight in ends], d_last)
+            d_rows = [torch.bmm(u, d_end.transpose(1, 2)) for d_end in d_last]
+            for place, d_row in enumerate(d_rows):
+                d_ends[..., place] -= (d_row * a).sum(-1)
+            d_a = _weighed(d_rows, ends)
         # The read.
         d_u.baddbmm_((c.gradients * scores).transpose(1, 2), d_y)
         d_scores = torch.bmm(d_y, u.transpose(1, 2))  # of minus the weighed scores
