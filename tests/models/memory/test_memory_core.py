@@ -14,6 +14,7 @@ from memory_cases import BATCH, HEADS, distance, random_memory, random_tokens, s
 from torch import Tensor
 
 from models.contract import ModelError, State, concat
+from models.memory import dual
 from models.memory.chunks import chunked
 from models.memory.core import NORM_EPS, Rule, Tokens, layer_errors, map_tokens, sequential, step, tokens_at
 
@@ -151,6 +152,26 @@ def test_gradients_of_every_input_gate_and_memory_are_those_of_the_loop(rule, be
         scale = expected.abs().max().clamp(min=1)
         assert ((fast[name] - expected).abs().max() / scale).item() < 1e-8, name
         assert name not in used or expected.abs().max() > 1e-6, f"{name} has no influence: the test shows nothing"
+
+
+@pytest.mark.parametrize("together", [1, 2, 9])
+@pytest.mark.parametrize("name", ["titans", "matrix", "gated delta", "omega", "omega with momentum", "small ball"])
+def test_gradients_of_the_answer_alone_do_not_depend_on_which_chunks_go_together(name, together, monkeypatch):
+    """As a layer asks for them: nothing of the state at the end, and a key that is its own residual."""
+    rule = REPRESENTATIVE[name]
+    monkeypatch.setattr(dual, "GROUP", together * BATCH * HEADS * rule.chunk * (rule.chunk + rule.window - 1))
+    torch.manual_seed(1)
+    tokens, state = random_tokens(rule, 23, values=4), start(rule, random_memory(rule, values=4), values=4)
+    found = []
+    for form in (sequential, chunked):
+        leaves = [part.clone().requires_grad_() for part in (tokens.key, tokens.keep, tokens.rate, state["memory0"])]
+        key, keep, rate, memory = leaves
+        given = tokens._replace(key=key, keep=keep, rate=rate, key_residual=key if rule.depth else None)
+        answer = form(rule, given, state | {"memory0": memory})[0]
+        found.append(torch.autograd.grad(answer.sin().sum(), leaves))
+    for expected, actual in zip(*found, strict=True):
+        assert distance(actual, expected) < 1e-8
+        assert expected.abs().max() > 1e-6
 
 
 def elements_held() -> int:
