@@ -342,14 +342,14 @@ def through_norm(grad: Tensor, normed: Tensor, inverse: Tensor) -> Tensor:
     return torch.addcmul(grad - grad.mean(-1, keepdim=True), normed, along, value=-1).mul_(inverse)
 
 
-class Active(NamedTuple):
+class _Active(NamedTuple):
     """SiLU of z, by its gate sigmoid(z), which is the costly part."""
 
     z: Tensor
     gate: Tensor
 
     @classmethod
-    def of(cls, z: Tensor) -> Active:
+    def of(cls, z: Tensor) -> _Active:
         return cls(z, torch.sigmoid(z))
 
     def value(self) -> Tensor:
@@ -409,8 +409,8 @@ class _Kept(NamedTuple):
     entered: list[list[Tensor | None]]  # memories before the ball; None where they never left it
     memories: list[list[Tensor]]
     anchors: list[Tensor]
-    keys: list[Active]  # activations of the hidden layers, at the keys
-    queries: list[Active]  # and at the queries
+    keys: list[_Active]  # activations of the hidden layers, at the keys
+    queries: list[_Active]  # and at the queries
     scores: list[Tensor]  # (N, m, R) q_t . a_i of every layer
     back: list[Tensor]  # (N, R, hidden) errors before the activations' slopes
     error: Tensor  # (N, R, V) of the last layer
@@ -444,7 +444,7 @@ def _forward(
     # What the rows' errors are.
     inputs, keys = [piece.key], []
     for weight in anchors[:-1]:
-        keys.append(Active.of(torch.bmm(inputs[-1], weight)))
+        keys.append(_Active.of(torch.bmm(inputs[-1], weight)))
         inputs.append(keys[-1].value())
     z, bare = torch.bmm(inputs[-1], anchors[-1]), None
     fades = piece.fade
@@ -473,7 +473,7 @@ def _forward(
         if look:
             squares = squares + _square_norms(c, memory, a, u)
         if layer < len(memories) - 1:
-            queries.append(Active.of(y))
+            queries.append(_Active.of(y))
             q = queries[-1].value()
     surprise = torch.linalg.vector_norm((answer - piece.value)[:, rule.window - 1 :], dim=-1) if look else squares
     left = [
