@@ -13,7 +13,9 @@ time grows with T, and for depth 2 which share of this machine's single-precisio
 the dual form alone make up (`operations`; forward and a backward of twice as many). A longer chunk of ours makes more
 operations a token, in larger products: more of the rate, fewer tokens/s.
 
-Options: --device cuda, --lengths 256,1024,4096, --threads 1, --memory-gb, --chunks 64,128: ours.
+Options: --device cuda, --lengths 256,1024,4096, --threads 1, --memory-gb, --chunks 64,128: ours. --paired: in place of the
+tables ours and the peer's chunk of 64 by turns in one process, on the CPU, and the median of the ratios of neighbours: for
+a machine whose speed changes from one row to the next.
 """
 
 from __future__ import annotations
@@ -168,6 +170,25 @@ def measure(
     return statistics.median(spent), peak - before
 
 
+def paired(lengths: list[int], chunks: tuple[int, ...], threads: int) -> None:
+    """Prints how many times the tokens/s of the peer's chunk of 64 ours has, each pass beside one of the peer's."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    print(f"{'':24}{'T':>6}{'ours, tokens/s':>16}{'chunk 64':>10}{'x chunk 64':>12}")
+    for depth, chunk, length in product((1, 2), chunks, lengths):
+        models = (ours(depth, chunk), peer(depth, 64))
+        x = torch.randn(BATCH, length, WIDTH, requires_grad=True)
+        spent: tuple[list[float], list[float]] = ([], [])
+        for _ in range(max(10, 40 * 1024 // length // depth)):
+            for model, times in zip(models, spent, strict=True):
+                began = time.perf_counter()
+                model(x).square().mean().backward()
+                times.append(time.perf_counter() - began)
+        speeds = [BATCH * length / statistics.median(times) for times in spent]
+        ratio = statistics.median(other / own for own, other in zip(*spent, strict=True))
+        print(f"{mine(depth, chunk):24}{length:6}{speeds[0]:16.0f}{speeds[1]:10.0f}{ratio:12.2f}", flush=True)
+
+
 def physical_gb() -> float:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
 
@@ -206,7 +227,13 @@ def main() -> None:
     options.add_argument("--chunks", default="64")
     options.add_argument("--memory-gb", type=float, default=0.7 * physical_gb(), help="of a row on the CPU, at most")
     options.add_argument("--kinds", default="", help="only those whose name holds this text")
+    options.add_argument("--paired", action="store_true")
     chosen = options.parse_args()
+    lengths = [int(length) for length in chosen.lengths.split(",")]
+    chunks = tuple(int(chunk) for chunk in chosen.chunks.split(","))
+    if chosen.paired:
+        paired(lengths, chunks, chosen.threads)
+        return
     a = torch.randn(1024, 1024)
     torch.set_num_threads(chosen.threads)
     rates = []
@@ -219,8 +246,6 @@ def main() -> None:
     print(f"{'layer':36}{'T':>6}{'tokens/s':>12}{'peak MB':>10}")
     context = multiprocessing.get_context("spawn")
     limit = chosen.memory_gb if chosen.device == "cpu" else None  # CUDA reserves addresses that it does not use
-    lengths = [int(length) for length in chosen.lengths.split(",")]
-    chunks = tuple(int(chunk) for chunk in chosen.chunks.split(","))
     found: dict[tuple[str, int], tuple[float, float]] = {}  # tokens/s, peak MB
     for length in lengths:
         for kind, make in kinds(chunks).items():
