@@ -13,9 +13,9 @@ time grows with T, and for depth 2 which share of this machine's single-precisio
 the dual form alone make up (`operations`; forward and a backward of twice as many). A longer chunk of ours makes more
 operations a token, in larger products: more of the rate, fewer tokens/s.
 
-Options: --device cuda, --lengths 256,1024,4096, --threads 1, --memory-gb, --chunks 64,128: ours. --paired: in place of the
-tables ours and the peer's chunk of 64 by turns in one process, on the CPU, and the median of the ratios of neighbours: for
-a machine whose speed changes from one row to the next.
+Options: --device cuda, --lengths 256,1024,4096, --threads 1, --memory-gb, --chunks 64,128: ours. --paired: in place of
+the tables ours and the peer's chunk of 64 by turns in one process, on the CPU, and the median of the ratios of
+neighbours: for a machine whose speed changes from one row to the next.
 """
 
 from __future__ import annotations
