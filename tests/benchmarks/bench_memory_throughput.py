@@ -15,7 +15,7 @@ operations a token, in larger products: more of the rate, fewer tokens/s.
 
 Options: --device cuda, --lengths 256,1024,4096, --threads 1, --memory-gb, --chunks 64,128: ours. --paired: in place of
 the tables ours and the peer's chunk of 64 by turns in one process, on the CPU, and the median of the ratios of
-neighbours: for a machine whose speed changes from one row to the next.
+neighbours: for a machine whose speed changes from one row to the next; as many passes as T leaves time for.
 """
 
 from __future__ import annotations
@@ -232,6 +232,8 @@ def main() -> None:
     lengths = [int(length) for length in chosen.lengths.split(",")]
     chunks = tuple(int(chunk) for chunk in chosen.chunks.split(","))
     if chosen.paired:
+        if chosen.device != "cpu" or chosen.kinds:
+            options.error("--paired measures both depths on the CPU: leave --device and --kinds out")
         paired(lengths, chunks, chosen.threads)
         return
     a = torch.randn(1024, 1024)

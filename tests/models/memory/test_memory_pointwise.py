@@ -69,6 +69,19 @@ def test_a_direction_of_hardly_any_length_is_divided_by_no_less_than_the_shortes
     assert unit_directions(mixed, 2)[0].isfinite().all()
 
 
+def test_a_gate_in_half_precision_leaves_the_answer_and_its_gradient_in_single():
+    torch.manual_seed(0)
+    answer, gain = torch.randn(2, 2, 5, 4).requires_grad_(), torch.randn(2, 4).requires_grad_()
+    gate = torch.randn(2, 5, 8).bfloat16().requires_grad_()
+    found, expected = gated_norm(answer, gain, gate), plain_norm(answer, gain, gate)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(found)
+    pairs = [torch.autograd.grad((side * weights).sum(), (answer, gain)) for side in (found, expected)]
+    for actual, wanted in zip(*pairs, strict=True):
+        torch.testing.assert_close(actual, wanted)
+
+
 def test_a_token_alone_is_a_token_of_a_sequence():
     torch.manual_seed(0)
     mixed, gain, gate = torch.randn(2, 5, 24), torch.randn(2, 4), torch.randn(2, 5, 8)
