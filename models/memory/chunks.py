@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from models.contract import Inside, State
+from models.memory.coefficients import ROWS, Streams, band, coefficients, cut, decays
 from models.memory.core import (
     Look,
     Rule,
@@ -35,7 +36,7 @@ from models.memory.core import (
     refuse_longer_chunk,
     weights_of,
 )
-from models.memory.dual import ROWS, Read, Streams, band, coefficients, cut, decays, dual_read
+from models.memory.dual import Read, dual_read
 
 
 def chunked(rule: Rule, tokens: Tokens, state: State, look: bool = False) -> tuple[Tensor, State, Look | None]:

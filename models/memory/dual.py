@@ -3,12 +3,11 @@
 `core` defines the rule; here whole chunks run at once and nothing per token is as large as a weight matrix. With a_i
 the input and u_i the error of a layer at row i, so that its gradient is a_i u_i', and q_t the input of the read,
 
-    y_t = beta_t q_t W + start_t q_t S - sum_i C[t,i] (q_t . a_i) u_i,   C = J into,
-    J[t,j] = present_j prod_{l=j+1..t} keep_l,   into[j,i] = importance_i sum_s rate_s prod_{l=s+1..j} momentum_l
+    y_t = beta_t q_t W + start_t q_t S - sum_i C[t,i] (q_t . a_i) u_i,
 
-over the s whose window holds i (arXiv 2501.00663, section 3.2; arXiv 2505.23735, Eq. 16). The backward pass is written
-out as well: autograd would keep and walk some hundred small tensors a chunk, and training would spend its time on them
-instead of on the products.
+whose weights beta, start and C `coefficients` makes of the gates. The backward pass is written out as well: autograd
+would keep and walk some hundred small tensors a chunk, and training would spend its time on them instead of on the
+products.
 
 Shapes: N series times heads, T tokens, m tokens of a chunk, c window, R = m + c - 1 rows of a chunk, F, V widths of
 keys and values, I, O widths of a layer; k = 2 with momentum, 1 without: a memory is, per layer, k matrices, W and S.
@@ -23,27 +22,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models.memory.core import LOG_FLOOR, Rule, bias_gradient, into_ball, normalise
+from models.memory.coefficients import (
+    GATES,
+    ROWS,
+    Coefficients,
+    Streams,
+    Weights,
+    chunk_weights,
+    coefficients,
+    gates_backward,
+)
+from models.memory.core import Rule, bias_gradient, into_ball, normalise
 
-
-class Streams(NamedTuple):
-    """Effective tokens (`core.Tokens`) of N streams; what a gradient is made of has c - 1 older rows before it."""
-
-    key: Tensor  # (N, c - 1 + T, F)
-    value: Tensor  # (N, c - 1 + T, V)
-    residual: Tensor  # (N, c - 1 + T, V) added to the answer; (N, 0) where there is none
-    importance: Tensor  # (N, c - 1 + T)
-    clip: Tensor  # (N, c - 1 + T)
-    query: Tensor  # (N, T, F)
-    keep: Tensor  # (N, T)
-    momentum: Tensor  # (N, T)
-    rate: Tensor  # (N, T)
-    present: Tensor  # (N, T)
-    fade: Tensor  # (N, 1) product of the gates since the chunk began, of `decay_first`; (N, 0) without
-
-
-ROWS = Streams._fields[:5]
-GATES = ("keep", "momentum", "rate", "present", "importance")
 GROUP = 2**18  # numbers of the coefficients that are made at once: a megabyte in single precision
 
 
@@ -54,13 +44,6 @@ class Read(NamedTuple):
     fade: Tensor  # the streams' after the last token
     surprise: Tensor  # (N, T), or nothing
     squares: Tensor  # (N, T) sum of all squared weights after the token, or nothing
-
-
-def cut(rule: Rule, streams: Streams, first: int, last: int) -> Streams:
-    """Tokens [first, last), and the rows that they see."""
-    ends = {name: last + rule.window - 1 if name in ROWS else last for name in Streams._fields[:-1]}
-    piece = streams._replace(**{name: getattr(streams, name)[:, first:end] for name, end in ends.items()})
-    return piece._replace(residual=piece.key) if streams.residual is streams.key else piece
 
 
 def dual_read(
@@ -93,7 +76,7 @@ class _Dual(torch.autograd.Function):
         surprises, squares = [], []
         for pieces in _groups(rule, streams):
             c = coefficients(rule, _gates(pieces))
-            together = _weights(c)
+            together = chunk_weights(c)
             kept.append(_KeptGroup(c, together, []))
             for piece, weights in zip(pieces, _apart(together, len(pieces)), strict=True):
                 done = _forward(rule, piece, weights, memories, anchors if begun and not outputs else None, look)
@@ -146,7 +129,7 @@ class _Dual(torch.autograd.Function):
         with torch.autocast(output.device.type, enabled=False):
             for pieces, group in zip(reversed(_groups(rule, streams)), reversed(kept), strict=True):
                 found: list[Streams] = []
-                weighed: list[_Weights] = []
+                weighed: list[Weights] = []
                 each = zip(pieces, _apart(group.weights, len(pieces)), group.chunks, strict=True)
                 for piece, weights, chunk in reversed(list(each)):
                     first = last - piece.query.shape[1]
@@ -160,8 +143,8 @@ class _Dual(torch.autograd.Function):
                     weighed.insert(0, d_weights)
                     # Only the last chunk's anchors and fade are outputs.
                     last, anchors, fade = first, [], torch.zeros_like(fade)
-                joined = _Weights(*map(torch.cat, zip(*weighed, strict=True)))
-                gates = _weights_backward(rule, _gates(pieces), group.coefficients, joined)
+                joined = Weights(*map(torch.cat, zip(*weighed, strict=True)))
+                gates = gates_backward(rule, _gates(pieces), group.coefficients, joined)
                 apart = _apart(gates, len(pieces))
                 parts = [part._replace(**gate._asdict()) for part, gate in zip(found, apart, strict=True)] + parts
         assert memories is not None  # of the first chunk
@@ -219,118 +202,6 @@ def _joined(rule: Rule, name: str, parts: list[Streams], streams: Streams) -> Te
     for index, piece in enumerate(pieces):
         whole[:, index * rule.chunk :][:, : piece.shape[1]] += piece
     return whole
-
-
-# --- the coefficients of a chunk ------------------------------------------------------------------------------
-
-
-class Coefficients(NamedTuple):
-    """A_t = beta_t W + start_t S - sum_i gradients[t,i] g_i and S_t = carried_t S - sum_i into[t,i] g_i."""
-
-    gradients: Tensor  # C (N, m, R)
-    read: Tensor  # (N, m, k) beta, start
-    into: Tensor  # (N, m, R)
-    carried: Tensor  # (N, m); (N, 0) without momentum
-    keeps: Tensor  # J (N, m, m)
-    moves: Tensor  # (N, m, m) the products of momentum, or without it of keep, that the rates are multiplied with
-
-
-def decays(gate: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Products of gates (N, m): from the start through t (N, m), from after j <= t through t (N, m, m).
-
-    In log space, so that a long product neither underflows to 0 nor is divided by it. present: (N, m), 0 at the j whose
-    products shall be 0.
-    """
-    logs = gate.log().clamp(min=LOG_FLOOR).cumsum(-1)
-    since = logs if present is None else logs - present.log()
-    # Above the diagonal the difference is positive, and its exponential might overflow before it is cut off.
-    return logs.exp(), (logs[:, :, None] - since[:, None]).clamp_(max=0.0).exp().tril()
-
-
-def _decays_backward(gate: Tensor, through: Tensor, between: Tensor) -> Tensor:
-    """Gradient of a gate; through: gradient times value of the products from the start, between: of the others."""
-    logs = through + between.sum(-1) - between.sum(-2)
-    each = logs.flip(-1).cumsum(-1).flip(-1)
-    return torch.where(gate.log() > LOG_FLOOR, each / gate, torch.zeros_like(each))
-
-
-def band(window: int, like: Tensor) -> Tensor:
-    """(m, R), m of `like` (N, m): 1 where row i lies in the window that ends at token t."""
-    steps = like.shape[1]
-    rows = torch.arange(steps + window - 1, device=like.device) - torch.arange(steps, device=like.device)[:, None]
-    return ((rows >= 0) & (rows < window)).to(like.dtype)
-
-
-def coefficients(rule: Rule, piece: Streams) -> Coefficients:
-    if not rule.has_momentum:
-        beta, moves = decays(piece.keep)
-        into = _into(rule, piece, moves)
-        return Coefficients(into, beta[..., None], into, beta[:, :0], moves, moves)
-    beta, keeps = decays(piece.keep, piece.present)
-    carried, moves = decays(piece.momentum)
-    into = _into(rule, piece, moves)
-    start = (keeps * carried[:, None]).sum(-1)
-    return Coefficients(torch.bmm(keeps, into), torch.stack([beta, start], 2), into, carried, keeps, moves)
-
-
-def _into(rule: Rule, piece: Streams, moves: Tensor) -> Tensor:
-    if rule.window == 1:
-        return moves * (piece.rate * piece.importance)[:, None]
-    return (moves * piece.rate[:, None]) @ band(rule.window, piece.rate) * piece.importance[:, None]
-
-
-class _Weights(NamedTuple):
-    """What the products of a chunk are weighed with."""
-
-    gradients: Tensor  # (N, m, R)
-    read: Tensor  # (N, m, k): of W and S in the read, and at the last token in W at the end
-    carried: Tensor  # (N, 1): of S in S at the end; (N, 0) without momentum
-    ends: Tensor  # (N, R, k): of the rows' gradients in W and S at the end
-
-
-def _weights(c: Coefficients) -> _Weights:
-    ends = [c.gradients[:, -1], c.into[:, -1]][: c.read.shape[2]]
-    return _Weights(c.gradients, c.read, c.carried[:, -1:], torch.stack(ends, 2))
-
-
-class _Gates(NamedTuple):
-    keep: Tensor  # (N, m)
-    momentum: Tensor  # (N, m)
-    rate: Tensor  # (N, m)
-    importance: Tensor  # (N, R)
-
-
-def _weights_backward(rule: Rule, piece: Streams, c: Coefficients, found: _Weights) -> _Gates:
-    """Gradients of the gates from those of the weights, which are written over."""
-    gradients, read = found.gradients, found.read
-    gradients[:, -1] += found.ends[..., 0]
-    through = read[..., 0] * c.read[..., 0]
-    if rule.has_momentum:
-        start = read[..., 1:]
-        keeps = torch.baddbmm(start * c.carried[:, None], gradients, c.into.transpose(1, 2))
-        keep = _decays_backward(piece.keep, through, keeps.mul_(c.keeps))
-        each = torch.bmm(c.keeps.transpose(1, 2), gradients)
-        each[:, -1] += found.ends[..., 1]
-        through = (c.keeps * start).sum(1)
-        through[:, -1:] += found.carried
-        through *= c.carried
-    else:
-        each = gradients
-    if rule.window == 1:
-        both = (each * c.moves).sum(1)
-        rate, importance = both * piece.importance, both * piece.rate
-        between = each.mul_(c.into)
-    else:
-        inside = band(rule.window, piece.rate)
-        moved = c.moves * piece.rate[:, None]
-        importance = (each * (moved @ inside)).sum(1)
-        each = (each * piece.importance[:, None]) @ inside.T
-        rate = (each * c.moves).sum(1)
-        between = each.mul_(moved)
-    if rule.has_momentum:
-        return _Gates(keep, _decays_backward(piece.momentum, through, between), rate, importance)
-    keep = _decays_backward(piece.keep, through, between)
-    return _Gates(keep, torch.zeros_like(piece.momentum), rate, importance)
 
 
 # --- the parts of a memory, and their gradients -----------------------------------------------------------------
@@ -421,7 +292,7 @@ class _Kept(NamedTuple):
 
 class _KeptGroup(NamedTuple):
     coefficients: Coefficients  # (G N, ...)
-    weights: _Weights  # (G N, ...)
+    weights: Weights  # (G N, ...)
     chunks: list[_Kept]
 
 
@@ -435,7 +306,7 @@ class _Done(NamedTuple):
 
 
 def _forward(
-    rule: Rule, piece: Streams, c: _Weights, entered: list[list[Tensor]], anchors: list[Tensor] | None, look: bool
+    rule: Rule, piece: Streams, c: Weights, entered: list[list[Tensor]], anchors: list[Tensor] | None, look: bool
 ) -> _Done:
     memories = entered
     if anchors is None:
@@ -484,7 +355,7 @@ def _forward(
     return _Done(y, after, fades[:, -1:] if rule.decay_first else piece.fade, surprise, squares, kept)
 
 
-def _square_norms(c: _Weights, memory: list[Tensor], a: Tensor, u: Tensor) -> Tensor:
+def _square_norms(c: Weights, memory: list[Tensor], a: Tensor, u: Tensor) -> Tensor:
     """|A_t|^2 for every t (N, m), from inner products alone."""
     parts = torch.stack(memory, 1)  # (N, k, I, O)
     gram = (a @ a.transpose(1, 2)) * (u @ u.transpose(1, 2))  # <g_i, g_j>
@@ -496,12 +367,12 @@ def _square_norms(c: _Weights, memory: list[Tensor], a: Tensor, u: Tensor) -> Te
 
 
 def _backward(
-    rule: Rule, piece: Streams, c: _Weights, kept: _Kept, begun: bool, output: Tensor, fade: Tensor,
+    rule: Rule, piece: Streams, c: Weights, kept: _Kept, begun: bool, output: Tensor, fade: Tensor,
     after: list[list[Tensor]] | None, anchors: list[Tensor],
-) -> tuple[Streams, _Weights, list[list[Tensor]], list[Tensor]]:  # fmt: skip
+) -> tuple[Streams, Weights, list[list[Tensor]], list[Tensor]]:  # fmt: skip
     """Gradients of a chunk's streams, weights, memories and anchors from those of its output, fade, ends and anchors.
 
-    Those of the gates are made of those of the weights, by `_weights_backward`. after: None where they are zero.
+    Those of the gates are made of those of the weights, by `gates_backward`. after: None where they are zero.
     """
     layers = len(kept.memories)
     inputs = [piece.key, *(active.value() for active in kept.keys)]
@@ -600,7 +471,7 @@ def _backward(
         key=d_a, value=d_value, residual=d_answer if piece.residual.shape[1] else piece.residual, clip=d_clip,
         query=d_q, present=torch.zeros_like(piece.present), fade=d_fade,
     )  # fmt: skip
-    return parts, _Weights(d_gradients, d_read, d_carried, d_ends), d_memories, d_anchors
+    return parts, Weights(d_gradients, d_read, d_carried, d_ends), d_memories, d_anchors
 
 
 def _bias_backward(rule: Rule, answer: Tensor, piece: Streams, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:

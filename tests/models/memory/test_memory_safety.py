@@ -14,8 +14,8 @@ from models.contract import ModelError, concat
 from models.memory import MEMORIES
 from models.memory.backbone import CausalConvolution, MemoryBackbone, MemoryConfig
 from models.memory.chunks import chunked
+from models.memory.coefficients import decays
 from models.memory.core import LOG_FLOOR, Rule, sequential
-from models.memory.dual import decays
 
 LONG = 20_000
 
