@@ -15,7 +15,7 @@ keys and values, I, O widths of a layer; k = 2 with momentum, 1 without: a memor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
@@ -72,15 +72,16 @@ class _Dual(torch.autograd.Function):
         anchors = list(tensors[len(Streams._fields) + count :])
         wanted = any(ctx.needs_input_grad)
         kept: list[_KeptGroup] = []
-        outputs: list[Tensor] = []
+        output, first = torch.empty_like(streams.value[:, rule.window - 1 :]), 0
         surprises, squares = [], []
         for pieces in _groups(rule, streams):
             c = coefficients(rule, _gates(pieces))
             together = chunk_weights(c)
             kept.append(_KeptGroup(c, together, []))
             for piece, weights in zip(pieces, _apart(together, len(pieces)), strict=True):
-                done = _forward(rule, piece, weights, memories, anchors if begun and not outputs else None, look)
-                outputs.append(done.output)
+                done = _forward(rule, piece, weights, memories, anchors if begun and not first else None, look)
+                last = first + piece.query.shape[1]
+                output[:, first:last], first = done.output, last
                 memories, anchors, fade = done.memories, done.kept.anchors, done.fade
                 if look:
                     surprises.append(done.surprise)
@@ -106,7 +107,7 @@ class _Dual(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         # Clones: what is kept must not hold an output, nor an output be what came in.
         flat = chain.from_iterable(memories)
-        return torch.cat(outputs, 1), fade.clone(), *inside, *flat, *(anchor.clone() for anchor in anchors)
+        return output, fade.clone(), *inside, *flat, *(anchor.clone() for anchor in anchors)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -125,10 +126,10 @@ class _Dual(torch.autograd.Function):
         if any(grad is not None for grad in rest):
             rest = [torch.zeros_like(end) if grad is None else grad for grad, end in zip(rest, ends, strict=True)]
             memories, anchors = _by_layer(rule, rest[:count]), rest[count:]
-        parts: list[Streams] = []
+        make = torch.empty_like if rule.window == 1 else torch.zeros_like
+        whole = {name: make(getattr(streams, name)) for name in Streams._fields[:-1] if needed[name]}
         with torch.autocast(output.device.type, enabled=False):
             for pieces, group in zip(reversed(_groups(rule, streams)), reversed(kept), strict=True):
-                found: list[Streams] = []
                 weighed: list[Weights] = []
                 each = zip(pieces, _apart(group.weights, len(pieces)), group.chunks, strict=True)
                 for piece, weights, chunk in reversed(list(each)):
@@ -138,18 +139,19 @@ class _Dual(torch.autograd.Function):
                         anchors,
                     )  # fmt: skip
                     if ctx.residual_is_key:
-                        part.key.add_(part.residual)
-                    found.insert(0, part)
+                        part["key"].add_(part["residual"])
+                    _write(rule, whole, first, part)
                     weighed.insert(0, d_weights)
                     # Only the last chunk's anchors and fade are outputs.
                     last, anchors, fade = first, [], torch.zeros_like(fade)
                 joined = Weights(*map(torch.cat, zip(*weighed, strict=True)))
-                gates = gates_backward(rule, _gates(pieces), group.coefficients, joined)
-                apart = _apart(gates, len(pieces))
-                parts = [part._replace(**gate._asdict()) for part, gate in zip(found, apart, strict=True)] + parts
+                gates = _apart(gates_backward(rule, _gates(pieces), group.coefficients, joined), len(pieces))
+                for place, gate in reversed(list(enumerate(gates))):
+                    _write(rule, whole, last + place * rule.chunk, gate._asdict())
         assert memories is not None  # of the first chunk
-        whole = [_joined(rule, name, parts, streams) if needed[name] else None for name in Streams._fields]
-        return None, None, None, None, *whole, *chain.from_iterable(memories), *(before if ctx.begun else ())
+        whole["fade"] = part["fade"]  # later chunks fade from their own beginning
+        found = [whole[name] if needed[name] else None for name in Streams._fields]
+        return None, None, None, None, *found, *chain.from_iterable(memories), *(before if ctx.begun else ())
 
 
 def _mapped(part: Any, change: Callable[[Any], Any]) -> Any:
@@ -171,7 +173,8 @@ def _groups(rule: Rule, streams: Streams) -> list[list[Streams]]:
     parts = []
     for name, part in zip(Streams._fields[:-1], streams[:-1], strict=True):
         more = rule.chunk + (rule.window - 1 if name in ROWS else 0)
-        parts.append([part[:, first : first + more] for first in firsts])
+        alike = part.shape[1] == total  # a view each costs as much as a small product
+        parts.append(part.split(rule.chunk, 1) if alike else [part[:, first : first + more] for first in firsts])
     fades = [streams.fade] + [torch.ones_like(streams.fade)] * (len(firsts) - 1)
     pieces = [Streams(*each) for each in zip(*parts, fades, strict=True)]
     whole = total // rule.chunk
@@ -191,26 +194,28 @@ def _apart(parts: Any, count: int) -> list[Any]:
     return [type(parts)(*each) for each in zip(*(part.chunk(count) for part in parts), strict=True)]
 
 
-def _joined(rule: Rule, name: str, parts: list[Streams], streams: Streams) -> Tensor:
-    """The gradient of one part of the streams from those of the chunks, whose rows overlap by the window."""
-    pieces = [getattr(part, name) for part in parts]
-    if name == "fade" or not pieces[0].shape[1]:
-        return pieces[0]  # later chunks fade from their own beginning
-    if name not in ROWS or rule.window == 1:
-        return torch.cat(pieces, 1)
-    whole = torch.zeros_like(getattr(streams, name))
-    for index, piece in enumerate(pieces):
-        whole[:, index * rule.chunk :][:, : piece.shape[1]] += piece
-    return whole
+def _write(rule: Rule, whole: Mapping[str, Tensor], first: int, parts: Mapping[str, Tensor]) -> None:
+    """A chunk's gradients, of tokens from `first` on, into those of the streams: while they are in the cache.
+
+    From the last chunk to the first: the rows that it shares with the one after it are there already, and are added to.
+    """
+    for name in whole.keys() & parts.keys():
+        piece = parts[name]
+        target = whole[name][:, first : first + piece.shape[1]]
+        if name in ROWS and rule.window > 1 and piece.shape[1]:
+            own = piece.shape[1] - rule.window + 1
+            target[:, own:] += piece[:, own:]
+            target, piece = target[:, :own], piece[:, :own]
+        target.copy_(piece)
 
 
 # --- the parts of a memory, and their gradients -----------------------------------------------------------------
 
 
-def through_norm(grad: Tensor, normed: Tensor, inverse: Tensor) -> Tensor:
-    """Gradient by z of a loss with the gradient `grad` by normed, z normalised."""
+def through_norm(grad: Tensor, normed: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient by z of a loss with the gradient `grad` by normed = normalise(z), and how far `grad` lies along it."""
     along = (grad * normed).mean(-1, keepdim=True)
-    return torch.addcmul(grad - grad.mean(-1, keepdim=True), normed, along, value=-1).mul_(inverse)
+    return torch.addcmul(grad - grad.mean(-1, keepdim=True), normed, along, value=-1).mul_(inverse), along
 
 
 class _Active(NamedTuple):
@@ -288,6 +293,8 @@ class _Kept(NamedTuple):
     bare: Tensor | None  # (N, R, V): the last layer's output before it fades
     normed: Tensor
     inverse: Tensor
+    outer: Tensor  # (N, R, V) the bias' gradient by the answer
+    along: Tensor  # (N, R, 1) mean of outer times normed
 
 
 class _KeptGroup(NamedTuple):
@@ -324,8 +331,10 @@ def _forward(
         z, bare = z * fades[..., None], z
     normed, inverse = normalise(z) if rule.depth else (z, z[..., :0])
     answer = _plus(normed, piece.residual)
-    outer = bias_gradient(rule, answer, piece.value, piece.clip)
-    errors = [through_norm(outer, normed, inverse) if rule.depth else outer]
+    outer, along = bias_gradient(rule, answer, piece.value, piece.clip), inverse
+    errors = [outer]
+    if rule.depth:
+        errors[0], along = through_norm(outer, normed, inverse)
     back: list[Tensor] = []
     for layer in range(len(keys), 0, -1):
         back.insert(0, torch.bmm(errors[0], anchors[layer].transpose(1, 2)))
@@ -351,7 +360,7 @@ def _forward(
         [None if matrix is before else before for before, matrix in zip(*pair, strict=True)]
         for pair in zip(entered, memories, strict=True)
     ]
-    kept = _Kept(left, memories, anchors, keys, queries, scores, back, errors[-1], bare, normed, inverse)
+    kept = _Kept(left, memories, anchors, keys, queries, scores, back, errors[-1], bare, normed, inverse, outer, along)
     return _Done(y, after, fades[:, -1:] if rule.decay_first else piece.fade, surprise, squares, kept)
 
 
@@ -369,7 +378,7 @@ def _square_norms(c: Weights, memory: list[Tensor], a: Tensor, u: Tensor) -> Ten
 def _backward(
     rule: Rule, piece: Streams, c: Weights, kept: _Kept, begun: bool, output: Tensor, fade: Tensor,
     after: list[list[Tensor]] | None, anchors: list[Tensor],
-) -> tuple[Streams, Weights, list[list[Tensor]], list[Tensor]]:  # fmt: skip
+) -> tuple[dict[str, Tensor], Weights, list[list[Tensor]], list[Tensor]]:  # fmt: skip
     """Gradients of a chunk's streams, weights, memories and anchors from those of its output, fade, ends and anchors.
 
     Those of the gates are made of those of the weights, by `gates_backward`. after: None where they are zero.
@@ -433,15 +442,14 @@ def _backward(
         d_errors[layer].baddbmm_(d_e, kept.anchors[layer])
         d_anchors[layer].baddbmm_(d_e.transpose(1, 2), errors[layer])
     d_error = d_errors[-1]
-    d_outer = through_norm(d_error, kept.normed, kept.inverse) if rule.depth else d_error
-    answer = _plus(kept.normed, piece.residual)
-    d_answer, d_value, d_clip = _bias_backward(rule, answer, piece, d_outer)
+    d_outer = turned = d_error
+    if rule.depth:
+        d_outer, turned = through_norm(d_error, kept.normed, kept.inverse)
+    d_answer, d_value, d_clip = _bias_backward(rule, kept.normed, piece, d_outer)
     d_z = d_answer
     if rule.depth:
-        outer = bias_gradient(rule, answer, piece.value, piece.clip)
-        along = (outer * kept.normed).mean(-1, keepdim=True)
-        turned = (d_error * kept.normed).mean(-1, keepdim=True)
-        d_normed = torch.addcmul(d_answer, kept.inverse, (d_error * along).addcmul_(outer, turned), value=-1)
+        moved = (d_error * kept.along).addcmul_(kept.outer, turned)
+        d_normed = torch.addcmul(d_answer, kept.inverse, moved, value=-1)
         stretch = (d_normed * kept.normed).addcmul_(d_error, kept.error).mean(-1, keepdim=True)
         d_z = torch.addcmul(d_normed - d_normed.mean(-1, keepdim=True), kept.normed, stretch, value=-1)
         d_z = d_z.mul_(kept.inverse)
@@ -467,18 +475,18 @@ def _backward(
             ]
             for pair in zip(kept.entered, d_memories, strict=True)
         ]
-    parts = piece._replace(
-        key=d_a, value=d_value, residual=d_answer if piece.residual.shape[1] else piece.residual, clip=d_clip,
-        query=d_q, present=torch.zeros_like(piece.present), fade=d_fade,
-    )  # fmt: skip
-    return parts, Weights(d_gradients, d_read, d_carried, d_ends), d_memories, d_anchors
+    found = {"key": d_a, "value": d_value, "residual": d_answer, "clip": d_clip, "query": d_q, "fade": d_fade}
+    found["present"] = torch.zeros_like(piece.present)
+    return found, Weights(d_gradients, d_read, d_carried, d_ends), d_memories, d_anchors
 
 
-def _bias_backward(rule: Rule, answer: Tensor, piece: Streams, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _bias_backward(rule: Rule, normed: Tensor, piece: Streams, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of answer, value and clip."""
     if rule.bias == "l2":  # 2 (answer - value): known, and a fifth of the time of what follows
-        return 2 * grad, -2 * grad, torch.zeros_like(piece.clip)
+        d_answer = 2 * grad
+        return d_answer, -d_answer, torch.zeros_like(piece.clip)
     with torch.enable_grad():
+        answer = _plus(normed, piece.residual)
         leaves = [part.detach().requires_grad_() for part in (answer, piece.value, piece.clip)]
         found = torch.autograd.grad(bias_gradient(rule, *leaves), leaves, grad, allow_unused=True)
     first, second, third = (
