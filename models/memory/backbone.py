@@ -25,6 +25,7 @@ from models.contract import Form, Inside, ModelError, State
 from models.memory.chunks import chunked
 from models.memory.core import Look, Rule, Tokens, anchor_weights, frozen, initial_state, read, step
 from models.memory.pointwise import gated_norm, unit_directions
+from models.memory.projections import linear_maps
 
 MEMORY = ("learns", "frozen", "off")
 LARGEST_RATE, LARGEST_RADIUS = 1e6, 1e9
@@ -242,21 +243,24 @@ class MemoryLayer(nn.Module):
         """x: (B, D); present: (B,). The look inside is empty unless asked for."""
         with full_precision(x):
             x = x.to(self.gain.dtype)
-            mixed, conv = self.convolution.step(self.to_qkv(x), part("conv", state))
+            mixed, gates, opened = self._projected(x)
+            mixed, conv = self.convolution.step(mixed, part("conv", state))
             memory = {name: value for name, value in state.items() if not name.startswith("conv.")}
-            tokens = self._tokens(x, mixed, present)
+            tokens = self._tokens(mixed, gates, present)
             answer, after, inside = self._learn(step, tokens, memory)
-        return self._output(x, answer), prefixed("conv", conv) | after, self._inside(tokens, inside if look else None)
+        inside = inside if look else None
+        return self._output(opened, answer), prefixed("conv", conv) | after, self._inside(tokens, inside)
 
     def scan(self, x: Tensor, present: Tensor, state: State, look: bool = False) -> tuple[Tensor, State, Inside]:
         """x: (B, T, D); present: (B, T). The look inside is empty unless asked for."""
         with full_precision(x):
             x = x.to(self.gain.dtype)
-            mixed, conv = self.convolution.scan(self.to_qkv(x), part("conv", state))
+            mixed, gates, opened = self._projected(x)
+            mixed, conv = self.convolution.scan(mixed, part("conv", state))
             memory = {name: value for name, value in state.items() if not name.startswith("conv.")}
-            tokens = self._tokens(x, mixed, present)
+            tokens = self._tokens(mixed, gates, present)
             answer, after, inside = self._learn(chunked, tokens, memory, (look,))
-        return self._output(x, answer), prefixed("conv", conv) | after, self._inside(tokens, inside)
+        return self._output(opened, answer), prefixed("conv", conv) | after, self._inside(tokens, inside)
 
     def retrieve(self, x: Tensor, query: Tensor, state: State) -> Tensor:
         """What the memory as it was at the start of the chunk answers, (B, [T,] D) each; it learns nothing.
@@ -270,7 +274,8 @@ class MemoryLayer(nn.Module):
             if single := x.dim() == 2:
                 rows, asked = rows[:, :, None], asked[:, :, None]
             answer = read(self.rule, anchor_weights(self.rule, state), asked, rows if self.residual else None)
-        return self._output(x, answer[:, :, 0] if single else answer)
+            opened = self.to_output_gate(x)
+        return self._output(opened, answer[:, :, 0] if single else answer)
 
     def _learn(
         self, form: Callable[..., Any], tokens: Tokens, state: State, look: tuple[bool, ...] = ()
@@ -285,11 +290,16 @@ class MemoryLayer(nn.Module):
             inside = Look(torch.linalg.vector_norm(tokens.value, dim=-1), torch.zeros_like(tokens.keep))
         return answer, state, inside if all(look) else None
 
-    def _tokens(self, x: Tensor, mixed: Tensor, present: Tensor) -> Tokens:
-        """x, mixed: (B, [T,] D) and (B, [T,] 3 D) -> tokens (B, P, [T,] ...)."""
+    def _projected(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(B, [T,] D) -> queries, keys and values (B, [T,] 3 D), gates (B, [T,] 5 P) and output gate (B, [T,] D)."""
+        maps = (self.to_qkv, self.to_gates, self.to_output_gate)
+        return linear_maps(x, *((map.weight, map.bias) for map in maps))
+
+    def _tokens(self, mixed: Tensor, gates: Tensor, present: Tensor) -> Tokens:
+        """Convolved projections and gates -> tokens (B, P, [T,] ...)."""
         heads = self.config.heads
         query, key, value = unit_directions(mixed, heads)
-        gates = self.to_gates(x).movedim(-1, 1)  # (B, 5 P, [T])
+        gates = gates.movedim(-1, 1)  # (B, 5 P, [T])
         keep, momentum, rate, importance, _ = gates.sigmoid().split(heads, 1)
         there = present[:, None]
         return Tokens(
@@ -319,9 +329,9 @@ class MemoryLayer(nn.Module):
         inside = {name: torch.where(there, value, math.nan) for name, value in known.items()}
         return {name: value.movedim(1, -1) for name, value in (inside | {"norm": look.norm}).items()}
 
-    def _output(self, x: Tensor, answer: Tensor) -> Tensor:
-        """answer: (B, P, [T,] W)."""
-        return self.to_output(gated_norm(answer, self.gain, self.to_output_gate(x)))
+    def _output(self, opened: Tensor, answer: Tensor) -> Tensor:
+        """opened: (B, [T,] D) the output gate; answer: (B, P, [T,] W)."""
+        return self.to_output(gated_norm(answer, self.gain, opened))
 
 
 class MemoryBackbone(Blocks):

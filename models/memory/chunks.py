@@ -84,7 +84,8 @@ def chunked(rule: Rule, tokens: Tokens, state: State, look: bool = False) -> tup
         after["position"] = torch.full_like(state["position"], (offset + steps) % rule.chunk)
 
     def joined(part: str) -> Tensor:
-        return torch.cat([getattr(piece, part) for piece in pieces], 1).unflatten(0, tokens.keep.shape[:2])
+        parts = [getattr(piece, part) for piece in pieces]
+        return (torch.cat(parts, 1) if len(parts) > 1 else parts[0]).unflatten(0, tokens.keep.shape[:2])
 
     inside = Look(joined("surprise"), joined("squares").clamp(min=0).sqrt()) if look else None
     return memory_answer(rule, joined("output"), tokens.query_residual), {name: after[name] for name in state}, inside

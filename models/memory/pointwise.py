@@ -87,7 +87,7 @@ class _UnitDirections(torch.autograd.Function):
 class _GatedNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, answer: Tensor, gain: Tensor, gate: Tensor) -> Tensor:
-        found = answer.new_empty(gate.shape)  # under autocast the gate alone is in half precision
+        found = answer.new_empty(gate.shape)  # the gate may be in half precision
         for block in _blocks(gate):
             rows = answer[:, :, block].transpose(1, 2)
             torch.mul((rows * _inverse(rows)).mul_(gain).flatten(2), gate[:, block].sigmoid(), out=found[:, block])
