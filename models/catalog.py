@@ -18,8 +18,8 @@ from models.contract import ModelError, Signature, StepModel, TaskKind
 from models.ets import Ets, EtsConfig
 from models.lag_regression import Forest, LagConfig, LagForecaster, Learner, QuantileConfig, QuantileRegression, XGBoost
 from models.lagged import RidgeConfig, RidgeForecaster, RidgeReader
-from models.memory import MEMORIES
-from models.memory.backbone import MemoryBackbone, MemoryConfig
+from models.memory import NAMED
+from models.memory.backbone import Inner, MemoryBackbone, MemoryConfig
 from models.memory.hybrid import ContextConfig, MacBackbone, MagBackbone, MalBackbone, WindowConfig
 from models.naive import NaiveConfig, Prior, SeasonalNaive
 from models.network import Network, NetworkConfig
@@ -72,6 +72,10 @@ def _network(backbone: Callable[..., nn.Module]) -> Callable[..., StepModel]:
         return Network(signature, network, partial(backbone, config=config))
 
     return build
+
+
+def _memory(signature: Signature, network: NetworkConfig, config: MemoryConfig, inner: Inner) -> StepModel:
+    return Network(signature, network, partial(MemoryBackbone, config=config, inner=inner))
 
 
 def _recurrent(cell: str) -> Callable[..., StepModel]:
@@ -204,9 +208,10 @@ MODELS |= {
     for name, (summary, model) in VOLATILITY.items()
 }
 MODELS |= {
-    name: Entry(inner.summary, _network(partial(MemoryBackbone, inner=inner)), MEMORY, ALL, "gradient")
-    for name, inner in MEMORIES.items()
+    name: Entry(summary, _network(partial(MemoryBackbone, inner=inner)), MEMORY, ALL, "gradient")
+    for name, (summary, inner) in NAMED.items()
 }
+MODELS["memory"] = Entry("a memory of parts that you choose", _memory, (*MEMORY, Inner), ALL, "gradient")
 MODELS |= {
     name: Entry(summary, _network(backbone), (NetworkConfig, config), ALL, "gradient")
     for name, (summary, backbone, config) in ATTENTIVE.items()

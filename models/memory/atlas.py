@@ -10,14 +10,12 @@ from models.memory.backbone import Inner
 WINDOW = 4
 DEGREE = 2  # of phi_p
 PHI_STAR = 3
-OMEGA = Inner("learns from a window of tokens", depth=2, optimiser="descent", window=WINDOW, degree=DEGREE)
-ATLAS = Inner("window of tokens, learned with Muon", depth=2, optimiser="muon", window=WINDOW, degree=DEGREE)
-DLA = Inner("deep linear attention", depth=2, bias="dot", optimiser="descent", degree=DEGREE)
+OMEGA = Inner(depth=2, optimiser="descent", window=WINDOW, degree=DEGREE)
+ATLAS = Inner(depth=2, optimiser="muon", window=WINDOW, degree=DEGREE)
+DLA = Inner(depth=2, bias="dot", optimiser="descent", degree=DEGREE)
 # Sliding-window linear attention: a matrix that stores the window's pairs as they are.
-SWLA = Inner("linear attention over windows", depth=0, bias="dot", optimiser="descent", window=WINDOW, degree=DEGREE)
+SWLA = Inner(depth=0, bias="dot", optimiser="descent", window=WINDOW, degree=DEGREE)
 # DLA with phi*.
-DEEP_TRANSFORMER = Inner(
-    "deep attention, kernel exp cut at degree 3", depth=2, bias="dot", optimiser="descent", degree=PHI_STAR
-)
+DEEP_TRANSFORMER = Inner(depth=2, bias="dot", optimiser="descent", degree=PHI_STAR)
 # The Omega rule with phi*.
-DOT = Inner("Omega rule, kernel exp cut at degree 3", depth=2, optimiser="descent", window=WINDOW, degree=PHI_STAR)
+DOT = Inner(depth=2, optimiser="descent", window=WINDOW, degree=PHI_STAR)

@@ -118,6 +118,11 @@ class Polynomial(nn.Module):
         super().__init__()
         self.width, self.degree = width, degree
         self.features = math.comb(width + degree, degree)
+        if self.features > MOST_TOKENS:
+            raise ModelError(
+                f"degree {degree} makes {self.features:,} features of a head of {width}; the most are {MOST_TOKENS:,}: "
+                "take a lower degree or more heads."
+            )
         roots = []
         for order in range(degree + 1):
             if order:
@@ -149,23 +154,24 @@ class Polynomial(nn.Module):
 
 @dataclass(frozen=True)
 class Inner:
-    """What a named model fixes of its rule; see `core.Rule`."""
+    """The parts of a memory, after Miras: what a named model fixes and `memory` leaves open; see `core.Rule`."""
 
-    summary: str = ""
-    depth: int = 2
-    expansion: int = 2
-    bias: str = "l2"
-    power: float = 3.0
-    retention: str = "decay"
-    dual_power: float = 4.0
-    optimiser: str = "momentum"
-    window: int = 1
-    decay_first: bool = False
+    depth: int = 2  # layers of its MLP, 1 to 4; 0 is a matrix without residual and norm
+    expansion: int = 2  # width of the hidden layers, in widths of a head
+    bias: str = "l2"  # the inner loss: l2, lp, huber, kl or dot
+    power: float = 3.0  # p of lp
+    retention: str = "decay"  # decay, lq, softmax or elastic
+    dual_power: float = 4.0  # of lq
+    threshold: float = 0.01  # of elastic
+    mass: float = 1.0  # of softmax
+    optimiser: str = "momentum"  # descent, momentum or muon
+    window: int = 1  # tokens that each gradient is taken over; more than 1 is the Omega rule
+    decay_first: bool = False  # forget before the error is taken: a matrix under descent
     forgets: bool = True  # whether it has a forgetting gate at all
-    degree: int = 1  # of the polynomial features; 1 is the key itself
+    degree: int = 1  # of the polynomial features of its keys; 1 is the key itself
 
     def rule(self, config: MemoryConfig) -> Rule:
-        of_layer = ("summary", "forgets", "degree")
+        of_layer = ("forgets", "degree")
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in of_layer}
         return Rule(**own, chunk=config.chunk, radius=config.radius)
 
@@ -184,6 +190,10 @@ class MemoryLayer(nn.Module):
     def __init__(self, config: MemoryConfig, inner: Inner) -> None:
         super().__init__()
         self.config, self.inner, self.rule = config, inner, inner.rule(config)
+        if inner.degree < 1:
+            raise ModelError(f"degree is at least 1, not {inner.degree}.")
+        if inner.window > MOST_TOKENS:
+            raise ModelError(f"window is at most {MOST_TOKENS} tokens, not {inner.window}.")
         width, heads = config.width, config.heads
         self.head = width // heads
         self.to_qkv = nn.Linear(width, 3 * width, bias=False)

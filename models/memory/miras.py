@@ -6,9 +6,9 @@ Behrouz, Razaviyayn, Zhong, Mirrokni 2025, arXiv 2504.13173.
 from models.memory.backbone import Inner
 
 MONETA = Inner(
-    "cubic loss, weights in an lq ball", depth=2, bias="lp", power=3.0, retention="lq", dual_power=4.0,
+    depth=2, bias="lp", power=3.0, retention="lq", dual_power=4.0,
     optimiser="descent",
 )  # fmt: skip
 # The norm of every residual is clipped: an outlier writes no more than a usual value.
-YAAD = Inner("Huber loss: outliers write little", depth=2, bias="huber", optimiser="descent")
-MEMORA = Inner("weights that share a fixed mass", depth=2, retention="softmax", optimiser="descent")
+YAAD = Inner(depth=2, bias="huber", optimiser="descent")
+MEMORA = Inner(depth=2, retention="softmax", optimiser="descent")

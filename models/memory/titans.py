@@ -6,10 +6,10 @@ Yang et al. 2024, arXiv 2412.06464; TTT-Linear: Sun et al. 2024, arXiv 2407.0462
 
 from models.memory.backbone import Inner
 
-LMM = Inner("Titans: learns from surprise, with momentum", depth=2, optimiser="momentum")
+LMM = Inner(depth=2, optimiser="momentum")
 # The delta rule with step 2 * rate: no momentum, no forgetting; exact with a chunk of 1.
-DELTANET = Inner("matrix that learns by the delta rule", depth=0, optimiser="descent", forgets=False)
+DELTANET = Inner(depth=0, optimiser="descent", forgets=False)
 # Forgets before it corrects.
-GATED_DELTANET = Inner("delta rule that forgets first", depth=0, optimiser="descent", decay_first=True)
+GATED_DELTANET = Inner(depth=0, optimiser="descent", decay_first=True)
 # Mini-batches of a linear model with residual and norm.
-TTT_LINEAR = Inner("linear model trained as it reads", depth=1, optimiser="descent", forgets=False)
+TTT_LINEAR = Inner(depth=1, optimiser="descent", forgets=False)

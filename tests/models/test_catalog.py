@@ -1,12 +1,12 @@
 import math
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 import pytest
 import torch
 
 from models.catalog import MODELS, build, entry, field_defaults
 from models.contract import Fitted, Local, ModelError, Signature, Trainable
-from models.memory import MEMORIES
+from models.memory import MEMORIES, NAMED
 
 
 def signature(task: str) -> Signature:
@@ -62,7 +62,41 @@ def test_a_named_memory_is_built_with_its_own_rule():
 @pytest.mark.parametrize("name", MEMORIES)
 def test_every_memory_is_in_the_catalog_for_every_task(name):
     assert entry(name).tasks == ("forecast", "classify", "regress")
-    assert entry(name).summary == MEMORIES[name].summary
+    assert entry(name).summary == NAMED[name][0]
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_a_memory_of_chosen_parts_is_the_named_one_that_has_them(name):
+    """The same weights, the same answers: the parts are exchangeable, and the names are choices of them."""
+    size = {"width": 8, "heads": 2, "blocks": 1, "chunk": 5}
+    x = torch.randn(2, 12, 2, generator=torch.Generator().manual_seed(0))
+    answers = []
+    for model, parts in ((name, {}), ("memory", asdict(MEMORIES[name]))):
+        torch.manual_seed(1)
+        built = build(model, FORECAST, **size, **parts).eval()
+        answers.append(built.scan(x, torch.ones_like(x), built.initial_state(2))[0])
+    assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ({"degree": 0}, "degree is at least 1"),
+        ({"degree": 12}, "degree 12 makes 125,970 features of a head of 8"),
+        ({"depth": 5}, "0 .a matrix. to 4 layers"),
+        ({"bias": "l1"}, "bias is one of"),
+        ({"optimiser": "adam"}, "optimiser is one of"),
+        ({"retention": "none"}, "retention is one of"),
+        ({"decay_first": True}, "decay_first is defined"),
+        ({"window": 0}, "at least 1 token"),
+        ({"window": 10**9}, "window is at most"),
+        ({"mass": 0.0}, "mass and radius above 0"),
+    ],
+    ids=str,
+)
+def test_parts_that_do_not_fit_are_refused(parts, says):
+    with pytest.raises(ModelError, match=says):
+        build("memory", FORECAST, width=16, heads=2, **parts)
 
 
 def test_the_fields_of_a_model_hide_none_of_one_another():

@@ -45,9 +45,13 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     | {f"skip_{name}": value for name, value in RIDGE.items()},
 )
 # Of a model that learns in chunks. The three tasks share all but the head, so they take turns over these.
+# Where the memory's parts are open they are such as no named one has.
 CHUNKS: tuple[dict[str, Any], ...] = (
-    {"chunk": 1}, {"chunk": 4, "skip_lags": 4}, {"chunk": 16, "blocks": 2, "feed_forward": 0}, {"chunk": 64},
-)  # fmt: skip
+    {"chunk": 1, "depth": 3, "bias": "huber", "retention": "elastic"},
+    {"chunk": 4, "skip_lags": 4, "depth": 0, "bias": "lp", "power": 1.5, "optimiser": "muon", "degree": 2},
+    {"chunk": 16, "blocks": 2, "feed_forward": 0, "depth": 4, "bias": "kl", "optimiser": "momentum"},
+    {"chunk": 64, "depth": 1, "retention": "softmax"},
+)
 # Of a regression on the past; the signatures take turns.
 LAGGED: tuple[dict[str, Any], ...] = ({"leads": 4}, {}, {"strategy": "recursive", "phase": True})
 SIGNATURES = {
@@ -64,7 +68,7 @@ TIGHT = dict.fromkeys(
 )  # recurrent and linear ones
 DOUBLE = 1e-10  # the same in float64
 # Fields that are read where another is set, in forecasts alone, or where there are several gestures.
-DEPENDENT = {"error_span", "error_keys", "norm_window", "turn"}
+DEPENDENT = {"error_span", "error_keys", "norm_window", "turn", "dual_power", "threshold", "mass", "power"}
 DIFFERENCES = "errors.memory"  # made of differences of numbers near 1, whose rounding it keeps however small it is
 LEVEL = 1000.0  # of the training data, whose spread is 1: a reader of labels knows only data like that
 
