@@ -1,12 +1,12 @@
 """The standard table: every baseline of the catalog and their ensembles on the M and tourism competitions.
 
     MNEMO_DATA_DIR=... python -m tests.benchmarks.bench_standard [--sets m3/yearly,...] [--models ets,theta,...]
-        [--every N] [--seeds 0,1] [--out out/standard.csv]
+        [--every N] [--first K] [--seeds 0,1] [--out out/standard.csv]
 
 A set and seed is run whole, by `forecasting.backtest` as `mnemo backtest --ensemble mean,median` runs it, and its
 rows are appended to the CSV; what the CSV already holds is not run again, so that a long run can be resumed. Without
 --models all statistical and learned baselines of the catalog are run, and the naive family beside them; the ensembles
-are of the former. --every N takes every N-th series of each set.
+are of the former. --every N takes every N-th series of each set, from the K-th on.
 
 MASE, sMAPE (percent) and pinball (over the deciles, in units of the seasonal naive error before the test) are means
 over all series and steps; `owa` is the mean of sMAPE and MASE relative to Naive2's, on M4's definition of both; `rel`
@@ -70,8 +70,8 @@ def baselines() -> list[str]:
     ]
 
 
-def subset(dataset: Dataset, every: int) -> Dataset:
-    kept = set(dataset.frame["unique_id"].drop_duplicates().iloc[::every])
+def subset(dataset: Dataset, every: int, first: int) -> Dataset:
+    kept = set(dataset.frame["unique_id"].drop_duplicates().iloc[first::every])
     return replace(dataset, frame=dataset.frame[dataset.frame["unique_id"].isin(kept)].reset_index(drop=True))
 
 
@@ -128,9 +128,9 @@ def scaled_pinball(report: Report, parts: Parts) -> dict[str, float]:
     return found
 
 
-def run(name: str, models: list[str], every: int, seed: int) -> pd.DataFrame:
+def run(name: str, models: list[str], every: int, first: int, seed: int) -> pd.DataFrame:
     """The rows of one set and seed."""
-    dataset = subset(load(name), every)
+    dataset = subset(load(name), every, first)
     task = Task.of(dataset)
     parts = split(dataset, to_panel(dataset), task)
     reports = [
@@ -159,7 +159,7 @@ def run(name: str, models: list[str], every: int, seed: int) -> pd.DataFrame:
             })  # fmt: skip
     frame = pd.DataFrame(rows.values())
     frame.insert(0, "set", name)
-    return frame.assign(every=every, seed=seed, machine=machine())
+    return frame.assign(every=every, first=first, seed=seed, machine=machine())
 
 
 def show(results: pd.DataFrame, name: str) -> None:
@@ -198,21 +198,21 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--models", default=",".join(baselines()))
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--out", type=Path, default=Path("out/standard.csv"))
     options = parser.parse_args()
     models, seeds = options.models.split(","), [int(seed) for seed in options.seeds.split(",")]
     print(machine())
     for name in options.sets.split(","):
+        same = {"set": name, "every": options.every, "first": options.first, "models": ",".join(models)}
         for seed in seeds:
-            key = {"set": name, "seed": seed, "every": options.every, "models": ",".join(models)}
-            if not len(of_run(options.out, key)):
+            if not len(of_run(options.out, same | {"seed": seed})):
                 began = time.perf_counter()
-                rows = run(name, models, options.every, seed).assign(models=key["models"])
+                rows = run(name, models, options.every, options.first, seed).assign(models=same["models"])
                 options.out.parent.mkdir(parents=True, exist_ok=True)
                 rows.to_csv(options.out, mode="a", header=not options.out.exists(), index=False)
                 print(f"{name}, seed {seed}: {time.perf_counter() - began:.0f} s")
-        same = {"set": name, "every": options.every, "models": ",".join(models)}
         done = of_run(options.out, same)
         show(done[done["seed"].isin(seeds)], name)
 
