@@ -708,7 +708,7 @@ def _explain(error: Exception) -> tuple[int, str]:
         return 2, f"{error.filename}: {error.strerror}." if error.filename and error.strerror else text
     if isinstance(error, ValueError) and type(error).__module__.partition(".")[0] in ("data", "models", "forecasting"):
         return 2, str(error)
-    if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", text):
+    if isinstance(error, MemoryError) or re.search("allocate memory|out of memory|size calculation overflowed", text):
         return (
             1,
             f"not enough memory ({text[:200]}). Take fewer series, or smaller settings such as batch_size or lags.",

@@ -261,7 +261,14 @@ def test_a_defect_is_a_line_too_and_its_traceback_is_kept_for_those_who_ask(plac
         cli.main()
 
 
-@pytest.mark.parametrize("error", [MemoryError("no room"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no room"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("Storage size calculation overflowed with sizes=[3000000000, 1000000000]"),
+    ],
+)
 def test_too_little_memory_is_said_with_a_remedy(place, monkeypatch, error):
     def hungry(*arguments, **options):
         raise error
