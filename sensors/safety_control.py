@@ -183,9 +183,8 @@ class Control:
         silent = age(self._intent and self._intent.since, self._now)
         if not silent <= self._config.watchdog_s:
             troubles.append(Trouble(Fault.SILENCE, f"the newest intent is {silent:.3f} s old"))
-        if self._state in COMMANDING and self._sent is not None and not self._now < self._sent.expires:
-            # The robot stands, and would jump to the speed that the limiter is at.
-            troubles.append(Trouble(Fault.SILENCE, f"command {self._sent.sequence} expired before another followed"))
+        if self._state in COMMANDING:
+            troubles.append(self._check_expiry(self._now))
         return next((trouble for trouble in troubles if trouble is not None), None)
 
     def _check_clock(self, before: float) -> Trouble | None:
@@ -197,6 +196,12 @@ class Control:
         if not 0 <= gap <= self._config.watchdog_s:
             return Trouble(Fault.CLOCK, f"{gap:.3f} s from one turn of the control loop to the next")
         return None
+
+    def _check_expiry(self, now: float) -> Trouble | None:
+        """Of the command before: then the robot stands, and would jump to the speed that the limiter is at."""
+        if self._sent is None or self._commanded == -math.inf or now < self._sent.expires:
+            return None
+        return Trouble(Fault.SILENCE, f"command {self._sent.sequence} expired before another followed")
 
     def _take(self, intent: Intent) -> Trouble | None:
         trouble = check_intent(intent, self._now)
@@ -318,6 +323,9 @@ class Control:
             self._gripper = gripper
         self._sequence += 1
         command = Command(self._sequence, self._now, intent.since + config.watchdog_s, twist, gripper)
+        if trouble := self._check_expiry(self._clock()):  # while this loop waited for its turn of the processor
+            self._fail(trouble)
+            return
         try:
             self._sent = self._robot.send(command)
         except Exception as error:

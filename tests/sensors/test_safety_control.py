@@ -358,6 +358,24 @@ def test_a_silence_that_was_over_before_the_loop_looked_is_a_fault_all_the_same(
     assert rig.control.snapshot.fault.fault is Fault.SILENCE
 
 
+def test_a_command_that_expires_while_the_loop_makes_the_next_is_not_followed_by_it(rig, monkeypatch):
+    """A loop that waits for the processor just then: the robot has stood, and would move once more."""
+    rig.arm().drive(60)
+    for _ in range(19):
+        rig.turn()
+    assert rig.state is State.MOVING
+    sent, step = len(rig.robot.sent), rig.control._limiter.step
+
+    def slow(*arguments):
+        rig.clock.now += 0.01
+        return step(*arguments)
+
+    monkeypatch.setattr(rig.control._limiter, "step", slow)
+    rig.turn(rig.intent(), dt=0.004, held=True)
+    assert rig.control.snapshot.fault.fault is Fault.SILENCE
+    assert len(rig.robot.sent) == sent
+
+
 def test_a_robot_that_was_measured_again_before_the_loop_looked_is_a_fault_all_the_same(rig):
     rig.arm().drive(30)
     rig.robot.changed["time"] = rig.clock()
