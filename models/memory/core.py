@@ -163,7 +163,8 @@ def bias_gradient(rule: Rule, answer: Tensor, value: Tensor, clip: Tensor) -> Te
     if rule.bias == "l2":
         return 2 * error
     if rule.bias == "huber":  # the norm of the residual, clipped: continuous at the threshold
-        norm = torch.sqrt(error.square().sum(-1, keepdim=True) + 1e-12)
+        # Not by adding as little: the exporter takes an addend below 1e-8 for none, and a window begins with rows of 0.
+        norm = error.square().sum(-1, keepdim=True).clamp(min=1e-12).sqrt()
         return 2 * error * (clip[..., None] / norm).clamp(max=1.0)
     if rule.bias == "lp":  # |e| smoothed by sqrt(e^2 + 1e-6), so that p < 2 has a gradient at 0
         return rule.power * error * (error.square() + 1e-6) ** ((rule.power - 2) / 2)

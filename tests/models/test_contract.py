@@ -155,6 +155,7 @@ STREAMING = [case for case in CASES if MODELS[case.name].streams]
 # every length of a chunk: tests/benchmarks/bench_memory_export.py.
 EXPORTED = [exported_case(name, turn) for turn, name in enumerate(MODELS)]
 EXPORTED += [Case("ridge", "classify", 0), Case("gru", "regress", 1), Case("xgboost", "forecast", 2)]
+EXPORTED += [Case("memory", "forecast", 0)]  # a Huber loss whose window begins with rows of nothing
 EXPORTED += [case for case in AHEAD if "strategy" in case.settings]
 
 
