@@ -124,6 +124,7 @@ class Control:
         """
         self._held = held
         not_ready = FAILED
+        follows = self._state in COMMANDING  # what is sent now follows what was sent before
         try:
             trouble = self._look(intent)
             not_ready = self._not_ready(trouble)
@@ -134,7 +135,7 @@ class Control:
             wish = self._intent and f"{self._intent.gesture} with confidence {self._intent.confidence:.2f}"
             self._follow(Event.HOLD if self._authorised else Event.REST, wish or "")
             if self._state in COMMANDING:
-                self._command()
+                self._command(follows)
         except Exception as error:  # whatever it is, the robot stops and the loop goes on
             self._fail(Trouble(Fault.INTERNAL, f"{type(error).__name__}: {error}"))
             for request in requests:  # an emergency stop counts all the same; nobody is armed
@@ -199,7 +200,7 @@ class Control:
 
     def _check_expiry(self, now: float) -> Trouble | None:
         """Of the command before: then the robot stands, and would jump to the speed that the limiter is at."""
-        if self._sent is None or self._commanded == -math.inf or now < self._sent.expires:
+        if self._sent is None or now < self._sent.expires:
             return None
         return Trouble(Fault.SILENCE, f"command {self._sent.sequence} expired before another followed")
 
@@ -307,7 +308,7 @@ class Control:
             self._counts["stops failed"] += 1
             self._stopping = True
 
-    def _command(self) -> None:
+    def _command(self, follows: bool) -> None:
         intent, measured, config = self._intent, self._measured, self._config
         assert intent is not None
         assert measured is not None
@@ -323,7 +324,7 @@ class Control:
             self._gripper = gripper
         self._sequence += 1
         command = Command(self._sequence, self._now, intent.since + config.watchdog_s, twist, gripper)
-        if trouble := self._check_expiry(self._clock()):  # while this loop waited for its turn of the processor
+        if follows and (trouble := self._check_expiry(self._clock())):  # while this loop waited for the processor
             self._fail(trouble)
             return
         try:

@@ -376,6 +376,14 @@ def test_a_command_that_expires_while_the_loop_makes_the_next_is_not_followed_by
     assert len(rig.robot.sent) == sent
 
 
+def test_held_again_after_a_rest_it_moves_though_the_last_command_has_expired_long_ago(rig):
+    rig.arm().drive(60).rest(200)
+    assert rig.state is State.ARMED
+    rig.drive(5)
+    assert rig.state is State.MOVING
+    assert rig.moved(rig.clock() - TICK)
+
+
 def test_a_robot_that_was_measured_again_before_the_loop_looked_is_a_fault_all_the_same(rig):
     rig.arm().drive(30)
     rig.robot.changed["time"] = rig.clock()
