@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from graphs import graph_apart
 from torch import Tensor, nn
 
 from models.attention import AttentionBackbone, AttentionConfig, PatchBackbone, PatchConfig, SlidingWindowAttention
@@ -224,6 +225,17 @@ def test_under_autocast_the_state_stays_single_precision(name):
     assert (out - exact).abs().max() < 0.1
     out.square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda width: AttentionBackbone(width, AttentionConfig(D, HEADS, blocks=2, window=5, persistent=2)),
+        lambda width: PatchBackbone(width, PatchConfig(D, HEADS, blocks=2, patch=3, patches=4)),
+    ],
+)
+def test_a_hundred_steps_of_the_graph_are_those_of_the_network(make, tmp_path):
+    assert graph_apart(make, tmp_path / "bundle") < 1e-4
 
 
 @pytest.mark.parametrize(
