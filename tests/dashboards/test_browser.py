@@ -72,7 +72,7 @@ def wait_for(url, server):
 def page(browser, address):
     context = browser.new_context(viewport={"width": 1400, "height": 1000})
     opened = context.new_page()
-    opened.set_default_timeout(60_000)  # a machine that runs the whole suite beside it is slow at times
+    opened.set_default_timeout(20_000)
     opened.asked = []
     opened.on("request", lambda request: opened.asked.append(request.url))
     opened.goto(address)
