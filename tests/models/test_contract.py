@@ -68,7 +68,7 @@ TIGHT = dict.fromkeys(
 )  # recurrent and linear ones
 DOUBLE = 1e-10  # the same in float64
 # Fields that are read where another is set, in forecasts alone, or where there are several gestures.
-DEPENDENT = {"error_span", "error_keys", "norm_window", "turn", "dual_power", "threshold", "mass", "power"}
+DEPENDENT = {"error_span", "error_keys", "norm_window", "turn"}
 DIFFERENCES = "errors.memory"  # made of differences of numbers near 1, whose rounding it keeps however small it is
 LEVEL = 1000.0  # of the training data, whose spread is 1: a reader of labels knows only data like that
 
