@@ -15,6 +15,7 @@ import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
@@ -302,10 +303,7 @@ def _read_csv(file: Path, as_text: Sequence[str]) -> tuple[pd.DataFrame, int]:
             raise FrameError(f"{file}: its rows have more fields than the header ({len(header)}). Complete the header.")
         return table, blank + 1
     except UnicodeDecodeError as error:
-        raise FrameError(
-            f"{file}: byte 0x{error.object[error.start]:02x} at position {error.start} is not UTF-8. "
-            "Save the file as UTF-8."
-        ) from error
+        raise FrameError(f"{file}: {_not_utf8(file)}. Save the file as UTF-8.") from error
     except pd.errors.EmptyDataError as error:
         raise FrameError(f"{file}: the file has no header line.") from error
     except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
@@ -330,7 +328,7 @@ def _header(file: Path) -> tuple[list[str], int]:
     if twice:  # pandas would number them, and one of them would be taken without a word
         raise FrameError(f"{file}: column {twice[0]} occurs more than once in the header. Rename one of them.")
     blank, line = 0, 1
-    with (gzip.open if file.name.lower().endswith(".gz") else open)(file, "rb") as stream:
+    with _bytes_of(file) as stream:
         for text in stream:
             if text.removeprefix(codecs.BOM_UTF8).strip():
                 break
@@ -345,6 +343,22 @@ def _header(file: Path) -> tuple[list[str], int]:
                     "save it as UTF-8."
                 )
     return names, blank
+
+
+def _bytes_of(file: Path) -> gzip.GzipFile | BufferedReader:
+    return gzip.open(file, "rb") if file.name.lower().endswith(".gz") else open(file, "rb")
+
+
+def _not_utf8(file: Path) -> str:
+    """Where a file is not UTF-8; pandas counts from the beginning of the piece that it reads."""
+    with _bytes_of(file) as stream:
+        for number, text in enumerate(stream, 1):
+            try:
+                text.decode()
+            except UnicodeDecodeError as error:
+                before = text[: error.start].decode()[-20:]
+                return f"line {number} holds the byte 0x{text[error.start]:02x} after {before!r}, which is not UTF-8"
+    return "it is not UTF-8"
 
 
 def _refuse_unreadable(file: Path, error: Exception) -> None:

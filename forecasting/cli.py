@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from data.frame import Channel, Dataset
+    from forecasting.backtest import Report
     from forecasting.task import Task
 
 app = typer.Typer(
@@ -104,6 +105,14 @@ DECILES = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9"
 
 def _say(text: str) -> None:
     typer.echo(text, err=True)
+
+
+def _say_of(report: Report, before: Sequence[str]) -> None:
+    """Its notes but those that were said `before`, and what is missing of what was asked for."""
+    for note in report.notes[len(before) :]:
+        _say(f"note: {note}")
+    for why in report.failures:
+        _say(f"error: {why}")
 
 
 def _print_json(value: Any) -> None:
@@ -389,13 +398,14 @@ def train(
         again = f" Go on with: --resume {last}" if last.exists() else ""
         _say(f"interrupted: no bundle was written to {out}.{again}")
         raise typer.Exit(1) from None
-    for note in (*report.notes[len(dataset.notes) :], *report.failures):
-        _say(f"note: {note}")
+    _say_of(report, dataset.notes)
     if as_json:
         _print_json({"bundle": str(out), "card": card})
-        return
-    print_leaderboard(report.leaderboard)
-    typer.echo(f"\n{card['name']} -> {out} (figures on {card['metrics'][0]['on']}; see {out / 'card.json'})")
+    else:
+        print_leaderboard(report.leaderboard)
+        typer.echo(f"\n{card['name']} -> {out} (figures on {card['metrics'][0]['on']}; see {out / 'card.json'})")
+    if report.failures:
+        raise typer.Exit(1)
 
 
 @app.command(
@@ -480,10 +490,9 @@ def backtest(
         calibrated=calibrate, ensembles=_names(ensemble) if ensemble else (),
     )  # fmt: skip
     write_report(report, out, dataset=dataset.name, seed=seed, settings=dict(chosen))
-    for note in (*notes, *report.notes[len(dataset.notes) :]):
+    for note in notes:
         _say(f"note: {note}")
-    for why in report.failures:
-        _say(f"error: {why}")
+    _say_of(report, dataset.notes)
     if as_json:
         _print_json({"out": str(out), "leaderboard": report.leaderboard.to_dict("records")})
     else:

@@ -1,6 +1,7 @@
 """Files: what is read from them, and what is said when they cannot be read."""
 
 import gzip
+import re
 
 import numpy as np
 import pandas as pd
@@ -230,9 +231,15 @@ def test_a_truncated_parquet_and_a_truncated_gzip(table, tmp_path):
 
 def test_a_csv_that_is_not_utf8_or_not_a_table(tmp_path):
     path = tmp_path / "sales.csv"
-    path.write_bytes("ds,y\n2024-01-01,1\n2024-01-02,3 µm\n".encode("latin-1"))
-    with pytest.raises(FrameError, match=r"byte 0xb5 at position \d+ is not UTF-8"):
-        read_source(path)
+    rows = "".join(f"{day},1\n" for day in pd.date_range("1900-01-01", periods=30_000, freq="D").date)  # some pieces
+    for text, said in (
+        ("ds,y\n2024-01-01,1\n2024-01-02,3 µm\n", "line 3 holds the byte 0xb5 after '2024-01-02,3 ', which is not"),
+        (f"ds,y\n{rows}2024-01-02,é\n", "line 30002 holds the byte 0xe9 after '2024-01-02,', which is not UTF-8. Save"),
+        ("ds,µ\n2024-01-01,1\n", "line 1 holds the byte 0xb5 after 'ds,', which is not UTF-8"),
+    ):
+        path.write_bytes(text.encode("latin-1"))
+        with pytest.raises(FrameError, match=re.escape(said)):
+            read_source(path)
     path.write_text("ds,y\n1,2\n3,4,5\n")
     with pytest.raises(FrameError, match="not a table with commas"):
         read_source(path)

@@ -3,11 +3,13 @@
 import io
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from click.testing import Result
 from typer.testing import CliRunner
 
 from data.frame import Channel, Dataset, Splits
@@ -56,15 +58,25 @@ LEVEL_SET = ["--model", "components", "--set", "form=local-level", "--set", "sea
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory) -> dict[str, LoadedBundle]:
-    """Trained by the command, for the first 48 days: one that takes what is known ahead, and one that does not."""
+def trainings(tmp_path_factory) -> dict[Path, Result]:
+    """Two bundles, and what the command said of each: one takes what is known ahead, one does not. Of b that is missing
+    once after the training part.
+    """
     place = tmp_path_factory.mktemp("future")
-    table().to_csv(place / "shop.csv", index=False)
+    frame = table()
+    frame.loc[frame["ds"].eq("2020-02-20") & frame["unique_id"].eq("b"), "promotion"] = np.nan
+    frame.to_csv(place / "shop.csv", index=False)
+    found = {}
     for name, chosen in (("components", LEVEL_SET), ("naive", ["--model", "naive"])):
         asked = ["--data", str(place / "shop.csv"), "--until", UNTIL, "--out", str(place / name)]
-        said = CliRunner().invoke(app, ["train", *asked, *chosen, *ASKED])
-        assert said.exit_code == 0, said.output
-    return {name: load_bundle(place / name) for name in ("components", "naive")}
+        found[place / name] = CliRunner().invoke(app, ["train", *asked, *chosen, *ASKED])
+        assert (place / name / "card.json").exists(), found[place / name].output
+    return found
+
+
+@pytest.fixture(scope="module")
+def bundles(trainings) -> dict[str, LoadedBundle]:
+    return {path.name: load_bundle(path) for path in trainings}
 
 
 def test_a_test_is_forecast_with_what_is_known_ahead_and_ends_where_the_values_do(task):
@@ -115,6 +127,15 @@ def test_a_series_of_which_a_covariate_is_missing_ahead_is_named_and_the_others_
     frame.loc[frame["ds"].eq("2020-02-20"), "promotion"] = np.nan
     with pytest.raises(TaskError, match=r"a: lacks promotion at 2020-02-20.*which should be known ahead"):
         backtest(dataset(frame), ["components"], task, settings=LEVEL)
+
+
+def test_training_says_which_series_lacks_what_is_ahead_and_fails_beside_a_whole_bundle(trainings, bundles):
+    lacking, whole = trainings.values()
+    assert lacking.exit_code == 1
+    assert "error: b: lacks promotion at 2020-02-20, which should be known ahead" in lacking.stderr
+    assert bundles["components"].card["metrics"][0]["n_series"] == 1
+    assert whole.exit_code == 0  # which takes nothing ahead
+    assert bundles["naive"].card["metrics"][0]["n_series"] == 2
 
 
 def test_a_report_says_which_covariates_a_model_does_not_take(task):
