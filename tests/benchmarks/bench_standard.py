@@ -1,12 +1,13 @@
 """The standard table: every baseline of the catalog and their ensembles on the M and tourism competitions.
 
     MNEMO_DATA_DIR=... python -m tests.benchmarks.bench_standard [--sets m3/yearly,...] [--models ets,theta,...]
-        [--every N] [--first K] [--seeds 0,1] [--out out/standard.csv]
+        [--every N] [--first K] [--ago N] [--seeds 0,1] [--out out/standard.csv]
 
 A set and seed is run whole, by `forecasting.backtest` as `mnemo backtest --ensemble mean,median` runs it, and its
 rows are appended to the CSV; what the CSV already holds is not run again, so that a long run can be resumed. Without
 --models all statistical and learned baselines of the catalog are run, and the naive family beside them; the ensembles
-are of the former. --every N takes every N-th series of each set, from the K-th on.
+are of the former. --every N takes every N-th series of each set, from the K-th on. --ago N leaves out the last N
+horizons of every series, so that those before them are the test: how far figures are of one period.
 
 MASE, sMAPE (percent) and pinball (over the deciles, in units of the seasonal naive error before the test) are means
 over all series and steps; `owa` is the mean of sMAPE and MASE relative to Naive2's, on M4's definition of both; `rel`
@@ -70,9 +71,15 @@ def baselines() -> list[str]:
     ]
 
 
-def subset(dataset: Dataset, every: int, first: int) -> Dataset:
-    kept = set(dataset.frame["unique_id"].drop_duplicates().iloc[first::every])
-    return replace(dataset, frame=dataset.frame[dataset.frame["unique_id"].isin(kept)].reset_index(drop=True))
+def subset(dataset: Dataset, every: int, first: int, ago: int) -> Dataset:
+    """Every so manieth series, without its last `ago` horizons; of those that then are no longer than two, none."""
+    kept, horizon = set(dataset.frame["unique_id"].drop_duplicates().iloc[first::every]), Task.of(dataset).horizon
+    frame = dataset.frame[dataset.frame["unique_id"].isin(kept)]
+    rows = frame.groupby("unique_id", sort=False)["ds"]
+    left = rows.cumcount(ascending=False) >= ago * horizon
+    if ago:
+        left &= rows.transform("size") > (ago + 2) * horizon
+    return replace(dataset, frame=frame[left].reset_index(drop=True))
 
 
 def naive2(history: np.ndarray, season: int, horizon: int) -> np.ndarray:
@@ -128,9 +135,9 @@ def scaled_pinball(report: Report, parts: Parts) -> dict[str, float]:
     return found
 
 
-def run(name: str, models: list[str], every: int, first: int, seed: int) -> pd.DataFrame:
+def run(name: str, models: list[str], every: int, first: int, ago: int, seed: int) -> pd.DataFrame:
     """The rows of one set and seed."""
-    dataset = subset(load(name), every, first)
+    dataset = subset(load(name), every, first, ago)
     task = Task.of(dataset)
     parts = split(dataset, to_panel(dataset), task)
     reports = [
@@ -159,11 +166,11 @@ def run(name: str, models: list[str], every: int, first: int, seed: int) -> pd.D
             })  # fmt: skip
     frame = pd.DataFrame(rows.values())
     frame.insert(0, "set", name)
-    return frame.assign(every=every, first=first, seed=seed, machine=machine())
+    return frame.assign(every=every, first=first, ago=ago, seed=seed, machine=machine())
 
 
-def show(results: pd.DataFrame, name: str) -> None:
-    """One set's table, the mean over its seeds, best MASE first, and what others reached beside it."""
+def show(results: pd.DataFrame, name: str, ago: int) -> None:
+    """One set's table, the mean over its seeds, best MASE first, and what others reached on its test beside it."""
     own = results[results["set"] == name]
     figures = own.groupby("model", sort=False).mean(numeric_only=True).sort_values("mase")
     print(
@@ -186,6 +193,8 @@ def show(results: pd.DataFrame, name: str) -> None:
         f"calibrated 80 % intervals cover {covered.min():.1%} to {covered.max():.1%}; "
         f"{int(covered.between(low, high).sum())} of {len(covered)} within {low:.0%} to {high:.0%}"
     )
+    if ago:
+        return
     for peer, (mase, pinball) in PEERS.get(name, {}).items():
         print(f"peer, relative to seasonal naive (issue 4): {peer}: MASE {mase:.3f}, pinball {pinball:.3f}")
     if name in PUBLISHED:
@@ -199,22 +208,24 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(baselines()))
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--ago", type=int, default=0)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--out", type=Path, default=Path("out/standard.csv"))
     options = parser.parse_args()
     models, seeds = options.models.split(","), [int(seed) for seed in options.seeds.split(",")]
     print(machine())
     for name in options.sets.split(","):
-        same = {"set": name, "every": options.every, "first": options.first, "models": ",".join(models)}
+        asked = {field: getattr(options, field) for field in ("every", "first", "ago")}
+        same = {"set": name, **asked, "models": ",".join(models)}
         for seed in seeds:
             if not len(of_run(options.out, same | {"seed": seed})):
                 began = time.perf_counter()
-                rows = run(name, models, options.every, options.first, seed).assign(models=same["models"])
+                rows = run(name, models, **asked, seed=seed).assign(models=same["models"])
                 options.out.parent.mkdir(parents=True, exist_ok=True)
                 rows.to_csv(options.out, mode="a", header=not options.out.exists(), index=False)
                 print(f"{name}, seed {seed}: {time.perf_counter() - began:.0f} s")
         done = of_run(options.out, same)
-        show(done[done["seed"].isin(seeds)], name)
+        show(done[done["seed"].isin(seeds)], name, options.ago)
 
 
 def of_run(path: Path, key: dict[str, object]) -> pd.DataFrame:
