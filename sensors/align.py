@@ -29,6 +29,7 @@ SAME_RATE = 0.01  # relative; closer rates are one
 TRACKING = 0.1  # how fast the steps follow a source that is a little faster or slower than it says
 NEXT, EXTRA = 1.75, 0.25  # periods behind the last step: from there one is missing, up to there one is too many
 MOST_RATE = 2.0  # times the source's; faster is a fault
+UNSAID_RATE = 10.0  # times the model's: what a source that says none is taken to send at most
 BURST_S = 1.0  # what may come at once after a stall
 
 
@@ -154,9 +155,7 @@ class Aligner:
 
     def _watch_rate(self, received: float) -> None:
         """A bucket that leaks at MOST_RATE times the rate, and overflows when more comes for long."""
-        rate = self.info.rate_hz
-        if not rate:
-            return
+        rate = self.info.rate_hz or UNSAID_RATE * self.config.rate_hz
         level = self._level - (received - self._level_at) * MOST_RATE * rate
         self._level_at = received
         if level <= 0:
@@ -167,9 +166,10 @@ class Aligner:
             found = self._came / (received - self._since)
             self._level = 0.0
             self.restart()
+            unsaid = "" if self.info.rate_hz else f" at most, {UNSAID_RATE:g} times the model's {self.config.rate_hz:g}"
             raise RateError(
-                f"{self.info.stream_id}: frames come at about {found:.0f} Hz, expected {rate:g} Hz. Set the source's "
-                "rate_hz to what it sends, or the source to what was agreed."
+                f"{self.info.stream_id}: frames come at about {found:.0f} Hz, expected {rate:g} Hz{unsaid}. Set the "
+                "source's rate_hz to what it sends, or the source to what was agreed."
             )
 
     def _steps(self, frames: list[Frame]) -> list[Frame]:

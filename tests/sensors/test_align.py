@@ -154,6 +154,16 @@ def test_ten_thousand_frames_a_second_where_two_hundred_are_expected_are_told_wi
     assert replayed.counts.frames == 1000
 
 
+def test_a_source_that_says_no_rate_may_send_ten_times_the_models_but_no_flood():
+    info = StreamInfo("clicks", INFO.channels, rate_hz=0.0)
+    _, quick = steps([frame(index / 2000, info=info) for index in range(10_000)], AlignConfig(200.0), info)
+    assert quick.counts.frames == 10_000
+    flooded = Aligner(info, AlignConfig(200.0))
+    with pytest.raises(RateError, match=r"about 100\d\d Hz, expected 2000 Hz at most, 10 times the model's 200\. Set"):
+        push_all(flooded, [frame(index / 10_000, info=info) for index in range(10_000)])
+    assert flooded.counts.frames < 5000
+
+
 def test_a_burst_after_a_stall_is_not_too_much():
     sent = [frame(index / 100, delay=max(0, 0.9 - index / 100) if index < 90 else 0) for index in range(500)]
     _, aligner = steps([frame(-0.01), *sent], AlignConfig(100.0, old_s=2.0))
