@@ -1,9 +1,10 @@
-"""Two forests and a memory for a ring of muscle sensors, such as an armband: is the hand at work, and at what.
+"""Forests and a memory for a ring of muscle sensors, such as an armband: is the hand at work, and at what.
 
 The first forest tells a gesture from none. It sees how strong the channels are over several pasts, mostly sorted by
 size, so that it does not matter which sensor lies over which muscle: another person wears the ring turned, or has
-stronger hands. The second tells the gestures apart from the statistics of class-forest; half of its trees learn from
-every gesture as it was, half also from what it would have been with the ring turned by `turn` sensors either way.
+stronger hands. The others tell the gestures apart: two from the statistics of class-forest, two from the powers of
+sums and differences of any two sensors, which hold what one muscle does under both. One of each two learns from every
+gesture as it was, the other also from what it would have been with the ring turned by `turn` sensors either way.
 
 While the hand is at work, what is said of the gesture adds up, and fades when it rests. With `memory` it fades only
 after so many steps, rest or not: who has just made one gesture probably makes it again. That suits exercises and
@@ -19,7 +20,7 @@ Shapes: B series, T time, C channels, N buffer, K classes, F features.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,8 +36,10 @@ from models.trees import ForestConfig, TreeEnsemble, fit_class_forest
 
 PARTS = 5  # of the window, whose powers are seen one by one
 LONGER = (2, 4)  # windows of which the power is seen too
+PAIRED = 2  # windows over which pairs of sensors are seen
 FLOOR = 3e-3  # of a power, in the variance of all channels; below it a channel is silent
 DOUBT = 0.01  # of every gesture, whatever the forest says
+PAIR_LEAF, PAIR_SHARE = 5, 0.12  # leaf_rows and column_share of the forests of pairs
 NEVER = -1e4  # logit of a class that is no gesture, or was never shown
 
 
@@ -57,16 +60,16 @@ class RingConfig:
 
 @dataclass(frozen=True)
 class RingForestConfig(ForestConfig):
-    """Of both forests; deeper and purer than one that forecasts."""
+    """Of each forest; deeper and purer than one that forecasts."""
 
-    trees: int = 100  # of each, and as many that have seen the ring turned
+    trees: int = 100
     depth: int = 16
     leaf_rows: int = 2
     column_share: float = 0.08
 
 
 class RingForest(StepModel, Fitted):
-    """Probabilities: none from the first forest, the others' shares of the rest from the second and from the memory."""
+    """Probabilities: none from the first forest, the others' shares of the rest from the others and from the memory."""
 
     tasks = ("classify",)
     library = "sklearn"
@@ -81,6 +84,7 @@ class RingForest(StepModel, Fitted):
         self.statistics = PathFeatures(signature.channels, config.window, "statistics")
         self.work = TreeEnsemble(2)
         self.upright, self.turned = TreeEnsemble(signature.classes), TreeEnsemble(signature.classes)
+        self.upright_pairs, self.turned_pairs = TreeEnsemble(signature.classes), TreeEnsemble(signature.classes)
         self.register_buffer("none", torch.zeros(signature.classes))
         self.register_buffer("shares", torch.zeros(signature.classes))
         ends = [part * config.window // PARTS for part in range(1, PARTS + 1)]
@@ -115,14 +119,17 @@ class RingForest(StepModel, Fitted):
 
     def _width(self) -> int:
         """Numbers in memory for one series at one time."""
-        return 3 * self.context * self.signature.channels + self.statistics.features
+        return 4 * self.context * self.signature.channels + self.statistics.features
 
     def _seen(self, window: Window) -> tuple[Tensor, Tensor]:
         """How surely the hand is at work (..., 1), and log-probabilities of the gestures (..., K) if it is."""
         shape = window.age.shape[:-1]
         working = self.work(self._strength(window).flatten(0, -2).float())[:, 1:].clamp(0.0, 1.0)  # sums of shares
         statistics = self.statistics(self._short(window)).flatten(0, -2).float()
-        found = self.upright(statistics) + self.turned(statistics)
+        pairs = self._pairs(window).flatten(0, -2).float()
+        found = (
+            self.upright(statistics) + self.turned(statistics) + self.upright_pairs(pairs) + self.turned_pairs(pairs)
+        )
         found = found / found.sum(-1, keepdim=True).clamp(min=1e-30) + DOUBT * self.shares
         found = found / found.sum(-1, keepdim=True).clamp(min=1e-30)
         logits = torch.where(self.shares > 0, found.clamp(min=1e-30).log(), NEVER)
@@ -142,13 +149,34 @@ class RingForest(StepModel, Fitted):
         length = self.statistics.length
         return Window(window.values[..., -length:, :], window.started, window.age.clamp(max=length))
 
-    def _powers(self, window: Window) -> Tensor:
-        """(..., PARTS + 3, C) logarithms: of the parts of the window, newest first, of all of it, of longer pasts."""
+    def _values(self, window: Window) -> Tensor:
+        """(..., N, C) in spreads; 0 before the first value."""
         values = (window.values.double() - self.statistics.centre.double()) / self.statistics.spread.double()
-        values = values * window.started[..., None, :].double()
         age = window.age.double()
         place = torch.arange(self.context - 1, -1, -1, dtype=age.dtype, device=age.device)  # steps ago
-        squares = values.square() * (place < age)[..., None].to(values.dtype)
+        return values * window.started[..., None, :].double() * (place < age)[..., None].to(values.dtype)
+
+    def _pairs(self, window: Window) -> Tensor:
+        """(..., F) logarithms of power: of each sensor, as it is and against their mean, and against that mean of its
+        difference from and its sum with the next one, the one after that, and so on.
+        """
+        length = PAIRED * self.config.window
+        values = self._values(window)[..., -length:, :]
+        product = values.transpose(-1, -2) @ values / window.age.double().clamp(min=1.0, max=length)[..., None]
+        power = product.diagonal(dim1=-2, dim2=-1)
+        single = (power + FLOOR).log()
+        level = single.mean(-1, keepdim=True)
+        found = [single, single - level]
+        for by in range(1, self.signature.channels // 2 + 1):
+            both = power + power.roll(-by, -1)
+            shared = 2 * product.roll(-by, -1).diagonal(dim1=-2, dim2=-1)
+            found += [((both + sign * shared).clamp(min=0.0) + FLOOR).log() - level for sign in (-1, 1)]
+        return (torch.cat(found, -1).clamp(-LIMIT, LIMIT) * GRID).round() / GRID
+
+    def _powers(self, window: Window) -> Tensor:
+        """(..., PARTS + 3, C) logarithms: of the parts of the window, newest first, of all of it, of longer pasts."""
+        age = window.age.double()
+        squares = self._values(window).square()
         sums, counts, begin = [], [], 0
         for end in self.ends:
             stretch = squares[..., self.context - end : self.context - begin, :]
@@ -171,9 +199,9 @@ class RingForest(StepModel, Fitted):
         found = [means, parts.amax(-1), means - level, longer.mean(-1), longer.amax(-1), *sizes, whole]
         return (torch.cat(found, -1).clamp(-LIMIT, LIMIT) * GRID).round() / GRID
 
-    def _turned(self, statistics: Tensor, by: int) -> Tensor:
+    def _turned(self, features: Tensor, by: int) -> Tensor:
         """(n, F) as if every sensor sat where the one `by` further on does."""
-        return statistics.unflatten(-1, (-1, self.signature.channels)).roll(by, -1).flatten(-2)
+        return features.unflatten(-1, (-1, self.signature.channels)).roll(by, -1).flatten(-2)
 
     def fit(self, batches: Iterable[Batch], validation: Iterable[Batch] = ()) -> None:
         """Fit the forests to positions of the training windows, drawn evenly.
@@ -185,13 +213,14 @@ class RingForest(StepModel, Fitted):
         spread = unit_where_still(variance.mean().sqrt(), mean.abs().max())  # one for all, or turning would change it
         self.statistics.calibrate(mean, spread.expand_as(mean))
         seed = torch.initial_seed() % 2**32
-        strengths, statistics, labels = [], [], []
+        strengths, statistics, pairs, labels = [], [], [], []
         for batch, places in drawn(batches, self.config.rows, seed, "ring-forest"):
             windows, _ = self.past.scan(batch.x, batch.mask, self.past.initial_state(len(batch.x)))
             for some in places.split(max(1, NUMBERS_AT_ONCE // self._width())):
                 at = tuple(some.T)
                 strengths.append(self._strength(windows.at(at)).float())
                 statistics.append(self.statistics(self._short(windows.at(at))).float())
+                pairs.append(self._pairs(windows.at(at)).float())
                 labels.append(batch.target[at])
         label = torch.cat(labels)
         counts = torch.bincount(label, minlength=self.signature.classes)
@@ -201,11 +230,18 @@ class RingForest(StepModel, Fitted):
         self.shares.copy_(gestures / gestures.sum().clamp(min=1.0))
         working = label != none
         fit_class_forest(self.work, self.forest, (torch.cat(strengths).numpy(), working.long().numpy()), seed)
-        if int((gestures > 0).sum()) > 1:
-            seen, made = torch.cat(statistics)[working], label[working].numpy().astype(np.int64)
-            fit_class_forest(self.upright, self.forest, (seen.numpy(), made), seed)
-            channels = self.signature.channels
-            turns = sorted({0, self.config.turn % channels, -self.config.turn % channels})
+        if int((gestures > 0).sum()) < 2:
+            return
+        made = label[working].numpy().astype(np.int64)
+        channels = self.signature.channels
+        turns = sorted({0, self.config.turn % channels, -self.config.turn % channels})
+        of_pairs = replace(self.forest, leaf_rows=PAIR_LEAF, column_share=PAIR_SHARE)
+        for features, upright, turned, forest, extra in (
+            (statistics, self.upright, self.turned, self.forest, False),
+            (pairs, self.upright_pairs, self.turned_pairs, of_pairs, True),
+        ):
+            seen = torch.cat(features)[working]
+            fit_class_forest(upright, forest, (seen.numpy(), made), seed, extra=extra)
             if len(turns) > 1:
-                turned = torch.cat([self._turned(seen, by) for by in turns])
-                fit_class_forest(self.turned, self.forest, (turned.numpy(), np.tile(made, len(turns))), seed)
+                rows = torch.cat([self._turned(seen, by) for by in turns]).numpy()
+                fit_class_forest(turned, forest, (rows, np.tile(made, len(turns))), seed, extra=extra)

@@ -361,15 +361,19 @@ def fit_forest(part: TreeEnsemble, config: ForestConfig, rows: tuple[Rows, Rows]
     part.fit([_converted(forest, rows[0])], [forest.predict], rows[0][:2000])
 
 
-def fit_class_forest(part: TreeEnsemble, config: ForestConfig, rows: tuple[Rows, NDArray[np.int64]], seed: int) -> None:
+def fit_class_forest(
+    part: TreeEnsemble, config: ForestConfig, rows: tuple[Rows, NDArray[np.int64]], seed: int, *, extra: bool = False
+) -> None:
     """A random forest for the probability of each output; rows: features (n, F) and labels (n,), 0 to O - 1.
+
+    With `extra` one of extra trees, whose thresholds are drawn.
 
     Raises:
         ModelError: there is one label alone.
     """
-    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 
-    forest = RandomForestClassifier(**_of_library(config, seed)).fit(*rows)
+    forest = (ExtraTreesClassifier if extra else RandomForestClassifier)(**_of_library(config, seed)).fit(*rows)
     if len(forest.classes_) < 2:
         raise ModelError("a forest needs two classes to tell apart, the training data hold one.")
 

@@ -1,4 +1,4 @@
-"""Two forests and a memory for a ring of sensors. The contract suite asks for parity and causality of two classes."""
+"""Forests and a memory for a ring of sensors. The contract suite asks for parity and causality of two classes."""
 
 from dataclasses import replace
 from functools import cache
@@ -60,6 +60,21 @@ def settled(right: Tensor) -> float:
 def test_gestures_and_none_are_told_apart_on_new_recordings():
     x, label = recordings(2, [0, 1, 3])
     assert settled(said(trained(), x).argmax(-1) == label) > 0.95
+
+
+def test_gestures_of_the_same_powers_are_told_apart_by_what_two_sensors_share():
+    def shared(seed: int) -> tuple[Tensor, Tensor]:
+        """One muscle under sensors 2 and 3, which see it alike in gesture 0 and with opposite signs in gesture 3."""
+        x, label = recordings(seed, [0, 3] * 6, strength=0.0)
+        muscle = 5 * torch.randn(label.shape, generator=torch.Generator().manual_seed(seed)) * (label != NONE)
+        x[..., 2] += muscle
+        x[..., 3] += torch.where(label == 0, muscle, -muscle)
+        return x, label
+
+    x, label = shared(1)
+    model = trained(Batch(x, torch.ones_like(x), label, torch.ones(len(x))))
+    x, label = shared(2)
+    assert settled(said(model, x).argmax(-1) == label) > 0.95
 
 
 def test_work_is_told_from_rest_whichever_way_the_ring_sits():
