@@ -39,7 +39,7 @@ LONGER = (2, 4)  # windows of which the power is seen too
 PAIRED = 2  # windows over which pairs of sensors are seen
 FLOOR = 3e-3  # of a power, in the variance of all channels; below it a channel is silent
 DOUBT = 0.01  # of every gesture, whatever the forest says
-PAIR_LEAF, PAIR_SHARE = 5, 0.12  # leaf_rows and column_share of the forests of pairs
+PAIR_LEAF, PAIR_SHARE = 5, 0.12  # leaf_rows and column_share of the forests of pairs, whatever those of the others
 NEVER = -1e4  # logit of a class that is no gesture, or was never shown
 
 
@@ -60,7 +60,7 @@ class RingConfig:
 
 @dataclass(frozen=True)
 class RingForestConfig(ForestConfig):
-    """Of each forest; deeper and purer than one that forecasts."""
+    """Of each forest; deeper and purer than one that forecasts. Those of pairs have `PAIR_LEAF` and `PAIR_SHARE`."""
 
     trees: int = 100
     depth: int = 16

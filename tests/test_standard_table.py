@@ -35,3 +35,5 @@ def test_a_run_finds_its_own_rows_alone(tmp_path):
     assert not len(of_run(place, {"set": "a", "seed": 0}))
     pd.DataFrame({"set": ["a", "a", "b"], "seed": [0, 1, 0], "mase": [1.0, 2.0, 3.0]}).to_csv(place, index=False)
     assert of_run(place, {"set": "a", "seed": 1})["mase"].tolist() == [2.0]
+    with pytest.raises(SystemExit, match=r"standard\.csv: has no column ago: it is of an older version"):
+        of_run(place, {"set": "a", "ago": 0})

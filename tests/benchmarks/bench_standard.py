@@ -229,10 +229,16 @@ def main() -> None:
 
 
 def of_run(path: Path, key: dict[str, object]) -> pd.DataFrame:
-    """The rows of the CSV that belong to a run."""
+    """The rows of the CSV that belong to a run.
+
+    Raises:
+        SystemExit: the CSV has other columns, so its rows cannot be told apart nor new ones be appended.
+    """
     if not path.exists():
         return pd.DataFrame()
     rows = pd.read_csv(path)
+    if lacking := [column for column in key if column not in rows]:
+        raise SystemExit(f"{path}: has no column {', '.join(lacking)}: it is of an older version. Give another --out.")
     return rows[np.logical_and.reduce([rows[column] == value for column, value in key.items()])]
 
 
