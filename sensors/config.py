@@ -122,6 +122,7 @@ uri = "simulated:panda"
 # [cores]                         # of the two loops; -1 leaves one where the system puts it
 # frames = 0
 # robot = 1
+# awake = true                    # no core sleeps, where the system lets this process ask for that; takes power
 """
 
 
@@ -147,6 +148,7 @@ class CoresConfig:
 
     frames: int
     robot: int
+    awake: bool = True
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What keeps a loop's rhythm in one process: cores of their own, a short switch of threads, a small garbage heap.
+"""What keeps a loop's rhythm: cores of their own that do not sleep, a short switch of threads, a small garbage heap.
 
 What was made before the loop begins is frozen out of the garbage collector, which then has little to look at; how long
 it paused all the same is measured, never assumed.
@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import gc
 import os
+import struct
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from sensors.stream import SensorError
 from sensors.telemetry import Durations
 
+LATENCY = Path("/dev/cpu_dma_latency")
 SWITCH = 5e-4  # s after which a thread that computes in Python has to let another one in; Python's own is 5e-3
 
 
@@ -37,6 +40,23 @@ def default_cores() -> tuple[int, int]:
     """One for the frames, another one, where there is one, for the robot."""
     allowed: Sequence[int] = sorted(os.sched_getaffinity(0))
     return allowed[0], allowed[-1]
+
+
+@contextmanager
+def awake() -> Iterator[bool]:
+    """Keep idle cores from sleeping while it lasts, where this process may: to wake up takes longer than a step.
+
+    The system's quality of service (Linux, Documentation/power/pm_qos_interface) holds for as long as its file is open,
+    and for all cores, which use more power meanwhile. Gives whether it was granted.
+    """
+    try:
+        file = LATENCY.open("wb", buffering=0)
+    except OSError:
+        yield False
+        return
+    with file:
+        file.write(struct.pack("i", 0))  # microseconds that a core may take to wake up
+        yield True
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from sensors.config import BridgeConfig
 from sensors.console import Operator, Panel
 from sensors.hold import TopicHold
 from sensors.mapping import Mapper
-from sensors.realtime import pin, steady
+from sensors.realtime import awake, pin, steady
 from sensors.recording import Recorder
 from sensors.robots.dry import DryRobot
 from sensors.safety import Safety
@@ -114,9 +114,10 @@ async def run_bridge(
         bridge = Bridge(config.source, aligner, config.recogniser, mapper, safety, recorder)
         session = Session(safety, quit, loop)
         pauses = stack.enter_context(steady())
+        granted = config.cores.awake and stack.enter_context(awake())
 
         def readings() -> list[Reading]:
-            return [*bridge.readings(), *_own(pauses, session)]
+            return [*bridge.readings(), *_own(pauses, granted, session)]
 
         if metrics is not None:
             stack.callback(serve(readings, metrics))
@@ -158,9 +159,10 @@ def _pin(config: BridgeConfig, safety: Safety) -> None:
             pin(config.cores.robot, thread)
 
 
-def _own(pauses: Durations, session: Session) -> list[Reading]:
+def _own(pauses: Durations, granted: bool, session: Session) -> list[Reading]:
     return [
         Reading("gc_pauses_total", "garbage collections", "counter", pauses.count),
         Reading("gc_pause_max_seconds", "longest of them", "gauge", pauses.longest, "s"),
+        Reading("cores_awake", "cores kept awake, 0 or 1", "gauge", float(granted)),
         Reading("operator_note", "said", "text", session.note),
     ]

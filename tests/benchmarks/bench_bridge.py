@@ -10,7 +10,7 @@ Latency is `safety`'s: from `Frame.received` to the moment after the driver took
 frame. `frames lost`: sent but not received; `dropped`: by the source or the alignment; `superseded`: intents that a
 newer one replaced before a command was made of them. Targets: p50 1 ms, p99 5 ms at 200 Hz, no drops at 1,000 Hz.
 
-Options: --frames 60000, --quick for a twentieth.
+Options: --frames 60000, --quick for a twentieth, --sleepy as where the process may not keep the cores awake.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from sensors.command_log import CommandLog
 from sensors.command_map import parse_command_map
 from sensors.limits import Limits
 from sensors.mapping import Mapper
-from sensors.realtime import default_cores, pin, steady
+from sensors.realtime import awake, default_cores, pin, steady
 from sensors.recognise import Rules
 from sensors.recogniser import Recogniser
 from sensors.robots.simulated import SimulatedArm, Simulation
@@ -111,7 +111,7 @@ def drive() -> Mapper:
 
 
 async def measure(
-    kind: str, source: Source, bundle: LoadedBundle, seconds: float, start: subprocess.Popen[str]
+    kind: str, source: Source, bundle: LoadedBundle, seconds: float, start: subprocess.Popen[str], sleepy: bool
 ) -> list[str]:
     rate = source.info.rate_hz
     with contextlib.ExitStack() as stack:
@@ -127,6 +127,8 @@ async def measure(
             safety,
         )
         pauses = stack.enter_context(steady())
+        if not sleepy and not stack.enter_context(awake()):
+            print("    cores may sleep: this process may not keep them awake", flush=True)
         frames_core, robot_core = default_cores()
         pin(frames_core)
         for thread in safety.thread_ids.values():
@@ -167,7 +169,7 @@ async def measure(
     ]  # fmt: skip
 
 
-def run(kind: str, rate: float, frames: int, folder: Path, port: int) -> list[str]:
+def run(kind: str, rate: float, frames: int, folder: Path, port: int, sleepy: bool) -> list[str]:
     info = StreamInfo(STREAM, CHANNELS, rate)
     source: Source
     if kind == "mqtt":
@@ -180,7 +182,7 @@ def run(kind: str, rate: float, frames: int, folder: Path, port: int) -> list[st
         assert child.stdout is not None
         child.stdout.readline()
         try:
-            return asyncio.run(measure(kind, source, gru(folder, rate), seconds, child))
+            return asyncio.run(measure(kind, source, gru(folder, rate), seconds, child, sleepy))
         finally:
             child.kill()
 
@@ -189,6 +191,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--frames", type=int, default=60_000, help="timed, of each row")
     options.add_argument("--quick", action="store_true")
+    options.add_argument("--sleepy", action="store_true")
     options.add_argument("--sources", default="mqtt,lsl")
     options.add_argument("--rates", default="200,1000")
     options.add_argument("--sender", nargs=4, help=argparse.SUPPRESS)
@@ -204,7 +207,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, Broker(Path(folder), "allow_anonymous true") as broker:
         for kind in given.sources.split(","):
             for rate in given.rates.split(","):
-                rows.append(run(kind, float(rate), frames, Path(folder), broker.port))
+                rows.append(run(kind, float(rate), frames, Path(folder), broker.port, given.sleepy))
                 print("   ", *rows[-1], flush=True)
     table(
         ["", "commands timed", "p50 ms", "p99 ms", "max ms", "frame's work p50 ms", "p99 ms", "lost", "dropped",

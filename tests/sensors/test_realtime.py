@@ -4,10 +4,12 @@ import gc
 import os
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
-from sensors.realtime import default_cores, pin, steady
+from sensors import realtime
+from sensors.realtime import awake, default_cores, pin, steady
 from sensors.stream import SensorError
 
 
@@ -41,3 +43,16 @@ def test_pauses_of_the_collector_are_measured_and_everything_is_as_before_afterw
     assert pauses.count == 1
     assert pauses.longest > 0
     assert (sys.getswitchinterval(), gc.callbacks) == (interval, callbacks)
+
+
+def test_cores_are_asked_to_stay_awake_while_it_lasts_where_that_is_granted(tmp_path, monkeypatch) -> None:
+    file = tmp_path / "latency"
+    monkeypatch.setattr(realtime, "LATENCY", file)
+    with awake() as granted:
+        held = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink() and link.exists()]
+        assert granted
+        assert str(file) in held
+        assert file.read_bytes() == bytes(4)
+    monkeypatch.setattr(realtime, "LATENCY", tmp_path / "nowhere" / "latency")
+    with awake() as granted:
+        assert not granted
