@@ -34,6 +34,7 @@ from models.memory.coefficients import (
 )
 from models.memory.core import Rule, bias_gradient, into_ball, normalise
 
+COMPILED = True  # the commonest rules on the CPU by `compiled`
 GROUP = 2**18  # numbers of the coefficients that are made at once: a megabyte in single precision
 
 
@@ -54,9 +55,29 @@ def dual_read(
     anchors: of a chunk that has begun; T is then at most what is left of it. None where a chunk begins.
     """
     flat = [matrix for memory in memories for matrix in memory]
+    if _can_be_compiled(rule, streams, flat, anchors, look):
+        from models.memory.compiled import CompiledDual  # its compiler takes half a second to import
+
+        rows = (streams.key, streams.value, streams.residual, streams.query)
+        gates = (streams.keep, streams.momentum, streams.rate, streams.importance, streams.present)
+        output, *rest = CompiledDual.apply(rule, *rows, *gates, *flat)
+        nothing = output.new_empty(0)
+        return Read(output, _by_layer(rule, rest[: len(flat)]), rest[len(flat) :], streams.fade, nothing, nothing)
     found = _Dual.apply(rule, look, len(flat), anchors is not None, *streams, *flat, *(anchors or ()))
     output, fade, surprise, squares, *rest = found
     return Read(output, _by_layer(rule, rest[: len(flat)]), rest[len(flat) :], fade, surprise, squares)
+
+
+def _can_be_compiled(
+    rule: Rule, streams: Streams, flat: list[Tensor], anchors: list[Tensor] | None, look: bool
+) -> bool:
+    return (
+        COMPILED
+        and not (look or anchors or rule.decay_first or torch.compiler.is_compiling())
+        and rule.bias == "l2"
+        and rule.window == 1
+        and all(part.dtype == torch.float32 and part.device.type == "cpu" for part in (*streams, *flat))
+    )
 
 
 def _by_layer(rule: Rule, matrices: Sequence[Tensor]) -> list[list[Tensor]]:
