@@ -259,18 +259,25 @@ def _anchor(flat, shapes, layer):
 
 
 @_inner
+def _part(flat, shapes, layer, place):
+    """W or S of a layer (I O): loops over it alone, from 0 on, are vectorised."""
+    rows, columns, first = shapes.layers[layer]
+    first += place * rows * columns
+    return flat[first : first + rows * columns]
+
+
+@_inner
 def _into_ball(entered, shapes, flat, norms):
     for layer in range(len(shapes.layers)):
-        rows, columns, begin = shapes.layers[layer]
         for place in range(shapes.parts):
-            first, last = begin + place * rows * columns, begin + (place + 1) * rows * columns
+            before, after = _part(entered, shapes, layer, place), _part(flat, shapes, layer, place)
             square = _ZERO
-            for i in range(first, last):
-                square += entered[i] * entered[i]
+            for i in range(len(before)):
+                square += before[i] * before[i]
             norms[layer, place] = norm = np.sqrt(square)
             scale = _ONE if norm <= shapes.radius else np.float32(shapes.radius) / norm  # of NaN, NaN
-            for i in range(first, last):
-                flat[i] = entered[i] * scale
+            for i in range(len(before)):
+                after[i] = before[i] * scale
 
 
 @_inner
@@ -278,16 +285,16 @@ def _into_ball_backward(flat, shapes, norms, grad):
     """grad, of the memories in the ball (`flat`), becomes that of what they were before."""
     radius = np.float32(shapes.radius)
     for layer in range(len(shapes.layers)):
-        rows, columns, begin = shapes.layers[layer]
         for place in range(shapes.parts):
-            first, last = begin + place * rows * columns, begin + (place + 1) * rows * columns
-            if norms[layer, place] <= radius:
+            norm = norms[layer, place]
+            if norm <= radius:
                 continue
+            inside, d_part = _part(flat, shapes, layer, place), _part(grad, shapes, layer, place)
             along = _ZERO
-            for i in range(first, last):
-                along += grad[i] * (flat[i] / radius)
-            for i in range(first, last):
-                grad[i] = radius / norms[layer, place] * (grad[i] - along * (flat[i] / radius))
+            for i in range(len(inside)):
+                along += d_part[i] * (inside[i] / radius)
+            for i in range(len(inside)):
+                d_part[i] = radius / norm * (d_part[i] - along * (inside[i] / radius))
 
 
 @_inner
@@ -577,11 +584,13 @@ def backward(shapes, rows, gates, kept, d_output, ended, d_anchors, d_ends, d_ro
                     _times_slope(kept.keys[series, layer - 1, here], d_a, d_a)
                     _add(asked[layer - 1, :m], d_a)
                     d_z = d_a
+            d_v, d_r = d_value[series, here], d_residual[series, here]
             for t in range(m):
                 for j in range(width):
-                    d_value[series, first + t, j] = -d_answer[t, j]
-                    if d_residual.shape[1]:
-                        d_residual[series, first + t, j] = d_answer[t, j]
+                    d_v[t, j] = -d_answer[t, j]
+                if len(d_r):
+                    for j in range(width):
+                        d_r[t, j] = d_answer[t, j]
             _into_ball_backward(flat, shapes, kept.norms[series, first // b], d_flat)
             weights = (into, gradients, read, carried)
             found = (d_keep[series, here], d_momentum[series, here], d_rate[series, here], d_importance[series, here])
