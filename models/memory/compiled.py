@@ -20,6 +20,7 @@ it, (k I, O). All arrays are contiguous float32.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -34,7 +35,20 @@ from torch import Tensor
 
 from models.memory.core import NORM_EPS, Rule
 
-_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
+
+def _cacheable() -> bool:
+    """Whether numba finds a folder to keep what it compiled in: beside this file, or the user's own for caches."""
+    try:
+        njit(cache=True)(_cacheable)
+    except RuntimeError:
+        logging.getLogger(__name__).warning(
+            "no folder to keep compiled loops in, so each process compiles its own, in 20 s; NUMBA_CACHE_DIR names one"
+        )
+        return False
+    return True
+
+
+_OPTIONS: dict[str, Any] = {"cache": _cacheable(), "nogil": True, "error_model": "numpy"}
 _INNER: dict[str, Any] = _OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 _FAST = {"contract", "reassoc", "nsz"}  # not "nnan" or "ninf": what is not finite must stay so
 _outer = njit(fastmath=_FAST, **_OPTIONS)

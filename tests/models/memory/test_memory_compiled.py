@@ -3,6 +3,7 @@
 Both are held against the torch form in double precision, which is never compiled.
 """
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -197,3 +198,16 @@ def test_no_series_and_no_tokens_are_an_answer_without_any():
 def test_the_compiler_is_not_imported_before_it_is_needed():
     code = "import sys, models, models.memory.chunks; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_without_a_folder_to_keep_them_in_the_loops_are_compiled_for_the_process():
+    code = (
+        "import numba, numpy; from models.memory import compiled; rows = numpy.ones((2, 3), numpy.float32);"
+        "numba.njit(lambda rows: compiled._add(rows, rows))(rows)"
+    )
+    nowhere = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
+    nowhere["NUMBA_CACHE_LOCATOR_CLASSES"] = "UserProvidedCacheLocator"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=nowhere)
+    assert done.returncode == 0, done.stderr
+    assert "NUMBA_CACHE_DIR" in done.stderr
