@@ -5,8 +5,9 @@ one update a chunk: its chunk of 1 is the paper's token-by-token rule, its chunk
 both sides: projections, gates and output included; it has no convolution, so ours stands without and with one. Peers
 run where they are installed: `pip install titans-pytorch==0.5.5` into an environment that has torch, and run this file
 with it from the repository. LSTM, GRU and causal attention of the same width stand beside. Medians over repeats; peak
-memory is of the process, in one of its own for each row, above what it held before the first pass, less the pages of
-the libraries' own code that came in: these are shared, and whoever imports more has more of them before.
+memory is of the process, in one of its own for each row, above what it held with torch alone: what the layer imports
+and the compiled loops take counts on both sides, less the pages of the libraries' own code, which are shared. Loops
+that this machine has not compiled yet are, before the first row.
 
 The last table gives what the issue of the memories asks for: how many times the peer's tokens/s, its peak memory, how
 time grows with T, and for depth 2 which share of this machine's single-precision matrix-product rate the operations of
@@ -15,7 +16,8 @@ operations a token, in larger products: more of the rate, fewer tokens/s.
 
 Options: --device cuda, --lengths 256,1024,4096, --threads 1, --memory-gb, --chunks 64,128: ours. --paired: in place of
 the tables ours and the peer's chunk of 64 by turns in one process, on the CPU, and the median of the ratios of
-neighbours: for a machine whose speed changes from one row to the next; as many passes as T leaves time for.
+neighbours: for a machine whose speed changes from one row to the next; as many passes as T leaves time for. So with
+the share of the matrix rate, whose product is a third of each turn.
 """
 
 from __future__ import annotations
@@ -150,11 +152,11 @@ def measure(
     make: Callable[[], Callable[[Tensor], Tensor]], length: int, device: str, threads: int, repeats: int, limit_s: float
 ) -> tuple[float, float]:
     """Median seconds of forward and backward, and peak MB above the start; as many repeats as the limit allows."""
+    before = torch.cuda.memory_allocated() / 2**20 if device == "cuda" else status_mb("VmRSS") - status_mb("RssFile")
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = make().to(device)  # type: ignore[attr-defined]
     x = torch.randn(BATCH, length, WIDTH, device=device, requires_grad=True)
-    before = torch.cuda.memory_allocated() / 2**20 if device == "cuda" else status_mb("VmRSS") - status_mb("RssFile")
     spent: list[float] = []
     for turn in range(repeats + 1):
         began = time.perf_counter()
@@ -174,19 +176,36 @@ def paired(lengths: list[int], chunks: tuple[int, ...], threads: int) -> None:
     """Prints how many times the tokens/s of the peer's chunk of 64 ours has, each pass beside one of the peer's."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    print(f"{'':24}{'T':>6}{'ours, tokens/s':>16}{'chunk 64':>10}{'x chunk 64':>12}")
+    print(f"{'':24}{'T':>6}{'ours, tokens/s':>16}{'chunk 64':>10}{'x chunk 64':>12}{'of the matrix rate':>20}")
     for depth, chunk, length in product((1, 2), chunks, lengths):
         models = (ours(depth, chunk), peer(depth, 64))
         x = torch.randn(BATCH, length, WIDTH, requires_grad=True)
+        for model in models:
+            model(x).square().mean().backward()
         spent: tuple[list[float], list[float]] = ([], [])
+        rates = []
         for _ in range(max(10, 40 * 1024 // length // depth)):
             for model, times in zip(models, spent, strict=True):
                 began = time.perf_counter()
                 model(x).square().mean().backward()
                 times.append(time.perf_counter() - began)
+            rates.append(matrix_rate())
         speeds = [BATCH * length / statistics.median(times) for times in spent]
         ratio = statistics.median(other / own for own, other in zip(*spent, strict=True))
-        print(f"{mine(depth, chunk):24}{length:6}{speeds[0]:16.0f}{speeds[1]:10.0f}{ratio:12.2f}", flush=True)
+        needed = 3 * operations(depth, chunk) * BATCH * length
+        share = statistics.median(needed / own / rate for own, rate in zip(spent[0], rates, strict=True))
+        print(
+            f"{mine(depth, chunk):24}{length:6}{speeds[0]:16.0f}{speeds[1]:10.0f}{ratio:12.2f}{share:20.0%}", flush=True
+        )
+
+
+def matrix_rate() -> float:
+    """Operations a second of a product of two matrices of 1024 x 1024, the second time."""
+    a = torch.ones(1024, 1024)
+    a @ a
+    began = time.perf_counter()
+    a @ a
+    return 2 * 1024**3 / (time.perf_counter() - began)
 
 
 def physical_gb() -> float:
@@ -236,16 +255,12 @@ def main() -> None:
             options.error("--paired measures both depths on the CPU: leave --device and --kinds out")
         paired(lengths, chunks, chosen.threads)
         return
-    a = torch.randn(1024, 1024)
     torch.set_num_threads(chosen.threads)
-    rates = []
-    for _ in range(7):
-        began = time.perf_counter()
-        a @ a
-        rates.append(2 * 1024**3 / (time.perf_counter() - began) / 1e9)
+    rate = statistics.median(matrix_rate() for _ in range(7))
     print(f"torch {torch.__version__}, {chosen.device}, {chosen.threads} threads; float32 matrix product "
-          f"{statistics.median(rates):.0f} GFLOP/s on the CPU")  # fmt: skip
+          f"{rate / 1e9:.0f} GFLOP/s on the CPU")  # fmt: skip
     print(f"{'layer':36}{'T':>6}{'tokens/s':>12}{'peak MB':>10}")
+    ours(1, chunks[0])(torch.randn(1, 1, WIDTH, requires_grad=True)).sum().backward()  # compiles where nobody has
     context = multiprocessing.get_context("spawn")
     limit = chosen.memory_gb if chosen.device == "cpu" else None  # CUDA reserves addresses that it does not use
     found: dict[tuple[str, int], tuple[float, float]] = {}  # tokens/s, peak MB
@@ -263,7 +278,7 @@ def main() -> None:
                 continue
             found[kind, length] = (BATCH * length / seen[0], seen[1])
             print(f"{kind:36}{length:6}{found[kind, length][0]:12.0f}{seen[1]:10.0f}", flush=True)
-    summary(found, lengths, chunks, statistics.median(rates) * 1e9)
+    summary(found, lengths, chunks, rate)
 
 
 def summary(
