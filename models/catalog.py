@@ -24,6 +24,7 @@ from models.memory.hybrid import ContextConfig, MacBackbone, MagBackbone, MalBac
 from models.naive import NaiveConfig, Prior, SeasonalNaive
 from models.network import Network, NetworkConfig
 from models.recurrent import Bidirectional, Convolutional, ConvolutionalConfig, Recurrent, RecurrentConfig
+from models.ridges import Ridges, RidgesConfig
 from models.ring_forest import RingConfig, RingForest, RingForestConfig
 from models.rocket import Rocket, RocketConfig
 from models.sarimax import Sarimax, SarimaxConfig
@@ -102,6 +103,9 @@ ATTENTIVE: dict[str, tuple[str, Callable[..., nn.Module], type[Config]]] = {
 MODELS: dict[str, Entry] = {
     "naive": Entry("last season's value; frequencies", _naive, (NaiveConfig,), ALL, "closed form", covariates=()),
     "ridge": Entry("closed-form map of the last lags", _ridge, (RidgeConfig,), ALL, "closed form", covariates=()),
+    "ridges": Entry(
+        "mean of ridges of several look-backs", Ridges, (RidgesConfig,), FORECAST, "closed form", covariates=()
+    ),
     "ets": Entry("exponential smoothing, fitted per series", Ets, (EtsConfig,), FORECAST, "per series", covariates=()),
     "arima": Entry("seasonal ARIMA, fitted per series", Arima, (ArimaConfig,), FORECAST, "per series", covariates=()),
     "theta": Entry("the theta method, fitted per series", Theta, (ThetaConfig,), FORECAST, "per series", covariates=()),

@@ -64,7 +64,8 @@ SIGNATURES = {
 }
 TOLERANCE = 1e-4  # of a prediction's range, in float32
 TIGHT = dict.fromkeys(
-    ("naive", "drift", "seasonal-drift", "window-average", "historic-average", "ridge", "rnn", "lstm", "gru"), 1e-5
+    ("naive", "drift", "seasonal-drift", "window-average", "historic-average", "ridge", "ridges", "rnn", "lstm", "gru"),
+    1e-5,
 )  # recurrent and linear ones
 DOUBLE = 1e-10  # the same in float64
 # Fields that are read where another is set, in forecasts alone, or where there are several gestures.
