@@ -16,7 +16,8 @@ recordings) is the first of them with the mean magnitude of longer pasts beside 
 leaving out each person, or session, of the training part in turn; MiniRocket and MultiRocket-Hydra where aeon is
 installed (`pip install aeon` into an environment that has this project); else the run says that they are left out.
 
-Sets and folds: `isl_myo`, the last repetitions of 20; `vmg30_glove`, the source's validation part; `uc2017_sg`, each
+Sets and folds: `isl_myo`, the last three repetitions of 20, and the last ten by the first ten: the intervals of few
+gestures are wide, and a hand changes with time; `vmg30_glove`, the source's validation part; `uc2017_sg`, each
 user in turn (one frame a gesture, so only 100 %); `myo_wrist`, each person in turn, and each session of those who have
 two: continuous recordings, judged at the end of every half second by the label there, peers on that half second alone.
 
@@ -69,6 +70,7 @@ from tests.benchmarks.figures import machine, table
 
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
 HALF_SECOND = 100  # frames of myo_wrist
+ISL_REPETITIONS = 20
 LONGER = ((), (1000,), (500, 1000), (500, 1000, 2000), (500, 1000, 12000))  # frames of longer pasts to choose from
 REST = "rest"  # the class that is no gesture, where a set has it
 LAG = {"myo_wrist": 200}  # frames by which the hand may be behind the prompt that the labels follow
@@ -127,6 +129,8 @@ def folds(name: str, dataset: Dataset, panel: list[Series]) -> Iterator[Fold]:
     else:
         judged = "test" if "test" in parts.values() else "validation"
         yield _fold(panel, judged, lambda s: parts[s] == judged)
+        if name == "isl_myo":
+            yield _fold(panel, "second half", lambda s: int(s.rpartition("/")[2]) > ISL_REPETITIONS // 2)
 
 
 def _fold(panel: list[Series], name: str, is_test: Callable[[str], bool]) -> Fold:
