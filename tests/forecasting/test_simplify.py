@@ -9,9 +9,13 @@ import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, softplus
+from torch.nn.functional import linear, normalize, softplus
 
 from forecasting.simplify import simplified
+
+WIDE, NARROW, SQUARE, BIAS = (
+    torch.randn(*shape, generator=torch.Generator().manual_seed(2)) for shape in ((16, 8), (2, 16), (8, 8), (16,))
+)
 
 
 class Function(nn.Module):
@@ -87,6 +91,39 @@ def test_what_only_looks_like_a_pattern_stays(function):
     assert "Where" in after or "ReduceMean" in after
     for a, b in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("function", "once"),
+    [
+        (lambda x: 0.5 * x * 3.0, {"Mul": 2}),
+        (lambda x: x.amax(1, keepdim=True).squeeze(1)[:, None].exp(), {"Squeeze": 1, "Unsqueeze": 1}),
+        (lambda x: x.amax(1, keepdim=True).squeeze(1)[:, None, :, None], {"Squeeze": 1}),
+        (lambda x: linear(linear(x[:, 0], WIDE, BIAS), NARROW, BIAS[:2]), {"Gemm": 2}),
+        (lambda x: x[:, 1] + linear(x[:, 0], SQUARE), {"Add": 1}),
+    ],
+    ids=["numbers", "out and back", "out and back before another", "linear twice", "linear and a sum"],
+)
+def test_two_operations_become_one_or_none_with_the_same_numbers(function, once):
+    x = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0))
+    (before, expected), (after, actual) = graphs(function, x)
+    assert once.items() <= before.items()
+    assert all(after[name] < count for name, count in once.items())
+    np.testing.assert_allclose(actual[0], expected[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("function", "left"),
+    [
+        (lambda x: linear(linear(x[:, 0], SQUARE[:1], BIAS[:1]), WIDE[:, :1], BIAS), {"Gemm": 2}),
+        (lambda x: x[:, :5] + linear(x[:, 0], SQUARE)[:, None], {"Gemm": 1, "Add": 1}),
+    ],
+    ids=["through a narrow place", "and a sum of another shape"],
+)
+def test_linear_maps_stay_apart_where_one_would_not_do_or_cost_more(function, left):
+    (_, (expected,)), (after, (actual,)) = graphs(function, torch.randn(3, 5, 8))
+    assert left.items() <= after.items()
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_onnxruntime_makes_one_node_of_rows_over_their_root_mean_square_whatever_gain_follows(tmp_path):
