@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv1d, silu
+from torch.nn.functional import conv1d, linear, silu
 
 from models.contract import LARGEST, Form, Inside, ModelError, State
 
@@ -83,7 +83,11 @@ class FeedForward(nn.Module):
         self.leave = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.enter(x).chunk(2, -1)
+        if x.dim() == 2:  # of a single token two maps cost less than to take one's result apart
+            weight, hidden = self.enter.weight, self.leave.in_features
+            gate, value = linear(x, weight[:hidden]), linear(x, weight[hidden:])
+        else:
+            gate, value = self.enter(x).chunk(2, -1)
         return self.leave(silu(gate) * value)
 
 
@@ -119,6 +123,11 @@ class PatchEmbedding(nn.Module):
         return out, {"past": rows[:, -(self.patch - 1) :]}
 
 
+def numbers(e: Tensor, present: Tensor | None) -> Tensor:
+    """What is not present may be anything, NaN too; the mixers would carry it to later tokens."""
+    return e if present is None else torch.where((present[..., None] > 0.5) | (e.abs() <= LARGEST), e, 0.0)
+
+
 class Blocks(nn.Module):
     """A backbone: (B, [T,] E) -> (B, [T,] D) through one block a mixer.
 
@@ -149,20 +158,19 @@ class Blocks(nn.Module):
         return state
 
     def step(self, e: Tensor, state: State, present: Tensor | None = None) -> tuple[Tensor, State]:
-        return self._run("step", e, state, present)[:2]
+        return self.run("step", numbers(e, present), state, present)[:2]
 
     def scan(self, e: Tensor, state: State, present: Tensor | None = None) -> tuple[Tensor, State]:
-        return self._run("scan", e, state, present)[:2]
+        return self.run("scan", numbers(e, present), state, present)[:2]
 
-    def _run(
+    def run(
         self, form: Form, e: Tensor, state: State, present: Tensor | None, look: bool = False
     ) -> tuple[Tensor, State, Inside]:
+        """The named form, with what there is to see of the mixers if asked for; e holds numbers up to LARGEST."""
         state = own_state(self.shapes, state)
         if form == "scan" and e.shape[1] == 0:
             return e.new_zeros(len(e), 0, self.features), state, {}
         present = torch.ones_like(e[..., 0]) if present is None else present
-        # What is not present may be anything, NaN too; the mixers would carry it to later tokens.
-        e = torch.where((present[..., None] > 0.5) | (e.abs() <= LARGEST), e, 0.0)
         with full_precision(e):
             x, own = getattr(self.enter, form)(e, part("enter", state))
         after, inside = prefixed("enter", own), Inside()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softplus
 
-from models.blocks import check_state, shapes_of
+from models.blocks import Blocks, check_state, shapes_of
 from models.contract import (
     Batch,
     Form,
@@ -88,7 +88,7 @@ class Quantiles(nn.Module):
     standard normal's.
     """
 
-    is_middle: Tensor
+    of_middle: Tensor
     sums: Tensor
 
     def __init__(self, features: int, horizon: int, levels: tuple[float, ...]) -> None:
@@ -103,7 +103,8 @@ class Quantiles(nn.Module):
             elif level > middle:
                 sums[level, level:] = 1.0
         self.register_buffer("sums", sums, persistent=False)
-        self.register_buffer("is_middle", torch.arange(len(levels)) == middle, persistent=False)
+        is_middle = torch.arange(len(levels))[:, None] == middle
+        self.register_buffer("of_middle", is_middle * sums, persistent=False)
         self.linear = nn.Linear(features, horizon * len(levels))
         normal = [NormalDist().inv_cdf(q) for q in levels]
         bias = torch.full((len(levels),), normal[middle])
@@ -118,7 +119,8 @@ class Quantiles(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         raw = self.linear(features).unflatten(-1, self.shape)
-        return torch.where(self.is_middle, raw, softplus(raw)) @ self.sums
+        # Two products take less time in a graph than to choose.
+        return raw @ self.of_middle + softplus(raw) @ (self.sums - self.of_middle)
 
 
 class Views(NamedTuple):
@@ -237,9 +239,11 @@ class Network(StepModel, Trainable):
         if self.skip is not None:
             lags, skipped = self.skip.read_lags(form, x, mask, state, learn)
             after = after | skipped
-        present, inside = seen.present.amax(-1), Inside()
-        if look:
-            out, hidden, inside = self.backbone.look(form, e, state, present)  # type: ignore[operator]
+        # The largest of one is itself: an operation less in a graph.
+        present = seen.present.amax(-1) if self.signature.channels > 1 else seen.present.squeeze(seen.present.dim() - 1)
+        inside = Inside()
+        if isinstance(self.backbone, Blocks):  # which need not look for what is no number: the normaliser gives none
+            out, hidden, inside = self.backbone.run(form, e, state, present, look)
         else:
             out, hidden = getattr(self.backbone, form)(e, state, present)
         target = (seen.value[..., :1], seen.scale[..., :1], seen.observations[..., :1])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv1d, normalize, silu, softplus
 
 from models.attention import MOST_TOKENS
-from models.blocks import Blocks, PatchEmbedding, full_precision, part, prefixed
+from models.blocks import Blocks, PatchEmbedding, full_precision, numbers, part, prefixed
 from models.contract import Form, Inside, ModelError, State
 from models.memory.chunks import chunked
 from models.memory.core import Look, Rule, Tokens, anchor_weights, frozen, initial_state, read, step
@@ -363,4 +363,4 @@ class MemoryBackbone(Blocks):
         block<i>.<gate>: the gates that the memory has of keep, momentum, rate, importance and clip; see `core.Tokens`.
         All but the norm are NaN where nothing was observed.
         """
-        return self._run(form, e, state, present, look=True)
+        return self.run(form, numbers(e, present), state, present, look=True)
