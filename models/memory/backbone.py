@@ -23,7 +23,7 @@ from models.attention import MOST_TOKENS
 from models.blocks import Blocks, PatchEmbedding, full_precision, numbers, part, prefixed
 from models.contract import Form, Inside, ModelError, State
 from models.memory.chunks import chunked
-from models.memory.core import Look, Rule, Tokens, anchor_weights, frozen, initial_state, read, step
+from models.memory.core import Look, Rule, Tokens, anchor_weights, effective, frozen, initial_state, learn, read
 from models.memory.pointwise import gated_norm, unit_directions
 from models.memory.projections import linear_maps
 
@@ -187,6 +187,8 @@ class MemoryLayer(nn.Module):
     dot bias does not look at its error, cannot diverge and takes the rate as it is.
     """
 
+    shut: Tensor
+
     def __init__(self, config: MemoryConfig, inner: Inner) -> None:
         super().__init__()
         self.config, self.inner, self.rule = config, inner, inner.rule(config)
@@ -231,6 +233,10 @@ class MemoryLayer(nn.Module):
         )
         if self.rule.depth == 0:
             nn.init.zeros_(self.memory[0])
+        # What a token that is not present has for its gates: it keeps all and adds nothing.
+        self.register_buffer(
+            "shut", torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0]).repeat_interleave(heads)[:, None, None], persistent=False
+        )
         self.gain = nn.Parameter(torch.ones(heads, self.head))
         exists = {
             "keep": inner.forgets,
@@ -257,9 +263,10 @@ class MemoryLayer(nn.Module):
             mixed, conv = self.convolution.step(mixed, part("conv", state))
             memory = {name: value for name, value in state.items() if not name.startswith("conv.")}
             tokens = self._tokens(mixed, gates, present)
-            answer, after, inside = self._learn(step, tokens, memory)
-        inside = inside if look else None
-        return self._output(opened, answer), prefixed("conv", conv) | after, self._inside(tokens, inside)
+            answer, after, inside = self._learn(_learn_one, tokens, memory)
+        seen = self._inside(tokens, inside if look else None)
+        out = self._output(opened, answer)
+        return out, prefixed("conv", conv) | after, {name: value[:, 0] for name, value in seen.items()}
 
     def scan(self, x: Tensor, present: Tensor, state: State, look: bool = False) -> tuple[Tensor, State, Inside]:
         """x: (B, T, D); present: (B, T). The look inside is empty unless asked for."""
@@ -280,17 +287,17 @@ class MemoryLayer(nn.Module):
         with full_precision(x):
             x, query = x.to(self.gain.dtype), query.to(self.gain.dtype)
             rows = normalize(silu(query).unflatten(-1, (self.config.heads, self.head)).movedim(-2, 1), dim=-1)
+            if x.dim() == 2:
+                rows = rows[:, :, None]
             asked = rows if self.features is None else self.features.query(rows)
-            if single := x.dim() == 2:
-                rows, asked = rows[:, :, None], asked[:, :, None]
             answer = read(self.rule, anchor_weights(self.rule, state), asked, rows if self.residual else None)
             opened = self.to_output_gate(x)
-        return self._output(opened, answer[:, :, 0] if single else answer)
+        return self._output(opened, answer)
 
     def _learn(
         self, form: Callable[..., Any], tokens: Tokens, state: State, look: tuple[bool, ...] = ()
     ) -> tuple[Tensor, State, Any]:
-        """What `step` or `chunked` gives, which takes `look`, or the ablation in its place: that leaves the state."""
+        """What `learn` or `chunked` gives, which takes `look`, or the ablation in its place: that leaves the state."""
         if self.config.memory == "learns":
             return form(self.rule, tokens, state, *look)
         if self.config.memory == "frozen":
@@ -306,28 +313,42 @@ class MemoryLayer(nn.Module):
         return linear_maps(x, *((map.weight, map.bias) for map in maps))
 
     def _tokens(self, mixed: Tensor, gates: Tensor, present: Tensor) -> Tokens:
-        """Convolved projections and gates -> tokens (B, P, [T,] ...)."""
+        """Convolved projections and gates -> tokens (B, P, T, ...).
+
+        A single token, T = 1, is `core.effective` already in a window of 1: where it is not present its gates are shut,
+        all at once while they are one tensor, and what else it holds (only numbers: see `Blocks`) counts for nothing.
+        """
         heads = self.config.heads
         query, key, value = unit_directions(mixed, heads)
-        gates = gates.movedim(-1, 1)  # (B, 5 P, [T])
-        keep, momentum, rate, importance, _ = gates.sigmoid().split(heads, 1)
-        there = present[:, None]
+        gates, there = gates.movedim(-1, 1), present[:, None]  # (B, 5 P, [T]) and (B, 1, [T])
+        clip, gates = gates[:, 4 * heads :], gates.sigmoid()
+        single = mixed.dim() == 2
+        if single:
+            query, key, value = (part[:, :, None] for part in (query, key, value))
+            there, clip, gates = there[..., None, None], clip[..., None], gates[..., None, None]
+            if self.rule.window == 1:
+                gates = (gates - self.shut) * there + self.shut
+        keep, momentum, rate, importance, _ = gates.split(heads, 1)
+        rate = self.largest_step * rate
+        if single:
+            parts = (keep, momentum, rate, importance, there)
+            keep, momentum, rate, importance, there = (gate.squeeze(3) for gate in parts)
         return Tokens(
             key=key if self.features is None else self.features(key),
             value=value,
             query=query if self.features is None else self.features.query(query),
             keep=keep if self.inner.forgets else torch.ones_like(keep),
             momentum=momentum,
-            rate=self.largest_step * rate,
+            rate=rate,
             importance=importance if self.rule.window > 1 else there,
-            clip=softplus(gates[:, 4 * heads :]),
+            clip=softplus(clip),
             present=there,
             key_residual=key if self.residual else None,
             query_residual=query if self.residual else None,
         )
 
     def _inside(self, tokens: Tokens, look: Look | None) -> Inside:
-        """surprise, norm and the gates that this memory has, (B, [T,] P) each.
+        """surprise, norm and the gates that this memory has, (B, T, P) each.
 
         Where nothing was observed the memory was not asked and nothing was written, so all but the norm are NaN there:
         a 0 would pass for a value that was foreseen, and pull down every mean of the surprise.
@@ -340,8 +361,12 @@ class MemoryLayer(nn.Module):
         return {name: value.movedim(1, -1) for name, value in (inside | {"norm": look.norm}).items()}
 
     def _output(self, opened: Tensor, answer: Tensor) -> Tensor:
-        """opened: (B, [T,] D) the output gate; answer: (B, P, [T,] W)."""
+        """opened: (B, [T,] D) the output gate; answer: (B, P, T, W)."""
         return self.to_output(gated_norm(answer, self.gain, opened))
+
+
+def _learn_one(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, Look]:
+    return learn(rule, tokens if rule.window == 1 else effective(tokens), state)
 
 
 class MemoryBackbone(Blocks):

@@ -41,6 +41,7 @@ LOG_FLOOR = -30.0  # a gate of 0 in log space: what it multiplies is gone in flo
 # Added to the variance of a memory's answer: its norm never amplifies. With the usual 1e-3 it makes up for whatever the
 # memory forgets, and so curves the loss without bound: the memory becomes chaotic, and float32's rounding its answer.
 NORM_EPS = 1.0
+LONG = 2048  # numbers of which a product with themselves is faster than to square and to sum them
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
@@ -157,20 +158,20 @@ def activate(z: Tensor) -> tuple[Tensor, Tensor]:
     return active, gate + active * (1 - gate)
 
 
-def bias_gradient(rule: Rule, answer: Tensor, value: Tensor, clip: Tensor) -> Tensor:
-    """Gradient of the inner loss with respect to the answer; clip: (..., T)."""
+def bias_gradient(rule: Rule, answer: Tensor, value: Tensor, clip: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+    """Gradient of weight times the inner loss with respect to the answer; clip: (..., T), weight: (..., T, 1)."""
     error = answer - value
     if rule.bias == "l2":
-        return 2 * error
+        return 2 * weight * error
     if rule.bias == "huber":  # the norm of the residual, clipped: continuous at the threshold
         # Not by adding as little: the exporter takes an addend below 1e-8 for none, and a window begins with rows of 0.
         norm = error.square().sum(-1, keepdim=True).clamp(min=1e-12).sqrt()
-        return 2 * error * (clip[..., None] / norm).clamp(max=1.0)
+        return 2 * weight * error * (clip[..., None] / norm).clamp(max=1.0)
     if rule.bias == "lp":  # |e| smoothed by sqrt(e^2 + 1e-6), so that p < 2 has a gradient at 0
-        return rule.power * error * (error.square() + 1e-6) ** ((rule.power - 2) / 2)
+        return rule.power * weight * error * (error.square() + 1e-6) ** ((rule.power - 2) / 2)
     if rule.bias == "kl":
-        return answer.softmax(-1) - value.softmax(-1)
-    return -value  # dot: the loss is -<M(k), v>
+        return weight * (answer.softmax(-1) - value.softmax(-1))
+    return -weight * value  # dot: the loss is -<M(k), v>
 
 
 def layer_errors(
@@ -181,14 +182,16 @@ def layer_errors(
     clip: Tensor,
     residual: Tensor | None,
     fade: Tensor | None,
+    weight: Tensor | float = 1.0,
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """Inputs a (..., T, in) and errors u (..., T, out) of every layer, and what the answer missed (..., T, V).
 
-    The gradient of token i for a layer is the outer product a_i u_i'. fade: (..., T), of `decay_first`.
+    The gradient of token i for a layer is the outer product a_i u_i'. fade: (..., T), of `decay_first`; weight:
+    (..., T, 1) of every token's loss, and so of all its errors.
     """
     inputs, slopes, z = [key], [], key
-    for layer, weight in enumerate(weights):
-        z = inputs[-1] @ weight
+    for layer, matrix in enumerate(weights):
+        z = inputs[-1] @ matrix
         if layer < len(weights) - 1:
             active, slope = activate(z)
             inputs.append(active)
@@ -197,11 +200,11 @@ def layer_errors(
         z = z * fade[..., None]
     if rule.depth == 0:
         answer = z
-        error = bias_gradient(rule, answer, value, clip)
+        error = bias_gradient(rule, answer, value, clip, weight)
     else:
         normed, inverse = normalise(z)
         answer = normed if residual is None else residual + normed
-        outer = bias_gradient(rule, answer, value, clip)
+        outer = bias_gradient(rule, answer, value, clip, weight)
         along = (outer * normed).mean(-1, keepdim=True)
         error = (outer - outer.mean(-1, keepdim=True) - normed * along) * inverse
     errors = [error]
@@ -240,6 +243,14 @@ def into_ball(tensor: Tensor, radius: float) -> Tensor:
     return tensor * (radius / norm.clamp(min=radius))
 
 
+def _square_norm(tensor: Tensor) -> Tensor:
+    """(B, P, 1, 1) of (B, P, in, out)."""
+    if tensor.shape[-2] * tensor.shape[-1] < LONG:
+        return (tensor * tensor).sum((-2, -1), keepdim=True)
+    row = tensor.reshape(-1, tensor.shape[1], 1, tensor.shape[-2] * tensor.shape[-1])
+    return row @ row.transpose(-1, -2)
+
+
 def chunk_border(rule: Rule, accumulators: list[Tensor], momenta: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """What happens to A and S where a chunk begins: nothing, unless they left the ball."""
     if rule.retention == "softmax":  # only differences count: make the weights' sum explicit, and no weight zero
@@ -276,8 +287,8 @@ def effective(tokens: Tokens) -> Tokens:
 
     Replaced rather than multiplied by 0, which would let NaN through; its query is left, for its own answer alone.
     """
-    there = tokens.present > 0.5
-    rows = there[..., None]
+    rows = tokens.present[..., None] > 0.5
+    there = rows.squeeze(-1)
     key, residual = torch.where(rows, tokens.key, 0.0), tokens.key_residual
     importance = tokens.importance
     if residual is not None:
@@ -336,7 +347,7 @@ def anchor_weights(rule: Rule, state: State) -> list[Tensor]:
     weights = [weights_of(rule, a) for a in accumulators]
     if rule.chunk == 1:
         return weights
-    begins = state["position"][:, :, None, None] < 0.5
+    begins = _begins(state["position"])
     return [torch.where(begins, weight, state[f"anchor{layer}"]) for layer, weight in enumerate(weights)]
 
 
@@ -351,10 +362,7 @@ def read(rule: Rule, weights: list[Tensor], query: Tensor, residual: Tensor | No
 
 
 def frozen(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, Look]:
-    """What `step` (tokens without T) and `chunked` answer where every rate is 0 and every keep 1: A never changes."""
-    if tokens.keep.dim() == 2:
-        answer, look = frozen(rule, map_tokens(tokens, lambda part: part[:, :, None]), state)
-        return answer[:, :, 0], Look(*(part[:, :, 0] for part in look))
+    """What `chunked` answers where every rate is 0 and every keep 1: A never changes."""
     tokens = effective(tokens)
     accumulators, _ = chunk_border(rule, accumulators_of(state), [])
     weights = [weights_of(rule, a) for a in accumulators]
@@ -374,39 +382,47 @@ def refuse_longer_chunk(rule: Rule, position: float) -> None:
 
 
 def step(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, Look]:
-    """One token: the definition. Tokens without T; returns the answer (B, P, V), the next state, and a look inside.
+    """One token: the definition. Tokens without T; returns the answer (B, P, V), the next state, and a look inside."""
+    answer, after, look = learn(rule, effective(map_tokens(tokens, lambda part: part[:, :, None])), state)
+    return answer[:, :, 0], after, Look(*(part[:, :, 0] for part in look))
+
+
+def learn(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, Look]:
+    """`step` of `effective` tokens with T = 1, and so is what it returns.
 
     Where a single series is stepped, what costs is the number of operations and of passes over the weights: scalars are
-    multiplied before matrices, and the rate goes into the gradients' inputs.
+    multiplied before matrices, and the rate goes into the gradients' errors.
     """
-    tokens = effective(tokens)
     if rule.chunk > 1 and len(state["position"]) and not torch.compiler.is_compiling():
         refuse_longer_chunk(rule, state["position"].max().item())
     accumulators = accumulators_of(state)
     layers = len(accumulators)
     momenta = [state[f"momentum{layer}"] for layer in range(layers)] if rule.has_momentum else []
-    begins = state["position"][:, :, None, None] < 0.5 if rule.chunk > 1 else None
-    accumulators, calming = _enter(rule, accumulators, momenta, begins)
+    begins = _begins(state["position"]) if rule.chunk > 1 else None
+    accumulators, calming = _enter(rule, accumulators, momenta, state.get("position"))
     anchors = [weights_of(rule, a) for a in accumulators]
     after: State = {}
     fade = tokens.keep if rule.decay_first else None
     if begins is not None:
         anchors = [torch.where(begins, a, state[f"anchor{layer}"]) for layer, a in enumerate(anchors)]
         if fade is not None:
-            fade = fade * torch.where(begins[..., 0, 0], 1.0, state["fade"])
-            after["fade"] = fade
-        position = state["position"] + 1
-        after["position"] = torch.where(position > rule.chunk - 0.5, 0.0, position)
-    rows = _with_past(rule, map_tokens(tokens, lambda part: part[:, :, None]), state)
-    inputs, errors, missed = layer_errors(
-        rule, anchors, rows.key, rows.value, rows.clip, rows.key_residual, None if fade is None else fade[..., None]
-    )
+            fade = fade * torch.where(begins[..., 0], 1.0, state["fade"][..., None])
+            after["fade"] = fade[..., 0]
+        after["position"] = torch.fmod(state["position"] + 1, rule.chunk)
+    rows = _with_past(rule, tokens, state)
     muon = rule.optimiser == "muon"
-    keep, rate, momentum = (gate[..., None, None] for gate in (tokens.keep, tokens.rate, tokens.momentum))
-    scale = (tokens.present[..., None, None] if muon else rate) * rows.importance[..., None]  # (B, P, c, 1)
+    keep, momentum, rate, present = (
+        gate[..., None] for gate in (tokens.keep, tokens.momentum, tokens.rate, tokens.present)
+    )
+    weight = present if muon else rate
+    if rows.importance is not tokens.present:  # else it says of a window of 1 what rate and present say already
+        weight = weight * rows.importance[..., None]  # (B, P, c, 1)
+    inputs, errors, missed = layer_errors(
+        rule, anchors, rows.key, rows.value, rows.clip, rows.key_residual, fade, weight
+    )
     weights, total = [], torch.zeros_like(tokens.keep)
     for layer in range(layers):
-        moved = (inputs[layer] * scale).transpose(-1, -2) @ errors[layer]
+        moved = inputs[layer].transpose(-1, -2) @ errors[layer]
         if rule.has_momentum:
             kept = (momentum * calming[layer]) * momenta[layer]
             momenta[layer] = kept + moved if muon else kept - moved
@@ -414,7 +430,7 @@ def step(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, Look]
         if muon:
             change = -rate * muon_step(momenta[layer])
         elif rule.has_momentum:
-            change = tokens.present[..., None, None] * momenta[layer]
+            change = present * momenta[layer]
         else:
             change = -moved
         accumulators[layer] = keep * accumulators[layer] + change
@@ -422,34 +438,41 @@ def step(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, Look]
         after[f"memory{layer}"] = accumulators[layer]
         if rule.chunk > 1:
             after[f"anchor{layer}"] = anchors[layer]
-        total = total + weights[layer].square().sum((-2, -1))
-    residual = None if tokens.query_residual is None else tokens.query_residual[:, :, None]
-    answer = read(rule, weights, tokens.query[:, :, None], residual)[:, :, 0]
+        total = total + weights[layer].square().sum((-2, -1))[..., None]
+    answer = read(rule, weights, tokens.query, tokens.query_residual)
     after |= _past(rule, rows)
     return (
         answer,
         {name: after[name] for name in state},
-        Look(torch.linalg.vector_norm(missed[..., -1, :], dim=-1), total.sqrt()),
+        Look(torch.linalg.vector_norm(missed[..., -1:, :], dim=-1), total.sqrt()),
     )
 
 
 def _enter(
-    rule: Rule, accumulators: list[Tensor], momenta: list[Tensor], begins: Tensor | None
+    rule: Rule, accumulators: list[Tensor], momenta: list[Tensor], position: Tensor | None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """`chunk_border` where a chunk begins, (B, 1, 1, 1), or everywhere if None: A, and what S is multiplied by."""
+    """`chunk_border` where position (B, 1) is 0, or everywhere if None: A, and what S is multiplied by."""
 
     def scales(tensors: list[Tensor]) -> list[Tensor]:
-        squares = torch.cat([(part * part).sum((-2, -1), keepdim=True) for part in tensors], -1)
+        squares = torch.cat([_square_norm(part) for part in tensors], -1)
         shrink = (rule.radius**2 / squares.clamp(min=rule.radius**2)).sqrt()
-        return list((shrink if begins is None else torch.where(begins, shrink, 1.0)).split(1, -1))
+        if position is not None:  # later in a chunk it is 1
+            shrink = torch.maximum(shrink, position[:, :, None, None].clamp(max=1.0))
+        return list(shrink.split(1, -1))
 
     if rule.retention != "softmax":
         each = scales([*accumulators, *momenta])
         return [a * scale for a, scale in zip(accumulators, each, strict=False)], each[len(accumulators) :]
     bounded, _ = chunk_border(rule, accumulators, [])
-    if begins is not None:
+    if position is not None:
+        begins = _begins(position)
         bounded = [torch.where(begins, b, a) for b, a in zip(bounded, accumulators, strict=True)]
     return bounded, scales(momenta) if momenta else []
+
+
+def _begins(position: Tensor) -> Tensor:
+    """(B, 1, 1, 1) whether a chunk begins, of the place in it (B, 1)."""
+    return position[:, :, None, None] < 0.5
 
 
 ROWS = ("key", "value", "importance", "clip", "key_residual")

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, silu
+from torch.nn.functional import silu
 
 silu_backward = torch.ops.aten.silu_backward
 
@@ -27,18 +27,24 @@ def unit_directions(mixed: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values (B, P, [T,] W) of their mixed projections (B, [T,] 3 D); the first two of length 1."""
     if mixed.dim() == 3:
         return _UnitDirections.apply(mixed, heads)
-    query, key, value = silu(mixed).unflatten(-1, (3, heads, -1)).unbind(-3)
-    return normalize(query, dim=-1), normalize(key, dim=-1), value
+    rows = silu(mixed).unflatten(-1, (3 * heads, 1, -1))
+    lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    # All rows at once; a value is divided by max(0 |v|, 1).
+    is_value = (torch.arange(3 * heads, device=rows.device) >= 2 * heads).to(rows.dtype)[:, None, None]
+    rows = rows / torch.maximum(lengths * (1 - is_value), is_value.clamp(min=SHORTEST))
+    query, key, value = (part.squeeze(2) for part in rows.split(heads, 1))
+    return query, key, value
 
 
 def gated_norm(answer: Tensor, gain: Tensor, gate: Tensor) -> Tensor:
     """Answers (B, P, [T,] W) over the root of their mean square, times gain (P, W), times the sigmoid of a gate.
 
-    gate and result: (B, [T,] D).
+    gate and result: (B, [T,] D); a single token's answers may have a T of 1.
     """
     if gate.dim() == 3:
         return _GatedNorm.apply(answer, gain, gate)
-    return (answer * _inverse(answer) * gain).flatten(-2) * gate.sigmoid()
+    gain = gain[:, None] if answer.dim() == 4 else gain
+    return (answer * _inverse(answer) * gain).flatten(1) * gate.sigmoid()
 
 
 def _inverse(rows: Tensor) -> Tensor:

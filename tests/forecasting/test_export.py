@@ -22,6 +22,7 @@ from models.network import Network, NetworkConfig
 
 VOLT, AMPERE = Channel("y", "V"), Channel("current", "A")
 FORECAST = Task("forecast", "y", (VOLT, AMPERE), "h", horizon=6, season=24)
+ONE = Task("forecast", "y", (VOLT,), "h", horizon=6)
 GESTURE = Task(
     "classify", "label", (Channel("ax", "m/s2"), Channel("ay", "m/s2")), 0.02, labels=("left", "right", "up")
 )
@@ -132,6 +133,18 @@ def test_the_ablations_of_a_memory_step_alike_in_the_graph_through_gaps(memory, 
         np.testing.assert_allclose(found, expected[:, t].numpy(), rtol=1e-4, atol=1e-4)
     for name, value in after.items():
         np.testing.assert_allclose(state[name], value.detach().numpy(), rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(("heads", "chunk", "most"), [(1, 1, 123), (2, 4, 133)])
+def test_a_step_of_a_memory_is_so_few_operations(heads, chunk, most, tmp_path):
+    config = MemoryConfig(width=8, heads=heads, blocks=1, chunk=chunk)
+    model = Network(ONE.signature, NetworkConfig(), lambda width: MemoryBackbone(width, config, LMM)).eval()
+    export_bundle(model, ONE, tmp_path / "b", name="m", config={}, training={}, metrics=[])
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3  # it warns that the file is for this machine
+    onnxruntime.InferenceSession(tmp_path / "b" / "step.onnx", options, providers=["CPUExecutionProvider"])
+    assert len(onnx.load(tmp_path / "optimised.onnx").graph.node) <= most
 
 
 @pytest.mark.parametrize(("rows", "length"), [(1, 1), (2, 33), (5, 7), (1, 400)])

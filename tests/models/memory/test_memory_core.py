@@ -16,7 +16,7 @@ from torch import Tensor
 from models.contract import ModelError, State, concat
 from models.memory import dual
 from models.memory.chunks import chunked
-from models.memory.core import NORM_EPS, Rule, Tokens, layer_errors, map_tokens, sequential, step, tokens_at
+from models.memory.core import LONG, NORM_EPS, Rule, Tokens, layer_errors, map_tokens, sequential, step, tokens_at
 
 CHUNKS = (1, 4, 16, 64)
 BIASES = ("l2", "lp", "huber", "kl", "dot")
@@ -94,6 +94,16 @@ def test_the_chunks_give_the_numbers_of_the_steps(depth, data):
     tokens = random_tokens(rule, steps, gaps=data.draw(st.sampled_from([0.0, 0.3])))
     state = start(rule, random_memory(rule))
     apart = forms_apart(rule, tokens, state, cut=data.draw(st.integers(0, steps)))
+    assert max(apart.values()) < 1e-8, apart
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_weights_that_are_many_stay_in_the_ball_as_few_do(chunk):
+    rule = Rule(depth=2, expansion=4, chunk=chunk, radius=2.0)
+    torch.manual_seed(0)
+    memory = random_memory(rule, 24, 24)
+    assert all(part[0].numel() >= LONG and torch.linalg.matrix_norm(part[0]) > rule.radius for part in memory)
+    apart = forms_apart(rule, random_tokens(rule, 9, 24, 24, gaps=0.2), start(rule, memory, values=24), cut=5)
     assert max(apart.values()) < 1e-8, apart
 
 
