@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from forecasting.bundle import LOOK, SCAN, STATE, STEP, Bundle, BundleError, seal, write_bundle, write_npz
 from forecasting.certificate import certify, explain, relative_difference, sample_future, sample_input
 from forecasting.conformal import Calibration
+from forecasting.decompose import node_by_node
 from forecasting.runtime import LoadedBundle
 from forecasting.simplify import simplified
 from forecasting.task import Task
@@ -217,7 +218,7 @@ def _step_graph(model: StepModel, function: Any = None, looks: Sequence[str] = (
     arguments = (torch.randn(EXAMPLE_ROWS, channels), torch.ones(EXAMPLE_ROWS, channels), *others)
     shapes: tuple[Any, ...] = (batch, batch, tuple(batch for _ in others)) if others else (batch, batch)
     try:
-        with _quiet(), torch.no_grad(), _named_parts(model) as parts:
+        with _quiet(), torch.no_grad(), node_by_node(), _named_parts(model) as parts:
             program = torch.onnx.export(
                 flat, arguments, dynamo=True, dynamic_shapes=shapes, opset_version=OPSET, verbose=False
             )
