@@ -31,6 +31,7 @@ Values = NDArray[np.float64]
 Fit = dict[str, Any]  # what a library found for one series: plain numbers, text and arrays
 
 STATSMODELS = (0.1, 1e4)  # deviations of a series beyond which its optimiser stops far from the maximum
+TOGETHER = 16  # steps of a scan whose states are kept, to predict from them at once
 POOL_FROM = 32  # series: fewer are fitted in this process, for starting others takes longer than that
 
 
@@ -39,7 +40,7 @@ class LinearGaussian(StepModel, Local):
 
     A subclass says what fits one series (`fitting`), what a series is that nobody fitted (`unfitted`) and what state
     they have (`states`), how one observation changes the state (`advance`) and what the state expects (`outlook`). Its
-    scan is the plain loop: the states of a whole scan, a covariance each, would fill the memory.
+    scan predicts from a few states together: those of a whole scan, a covariance each, would fill the memory.
     """
 
     tasks = ("forecast",)
@@ -116,10 +117,15 @@ class LinearGaussian(StepModel, Local):
 
     def scan(self, x: Tensor, mask: Tensor, state: State, future: Tensor | None = None) -> tuple[Tensor, State]:
         predictions = []
-        for t in range(x.shape[1]):
-            prediction, state = self.step(x[:, t], mask[:, t], state, None if future is None else future[:, t])
-            predictions.append(prediction)
-        return torch.stack(predictions, 1), state
+        for begin in range(0, x.shape[1], TOGETHER):
+            part, states = slice(begin, begin + TOGETHER), []
+            for value, known in zip(x[:, part].unbind(1), mask[:, part].unbind(1), strict=True):
+                state = state | self.advance(*self.target(value, known, state), state)
+                states.append(state)
+            joined = {name: torch.cat([each[name] for each in states]) for name in state}  # step after step
+            ahead = None if future is None else future[:, part].transpose(0, 1).flatten(0, 1)
+            predictions.append(self.predict(joined, ahead).unflatten(0, (len(states), len(x))).transpose(0, 1))
+        return torch.cat(predictions, 1), state
 
     def last(self, x: Tensor, mask: Tensor, state: State, future: Tensor | None = None) -> tuple[Tensor, State]:
         for t in range(x.shape[1]):

@@ -205,6 +205,9 @@ class OfOneSeries(StepModel):
     def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
         return self.model.step(x, mask, state)
 
+    def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        return self.model.scan(x, mask, state)
+
 
 @cache
 def _instance(case: Case) -> StepModel:
