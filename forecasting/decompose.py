@@ -11,7 +11,6 @@ import contextlib
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, fx
@@ -19,14 +18,26 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+try:  # torch's own rule of what it takes apart; it is no public part of torch
+    from torch._export.utils import _check_valid_to_preserve, _is_cia_op
+except ImportError:
+    KNOWN = False
+else:
+    KNOWN = True
 _usual = ExportedProgram.run_decompositions
 
 
 @contextlib.contextmanager
 def node_by_node() -> Iterator[None]:
-    """Meanwhile programs are decomposed so."""
-    with mock.patch.object(ExportedProgram, "run_decompositions", _run_decompositions):
+    """Meanwhile programs are decomposed so; as usual where this torch does not say what it takes apart."""
+    if not KNOWN:
         yield
+        return
+    ExportedProgram.run_decompositions = _run_decompositions  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ExportedProgram.run_decompositions = _usual  # type: ignore[method-assign]
 
 
 def _run_decompositions(
@@ -48,15 +59,11 @@ def _run_decompositions(
 
 
 def _is_composite(op: Any) -> bool:
-    from torch._export.utils import _is_cia_op
-
     return isinstance(op, torch._ops.OpOverload) and _is_cia_op(op)
 
 
 def _is_composed(op: Any, table: Mapping[Any, Any]) -> bool:
     """Whether the usual way takes it apart: what it is told to, and what may return its input itself."""
-    from torch._export.utils import _check_valid_to_preserve
-
     return op in table or (_is_composite(op) and op.namespace == "aten" and not _check_valid_to_preserve(op))
 
 
