@@ -16,8 +16,9 @@ operations a token, in larger products: more of the rate, fewer tokens/s.
 
 Options: --device cuda, --lengths 256,1024,4096, --threads 1, --memory-gb, --chunks 64,128: ours. --paired: in place of
 the tables ours and the peer's chunk of 64 by turns in one process, on the CPU, and the median of the ratios of
-neighbours: for a machine whose speed changes from one row to the next; as many passes as T leaves time for. So with
-the share of the matrix rate, whose product is a third of each turn.
+neighbours: for a machine whose speed changes from one row to the next; as many passes as T leaves time for. A turn
+ends with the dual form alone, of given tokens, without what projects and gates them, and with a matrix product: for the
+share of the machine's rate that the operations of the dual form make up of the layer's time and of its own.
 """
 
 from __future__ import annotations
@@ -176,27 +177,55 @@ def paired(lengths: list[int], chunks: tuple[int, ...], threads: int) -> None:
     """Prints how many times the tokens/s of the peer's chunk of 64 ours has, each pass beside one of the peer's."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    print(f"{'':24}{'T':>6}{'ours, tokens/s':>16}{'chunk 64':>10}{'x chunk 64':>12}{'of the matrix rate':>20}")
+    heads = f"{'ours, tokens/s':>16}{'chunk 64':>10}{'x chunk 64':>12}{'of the matrix rate':>20}{'alone':>8}"
+    print(f"{'':24}{'T':>6}{heads}")
     for depth, chunk, length in product((1, 2), chunks, lengths):
         models = (ours(depth, chunk), peer(depth, 64))
         x = torch.randn(BATCH, length, WIDTH, requires_grad=True)
-        for model in models:
-            model(x).square().mean().backward()
-        spent: tuple[list[float], list[float]] = ([], [])
+        passes = [*(partial(whole_pass, model, x) for model in models), dual_form(depth, chunk, length)]
+        for each in passes:
+            each()
+        spent: list[list[float]] = [[] for _ in passes]
         rates = []
         for _ in range(max(10, 40 * 1024 // length // depth)):
-            for model, times in zip(models, spent, strict=True):
+            for each, times in zip(passes, spent, strict=True):
                 began = time.perf_counter()
-                model(x).square().mean().backward()
+                each()
                 times.append(time.perf_counter() - began)
             rates.append(matrix_rate())
         speeds = [BATCH * length / statistics.median(times) for times in spent]
-        ratio = statistics.median(other / own for own, other in zip(*spent, strict=True))
+        ratio = statistics.median(other / own for own, other in zip(*spent[:2], strict=True))
         needed = 3 * operations(depth, chunk) * BATCH * length
-        share = statistics.median(needed / own / rate for own, rate in zip(spent[0], rates, strict=True))
-        print(
-            f"{mine(depth, chunk):24}{length:6}{speeds[0]:16.0f}{speeds[1]:10.0f}{ratio:12.2f}{share:20.0%}", flush=True
-        )
+        shares = [
+            statistics.median(needed / took / rate for took, rate in zip(times, rates, strict=True)) for times in spent
+        ]
+        numbers = f"{speeds[0]:16.0f}{speeds[1]:10.0f}{ratio:12.2f}{shares[0]:20.0%}{shares[2]:8.0%}"
+        print(f"{mine(depth, chunk):24}{length:6}{numbers}", flush=True)
+
+
+def whole_pass(model: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    model(x).square().mean().backward()
+
+
+def dual_form(depth: int, chunk: int, length: int) -> Callable[[], object]:
+    """Forward and backward of ours with tokens in place of what makes them."""
+    from models.memory.chunks import chunked
+    from models.memory.core import Tokens
+
+    layer = ours(depth, chunk).layer  # type: ignore[attr-defined]
+    shape = (BATCH, 1, length)
+    key, query, value = (torch.randn(*shape, WIDTH) for _ in range(3))
+    key, query = nn.functional.normalize(key, dim=-1), nn.functional.normalize(query, dim=-1)
+    leaves = [part.requires_grad_() for part in (key, query, value, *(torch.rand(shape) for _ in range(3)))]
+    key, query, value, keep, momentum, rate = leaves
+    there = torch.ones(shape)
+    residuals = (key, query) if depth else (None, None)
+    tokens = Tokens(
+        key=key, value=value, query=query, keep=keep, momentum=momentum, rate=rate, importance=there, clip=there,
+        present=there, key_residual=residuals[0], query_residual=residuals[1],
+    )  # fmt: skip
+    state = layer.initial_state(BATCH)
+    return lambda: torch.autograd.grad(chunked(layer.rule, tokens, state)[0].square().mean(), leaves)
 
 
 def matrix_rate() -> float:
