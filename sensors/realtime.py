@@ -50,7 +50,7 @@ def awake() -> Iterator[bool]:
     and for all cores, which use more power meanwhile. Gives whether it was granted.
     """
     try:
-        file = LATENCY.open("wb", buffering=0)
+        file = LATENCY.open("r+b", buffering=0)  # which makes no file where there is none
     except OSError:
         yield False
         return
