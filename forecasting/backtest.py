@@ -421,7 +421,8 @@ def validated(trained: Trained, task: Task, parts: Parts) -> list[Rows]:
     positions = _check_positions(parts, task)
     if trained.model.signature.future and (lacking := _lack_ahead(task, parts.validation, positions)):
         raise TaskError(next(iter(lacking.values())))
-    return trained_pass(trained, parts.validation, positions)
+    unseen = trained if trained.before_validation is None else replace(trained, model=trained.before_validation)
+    return trained_pass(unseen, parts.validation, positions)
 
 
 def calibration_of(task: Task, everyone: Sequence[Rows]) -> Calibration:

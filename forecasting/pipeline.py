@@ -125,9 +125,8 @@ def select(
     costly = [name for name in able if MODELS[name].costly]
     able = [name for name in able if name not in costly]
     inside = Parts(parts.train, parts.validation, parts.validation)
-    report = compare(
-        inside, able, task, seed=seed, settings=settings, progress=progress, leave_out=True, calibrated=False
-    )
+    own = {**(settings or {}), "learn_validation": False}  # what is judged here is no one's to learn
+    report = compare(inside, able, task, seed=seed, settings=own, progress=progress, leave_out=True, calibrated=False)
     board = report.leaderboard
     column, best = judged_by(board), str(board["model"][0])
     figures = ", ".join(f"{name} {value:.4g}" for name, value in zip(board["model"], board[column], strict=True))
@@ -149,8 +148,8 @@ def export_winner(
     board = report.leaderboard.astype(object).where(report.leaderboard.notna(), None)
     metrics = [{"on": judged_on, **{str(k): v for k, v in row.items()}} for row in board.to_dict("records")]
     trained, calibration = report.models[model], report.calibrations.get(model)
-    is_local = isinstance(trained, Trained) and trained.states is not None
-    learned = (parts.before_judgement() if is_local else parts).train
+    of_both = isinstance(trained, Trained) and (trained.states is not None or trained.before_validation is not None)
+    learned = (parts.before_judgement() if of_both else parts).train
     ends = [(span.series.ds[span.begin], span.series.ds[span.end - 1]) for span in learned]
     training: dict[str, Any] = {
         "data_set": dataset.name,

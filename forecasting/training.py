@@ -19,7 +19,7 @@ from itertools import chain, count
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -51,6 +51,7 @@ class TrainingConfig:
     context: int = 0  # steps at the start of a window that are not supervised; 0 supervises every position
     every: int = 1  # of the other positions so many-th only is supervised, counted back from the window's end
     known_owner: bool = False  # each series begins with what its owner, such as a person, has shown before it
+    learn_validation: bool = False  # once that part chose the epoch, train anew on it too, for as many epochs
     mirror: float = (
         0.0  # share of a forecast's training windows turned upside down, so that no drift is learned by heart
     )
@@ -105,11 +106,12 @@ class Trained:
     name: str
     config: dict[str, Any]  # every field of the model and its training, as used
     seconds: float
-    epochs: int  # 0 for a closed form
+    epochs: int  # 0 for a closed form; with `learn_validation` those of the second training
     device: str  # where it was really trained
     series: int  # how many it was trained on, those with a substitute too
     states: SeriesStates | None = None  # of a local model
     substitutes: dict[str, Substitute] = field(default_factory=dict)  # of the series that could not be fitted
+    before_validation: StepModel | None = None  # with `learn_validation`, the model that has not learned from that part
 
     def notes(self) -> tuple[str, ...]:
         """For a report: what was fitted otherwise than asked, and to less than all."""
@@ -277,7 +279,8 @@ def fit_model(
 ) -> Trained:
     """Train the named model on the training part, choosing the epoch by the validation part.
 
-    A local model chooses nothing, so it is fitted to both, unless the validation part is what will be judged.
+    A local model chooses nothing, so it is fitted to both, unless the validation part is what will be judged. With
+    `learn_validation` every other model learns from both too, in a second training, which a resumed run begins anew.
 
     Args:
         settings: fields of the model's config and of TrainingConfig.
@@ -293,6 +296,9 @@ def fit_model(
     model_settings, config = parse_settings(name, settings or {})
     if config.known_owner and all(span.known is None for span in parts.train):
         raise TaskError("known_owner: these series do not say what their owners have shown; see `windows.split`.")
+    if config.learn_validation and (parts.judges_validation or not parts.validation):
+        why = "is also what is judged; let a test begin after it" if parts.validation else "is empty"
+        raise TaskError(f"learn_validation: the validation part {why}, or train without learn_validation.")
     if entry(name).learns == "per series":
         if resume:
             raise TaskError(f"{name} is fitted in one go: there is nothing to resume.")
@@ -303,29 +309,52 @@ def fit_model(
     for sized, size in sizes.items():
         if sized in field_defaults(name) and sized not in model_settings:
             model_settings[sized] = max(2, size)
-    torch.manual_seed(seed)
     began = time.perf_counter()
-    model = build(name, task.signature, **model_settings)
+
+    def built() -> StepModel:
+        torch.manual_seed(seed)
+        return build(name, task.signature, **model_settings)
+
+    model = built()
+    before: StepModel | None = None
     used = field_defaults(name) | model_settings
     if isinstance(model, Fitted):
         if resume:
             raise TaskError(f"{name} is fitted in one go: there is nothing to resume.")
         substitutes = _unfit(model, name, parts.train)
-        learnable = [
-            [span for span in spans if span.series.unique_id not in substitutes]
-            for spans in (parts.train, parts.validation)
-        ]
-        context = max(model.context, model_settings.get("lags", 1))
-        with torch.no_grad():
-            model.fit(*(_every_position_once(spans, task, context) for spans in learnable))
-        seconds, used = time.perf_counter() - began, used | {"lookback": lookback}
-        return Trained(model.eval(), name, used, seconds, 0, "cpu", len(parts.train), substitutes=substitutes)
+        lags = model_settings.get("lags", 1)
+        _fit_closed(model, task, parts, lags, substitutes)
+        if config.learn_validation:
+            before, model = model.eval(), built()
+            _fit_closed(cast(Fitted, model), task, parts.until_test(), lags, substitutes)
+        used |= {"lookback": lookback, "learn_validation": config.learn_validation}
+        seconds = time.perf_counter() - began
+        return Trained(
+            model.eval(), name, used, seconds, 0, "cpu", len(parts.train), None, substitutes, before_validation=before
+        )
     used |= {**vars(config), "lookback": lookback, "stride": config.stride or max(1, lookback // 8)}
     with TemporaryDirectory() as temporary, _threads(config.threads, model):
         home = directory or Path(temporary)
         run = {"model": name, "seed": seed, **used}
-        epochs, device = _descend(model, task, parts, config, run, home, resume, progress)
-    return Trained(model.cpu().eval(), name, used, time.perf_counter() - began, epochs, device, len(parts.train))
+        descent = _descend(model, task, parts, config, run, home, resume, progress)
+        if config.learn_validation:
+            before, model = model.cpu().eval(), built()
+            whole, home = parts.until_test(), home / "whole"
+            descent = _descend(model, task, whole, config, run, home, None, progress, epochs=descent.chosen)
+    seconds = time.perf_counter() - began
+    return Trained(
+        model.cpu().eval(), name, used, seconds, descent.epochs, descent.device, len(parts.train),
+        before_validation=before,
+    )  # fmt: skip
+
+
+def _fit_closed(model: Fitted, task: Task, parts: Parts, lags: int, left_out: Mapping[str, Substitute]) -> None:
+    learnable = [
+        [span for span in spans if span.series.unique_id not in left_out] for spans in (parts.train, parts.validation)
+    ]
+    context = max(model.context, lags)
+    with torch.no_grad():
+        model.fit(*(_every_position_once(spans, task, context) for spans in learnable))
 
 
 def _teachable(spans: Sequence[Span], task: Task, most: int) -> int:
@@ -397,6 +426,12 @@ def _every_position_once(spans: Sequence[Span], task: Task, lags: int) -> DataLo
     return window_loader(spans, task, length=step + lags - 1, stride=step, context=lags - 1, batch_size=8)
 
 
+class _Descent(NamedTuple):
+    epochs: int  # that were run
+    chosen: int  # after how many of them the weights are those that are kept
+    device: str
+
+
 def _descend(
     model: StepModel,
     task: Task,
@@ -406,8 +441,12 @@ def _descend(
     home: Path,
     resume: Path | None,
     progress: bool,
-) -> tuple[int, str]:
-    """Gradient descent with early stopping; leaves the best weights in the model. Returns epochs run and the device."""
+    epochs: int | None = None,
+) -> _Descent:
+    """Gradient descent with early stopping, which leaves the best weights in the model; with `epochs`, just so many.
+
+    Those follow the same schedule of learning rates, and leave the last weights.
+    """
     lookback, seed = run["lookback"], run["seed"]
     batches = window_loader(
         parts.train, task, length=lookback, stride=run["stride"], context=config.context,
@@ -423,7 +462,9 @@ def _descend(
         cast(Trainable, model).prepare(_every_position_once(parts.train, task, lags))
     best = _Checkpoints(home, "best", monitor="val_loss", enable_version_counter=False)
     last = _Checkpoints(home, "last", enable_version_counter=False)  # of every epoch; after `best`, which it describes
-    callbacks: list[pl.Callback] = [_Patience("val_loss", patience=config.patience), best, last]
+    callbacks: list[pl.Callback] = [last]
+    if epochs is None:
+        callbacks = [_Patience("val_loss", patience=config.patience), best, last]
     if config.gradient_noise:
         callbacks.append(GradientNoise(config.gradient_noise, config.noise_decay, seed))
     if progress:
@@ -434,7 +475,7 @@ def _descend(
     logger: Logger = kind(home, name="", version=version)
     with _quiet_lightning():
         trainer = _trainer(
-            max_epochs=config.max_epochs,
+            max_epochs=epochs or config.max_epochs,
             accelerator=config.device,
             devices=1,
             precision=cast(Literal["32"], config.precision),
@@ -454,15 +495,19 @@ def _descend(
         if resume:
             _bring_along(resume, home, run)
         try:
-            trainer.fit(learner, batches, checks, ckpt_path=str(resume) if resume else None)
+            trainer.fit(learner, batches, checks if epochs is None else None, ckpt_path=str(resume) if resume else None)
         except SystemExit as error:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from error
     if trainer.interrupted:
         raise KeyboardInterrupt
-    if best.best_model_score is None or not torch.isfinite(best.best_model_score):
-        raise TaskError("training diverged: the validation loss is not finite; set a smaller learning_rate or clip.")
-    model.load_state_dict(best_weights(best.best_model_path, "model"))
-    return trainer.current_epoch, str(trainer.strategy.root_device)
+    score = best.best_model_score if epochs is None else trainer.callback_metrics["train_loss"]
+    if score is None or not torch.isfinite(score):
+        raise TaskError("training diverged: the loss is not finite; set a smaller learning_rate or clip.")
+    chosen = trainer.current_epoch
+    if epochs is None:
+        chosen = load(Path(best.best_model_path))["epoch"] + 1
+        model.load_state_dict(best_weights(best.best_model_path, "model"))
+    return _Descent(trainer.current_epoch, chosen, str(trainer.strategy.root_device))
 
 
 def _trainer(**options: Any) -> pl.Trainer:
@@ -505,6 +550,7 @@ def _bring_along(resume: Path, home: Path, run: Mapping[str, Any]) -> None:
     before = load(resume).get("run")
     if before is None:
         raise CheckpointError(f"{resume}: holds weights, but not the run they are of; --resume takes a last.ckpt.")
+    before = vars(TrainingConfig()) | before  # a field that was not there yet stood where it stands by default
     other = [field for field in run if before.get(field) != run[field] and field not in MAY_CHANGE]
     if other:
         was = ", ".join(f"{field}={before.get(field)}" for field in other)

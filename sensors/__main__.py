@@ -241,7 +241,16 @@ def _calibrate(given: argparse.Namespace) -> int:
     from forecasting.runtime import load_bundle
     from sensors.calibrate import calibrate, judge
     from sensors.config import read_config
-    from sensors.lessons import RULES_ALONE, as_toml, channels_of, labelled, series_of, strangers, told
+    from sensors.lessons import (
+        RULES_ALONE,
+        as_toml,
+        channels_of,
+        check_unlearned,
+        labelled,
+        series_of,
+        strangers,
+        told,
+    )
     from sensors.stream import SensorError
 
     if not 0 < given.precision < 1:
@@ -259,6 +268,8 @@ def _calibrate(given: argparse.Namespace) -> int:
         labels, none, rules = config.recogniser.labels, config.recogniser.none, config.recogniser.rules
         command_map, how = config.command_map, f"as decisions pass the map of {given.config}; other gestures do nothing"
     dataset = load(given.data, task="classify", channels=channels_of(bundle))
+    for part in (given.part, given.judge):
+        check_unlearned(bundle, dataset, part)
     freq = bundle.task["freq"]
     if not isinstance(freq, float):
         raise SensorError(f"{bundle.path}: was trained on rows without a rate, so nothing is early or late.")

@@ -53,6 +53,21 @@ def series_of(bundle: LoadedBundle, dataset: Dataset, part: str, labels: Sequenc
     return chosen
 
 
+def check_unlearned(bundle: LoadedBundle, dataset: Dataset, part: str) -> None:
+    """Rules of a part that the model knows by heart would be of decisions surer than it makes on anything new.
+
+    Raises:
+        SensorError: the bundle learned from the validation part of this data set too (`learn_validation`).
+    """
+    learned = bundle.card["config"].get("learn_validation") and bundle.card["training"]["data_set"] == dataset.name
+    if learned and part == "validation" and dataset.splits.entity is not None:
+        raise SensorError(
+            f"{bundle.path}: it learned from the validation part of {dataset.name} (learn_validation), so no rules can "
+            "be chosen or judged there. Train the same without learn_validation, calibrate that bundle, and take its "
+            "rules for this one."
+        )
+
+
 def labelled(bundle: LoadedBundle, panel: Iterable[Series], memory: Memory | None = None) -> Iterator[Labelled]:
     """What the bundle, with what it was taught, says after every frame of each recording, and what is true."""
     for series in panel:

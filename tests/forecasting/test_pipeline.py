@@ -104,6 +104,14 @@ def test_a_data_set_with_a_split_of_its_own_keeps_it(tmp_path, monkeypatch):
     assert card["training"]["period"] == ["0", "99"]
 
 
+def test_the_card_of_what_learned_the_validation_part_says_until_when_it_learned(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "export_bundle", lambda *_, **about: about)
+    data, settings = dataset(), {"lags": 12, "learn_validation": True}
+    _, about = train_bundle(data, "ridge", Task.of(data), tmp_path / "b", until=UNTIL, settings=settings)
+    assert about["training"]["period"] == ["0", str(UNTIL)]
+    assert about["config"]["learn_validation"] is True
+
+
 def test_the_card_of_a_model_fitted_per_series_says_until_when_it_was_fitted(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "export_bundle", lambda *_, **about: about)
     data = dataset()
@@ -211,6 +219,19 @@ def test_auto_takes_the_best_on_validation_and_says_so(three_models, tmp_path, m
     assert report.notes == (chosen, "ridge: takes no covariates; left out: load.")
     assert card["name"] == best == "ridge"
     assert {row["on"] for row in card["metrics"]} == {"test"}
+
+
+def test_auto_selects_by_models_that_have_not_learned_the_validation_part(three_models, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "export_bundle", lambda *_, **about: about)
+    data, settings = dataset(), SMALL | {"lags": 12}
+    task = Task.of(data)
+    notes = []
+    for too in (False, True):
+        given = settings | {"learn_validation": too}
+        report, about = train_bundle(data, "auto", task, tmp_path / "b", until=UNTIL, settings=given)
+        assert about["config"]["learn_validation"] is too
+        notes.append(report.notes)
+    assert notes[0] == notes[1]
 
 
 def test_auto_goes_by_the_mae_where_the_past_is_no_longer_than_a_season(three_models):

@@ -21,7 +21,7 @@ from data.frame import Channel, Dataset, Splits
 from data.panel import to_panel
 from forecasting import training
 from forecasting.backtest import compare
-from forecasting.checkpoint import CheckpointError, load, same
+from forecasting.checkpoint import CheckpointError, load, same, save
 from forecasting.cli import app
 from forecasting.task import Task, TaskError
 from forecasting.training import (
@@ -198,6 +198,70 @@ def test_what_was_used_is_what_is_reported(waves):
     assert (ridge.epochs, ridge.device, ridge.config["lags"]) == (0, "cpu", 24)
     assert not trained.model.training
     assert not ridge.model.training
+
+
+# With the validation part learned too
+
+TOO = TINY | {"learn_validation": True}
+
+
+@pytest.fixture(scope="module")
+def judged() -> tuple[Task, Parts]:
+    """With a test after the validation part."""
+    data = dataset(wave(noise=0.5))
+    task = Task.of(data)
+    return task, split(data, to_panel(data), task, test_size=20)
+
+
+def same_weights(model, other) -> bool:
+    return same(dict(model.state_dict()), dict(other.state_dict()))
+
+
+def test_a_second_training_learns_from_both_parts_for_as_many_epochs_as_were_best(judged, tmp_path):
+    task, parts = judged
+    settings = TOO | {"max_epochs": 30, "patience": 3, "learning_rate": 0.1}
+    trained = fit_model("gru", task, parts, settings=settings, directory=tmp_path)
+    best = load(tmp_path / "best.ckpt")["epoch"] + 1
+    assert load(tmp_path / "last.ckpt")["epoch"] + 1 > best
+    assert load(tmp_path / "whole" / "last.ckpt")["epoch"] + 1 == trained.epochs == best
+    alone = fit_model("gru", task, parts, settings=settings | {"learn_validation": False})
+    assert same_weights(trained.before_validation, alone.model)
+    assert alone.before_validation is None
+    assert not same_weights(trained.model, alone.model)
+    # The same epochs on both, with nothing held back: its own training part then stands in for validation.
+    until = parts.until_test()
+    one = TINY | {"max_epochs": 1}
+    whole = fit_model("gru", task, until, settings=one).model
+    assert same_weights(fit_model("gru", task, parts, settings=one | {"learn_validation": True}).model, whole)
+
+
+def test_a_closed_form_learns_from_both_parts_as_from_one(judged):
+    task, parts = judged
+    trained = fit_model("ridge", task, parts, settings={"lookback": 24, "learn_validation": "true"})
+    assert trained.config["learn_validation"] is True
+    assert same_weights(trained.model, fit_model("ridge", task, parts.until_test(), settings={"lookback": 24}).model)
+    assert same_weights(trained.before_validation, fit_model("ridge", task, parts, settings={"lookback": 24}).model)
+
+
+def test_what_learned_the_validation_part_is_calibrated_by_what_did_not(judged):
+    task, parts = judged
+    settings = {"lookback": 24}
+    both, alone = (
+        compare(parts, ["ridge"], task, settings=settings | {"learn_validation": on}) for on in (True, False)
+    )
+    np.testing.assert_array_equal(both.calibrations["ridge"].factors, alone.calibrations["ridge"].factors)
+    assert not both.forecasts["q0.5"].equals(alone.forecasts["q0.5"])
+
+
+@pytest.mark.parametrize("name", ["gru", "ridge"])
+def test_what_is_judged_is_not_learned(waves, name):
+    task, parts = waves
+    for refused, why in (
+        (replace(parts, test=parts.validation), "the validation part is also what is judged"),
+        (replace(parts, validation=[]), "the validation part is empty"),
+    ):
+        with pytest.raises(TaskError, match=f"learn_validation: {why}.* or train without learn_validation"):
+            fit_model(name, task, refused, settings=TOO if name == "gru" else {"learn_validation": True})
 
 
 # Gradients
@@ -416,6 +480,16 @@ def test_a_checkpoint_of_another_run_is_refused(waves, uninterrupted, tmp_path):
     shutil.copy(last, lonely)
     with pytest.raises(CheckpointError, match=r"lonely.ckpt: the best weights so far are missing: .*best.ckpt"):
         resume(waves, lonely, tmp_path)
+
+
+def test_a_checkpoint_of_before_a_field_was_there_goes_on_as_with_its_default(waves, uninterrupted, tmp_path):
+    for name in ("best.ckpt", "last.ckpt"):
+        checkpoint = load(uninterrupted[2][0] / name)
+        del checkpoint["run"]["learn_validation"]
+        save(checkpoint, tmp_path / name)
+    assert_same_run(resume(waves, tmp_path / "last.ckpt", tmp_path / "new"), tmp_path / "new", uninterrupted)
+    with pytest.raises(CheckpointError, match="of a run with learn_validation=False; this one has learn_validation=Tr"):
+        resume(waves, tmp_path / "last.ckpt", tmp_path, settings={"learn_validation": True})
 
 
 def test_a_closed_form_has_nothing_to_resume(waves, tmp_path):

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from data.frame import Channel
+from data import catalog
+from data.frame import Channel, Splits
 from forecasting.export import export_bundle
 from forecasting.runtime import load_bundle
 from forecasting.task import Task
@@ -98,6 +100,29 @@ def test_what_cannot_be_calibrated_is_refused(place, capsys, monkeypatch, more, 
     monkeypatch.chdir(place)
     assert calibrate(place, *more) == 2
     assert re.search(message, told(capsys)[1])
+
+
+def test_no_rules_are_chosen_or_judged_where_the_model_learned(place, capsys, monkeypatch):
+    split = Splits(entity={f"r{number:02d}": ("train", "validation", "test")[number % 3] for number in range(8)})
+
+    read = catalog.load
+
+    def load(name, **given):
+        return replace(read(str(place / "poses.parquet"), **given), name=name, splits=split)
+
+    monkeypatch.setattr("data.catalog.load", load)
+    bundle = load_bundle(place / "bundle")
+    monkeypatch.setitem(bundle.card, "config", {"learn_validation": True})
+    monkeypatch.setitem(bundle.card, "training", {"data_set": "poses"})
+    monkeypatch.setattr("forecasting.runtime.load_bundle", lambda path: bundle)
+    learned = r"bundle: it learned from the validation part of poses \(learn_validation\), so no rules can be chosen"
+    for more in ([], ["--part", "test", "--judge", "validation"]):
+        assert main(["calibrate", "--bundle", "bundle", "--data", "poses", "--none", "rest", *more]) == 2
+        assert re.search(learned, told(capsys)[1])
+    for data, more in (("poses", ["--part", "test", "--judge", "test"]), ("others", [])):
+        assert main(["calibrate", "--bundle", "bundle", "--data", data, "--none", "rest", *more]) == 0
+    bundle.card["config"] = {"learn_validation": False}
+    assert main(["calibrate", "--bundle", "bundle", "--data", "poses", "--none", "rest"]) == 0
 
 
 def bridge(place, name, recognition="", **shut):
