@@ -9,6 +9,10 @@ rectified channels too, for signals that carry their meaning in their power, suc
 thresholds on the channels themselves keep the level; and how often a channel was missing counts too. Kernels are drawn,
 thresholds are set from the training data, and neither is learned.
 
+A kernel that meets the beginning of a past sees the step from nothing to the level of the channels there, and levels
+such as a heading drift. With `moving` a second eye looks beside the first: only at channels that do not stand, and
+counting only once a kernel has its whole past. Each has a head and a loss of its own; their logits are averaged.
+
 Shapes: B series, T time, C channels, V views of them (2 C), K thresholds of a dilation, R running means of each.
 """
 
@@ -36,6 +40,7 @@ SAMPLE_WINDOWS = 2  # of each batch, from which thresholds and statistics are se
 LEAST_DEVIATION = 0.02  # of a share
 NEVER_CHANGES = 1e-4  # a share that deviates less in training says nothing, whatever it does later
 IGNORED = 1e6  # deviation that such a share is given
+STANDS = 0.25  # share of a channel's variance that is between windows, from which on it stands rather than moves
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class RocketConfig:
     positions: int = 12  # of a window that the head learns from at a time; 0 for all
     smoothing: float = 0.05  # of the labels
     prior: int = 100_000  # observations that the training statistics weigh against a stream's
+    moving: bool = False  # a second eye, which sees no levels: they may drift
 
     def __post_init__(self) -> None:
         least = {"dilations": 1, "thresholds": 1, "levels": 1, "short": 1, "long": 1, "hidden": 1, "positions": 0}
@@ -62,62 +68,44 @@ class RocketConfig:
             )
 
 
-class Rocket(StepModel, Trainable):
-    """Normalise, convolve, cut, average over time, read."""
+class Eye(nn.Module):
+    """Kernels, what they cut, and a head that reads it; a `patient` one waits until a kernel has its whole past."""
 
-    tasks = ("classify",)
-    ages: Tensor
-    level_cuts: Tensor
-
-    def __init__(self, signature: Signature, config: RocketConfig) -> None:
-        super().__init__(signature)
+    def __init__(self, signature: Signature, config: RocketConfig, patient: bool) -> None:
+        super().__init__()
         self.config = config
-        channels = signature.channels
-        self.normaliser = RunningNormaliser(channels, max(config.prior, REACH), config.prior)
         self.dilations = [2**power for power in range(config.dilations)]
-        self.past = (TAPS - 1) * self.dilations[-1]  # steps before the present one that a kernel sees
+        self.waits = [(TAPS - 1) * dilation if patient else 0 for dilation in self.dilations]
+        channels = signature.channels
         for index in range(config.dilations):
-            self.register_buffer(f"kernels{index}", random_kernels(2 * channels))
+            kernels = torch.zeros(KERNELS, 2 * channels, TAPS) if patient else random_kernels(2 * channels)
+            self.register_buffer(f"kernels{index}", kernels)
             self.register_buffer(f"cuts{index}", torch.zeros(KERNELS, config.thresholds))
             self.register_buffer(f"softness{index}", torch.ones(KERNELS, 1))
-        self.register_buffer("level_cuts", torch.linspace(-2, 2, config.levels).repeat(channels, 1))
-        self.sizes = [KERNELS * config.thresholds] * config.dilations + [channels * (config.levels + 1)]
+        self.sizes = [KERNELS * config.thresholds] * config.dilations
+        if not patient:
+            self.register_buffer("level_cuts", torch.linspace(-2, 2, config.levels).repeat(channels, 1))
+            self.sizes.append(channels * (config.levels + 1))
+            self.waits.append(0)
         for index, size in enumerate(self.sizes):
             self.register_buffer(f"mean{index}", torch.zeros(2 * size))
             self.register_buffer(f"std{index}", torch.ones(2 * size))
         self.read = nn.ModuleList(nn.Linear(2 * size, config.hidden) for size in self.sizes)
-        self.register_buffer("ages", torch.linspace(0, math.log(1 + config.long), AGES))
         self.gate = nn.Linear(AGES, config.hidden)
         self.shift = nn.Linear(AGES, config.hidden)
         nn.init.zeros_(self.gate.weight)
         nn.init.ones_(self.gate.bias)
         self.head = nn.Linear(config.hidden, signature.classes)
 
-    def initial_state(self, batch: int) -> State:
-        return self.normaliser.initial_state(batch) | {
-            "age": self.zeros(batch, 1),
-            "past": self.zeros(batch, self.past, 2 * self.signature.channels),
-            **{f"shares{index}": self.zeros(batch, 2 * size) for index, size in enumerate(self.sizes)},
-        }
+    def look_at(self, channels: Tensor) -> None:
+        """Draw the kernels over the chosen channels (C,) alone, and their sizes."""
+        views = torch.cat([channels, channels]).nonzero()[:, 0]
+        for index in range(len(self.dilations)):
+            kernels = self.get_buffer(f"kernels{index}")
+            kernels.zero_()[:, views] = random_kernels(len(views))
 
-    def state_of_known(self, known: Tensor) -> State:
-        return self.initial_state(len(known)) | self.normaliser.after(known)
-
-    def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
-        seen, after = self.normaliser.step(x, mask, state)
-        shares, age, rest = self._shares(seen.level[:, None], seen.present[:, None], state)
-        return self._read(shares, age)[:, 0].softmax(-1), after | rest
-
-    def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
-        seen, after = self.normaliser.scan(x, mask, state)
-        shares, age, rest = self._shares(seen.level, seen.present, state)
-        return self._read(shares, age).softmax(-1), after | rest
-
-    def prepare(self, batches: Iterable[Batch]) -> None:
-        """Statistics of the channels, then the thresholds: evenly spaced quantiles of what they cut; then of shares."""
-        self.normaliser.calibrate(*channel_statistics(batches, share=1e-2))
-        seen = [self._seen(some_windows(batch)) for batch in batches]
-        views = [self._views(level, self.initial_state(len(level))) for level, _ in seen]
+    def set_cuts(self, views: list[Tensor]) -> None:
+        """Evenly spaced quantiles of what each kernel makes of the views (B, past + T, V)."""
         even = torch.linspace(0, 1, self.config.thresholds + 2)[1:-1]
         for index in range(len(self.dilations)):
             convolved = [self._convolved(index, part).transpose(0, 1).flatten(1) for part in views]
@@ -127,75 +115,35 @@ class Rocket(StepModel, Trainable):
             place = (moved * (found.shape[1] - 1)).long()
             self.get_buffer(f"cuts{index}").copy_(found.sort(1).values.gather(1, place))
             self.get_buffer(f"softness{index}").copy_((SOFTNESS * found.std(1, keepdim=True)).clamp(min=1e-3))
-        levels = thinned(torch.cat([clamped(level).flatten(0, 1) for level, _ in seen]).T)  # (C, n)
-        self.level_cuts.copy_(torch.quantile(levels, torch.linspace(0, 1, self.config.levels + 2)[1:-1], dim=1).T)
-        self._standardise(seen)
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy at some positions of the windows; in training other ones each time, else evenly spaced."""
-        known = (batch.target >= 0).any(0).nonzero()[:, 0]  # positions at which some window has a label
-        if not len(known):  # as of a few windows of a long recording in which little was labelled
-            return 0.0 * self.head.bias.sum()
-        chosen = self.config.positions
-        if chosen and len(known) > chosen:
-            within = torch.rand(chosen) if self.training else torch.full((chosen,), 0.5)
-            known = known[((torch.arange(chosen) + within) * len(known) / chosen).long()]
-        logits = self._read(*self._shares_at(*self._seen(batch), known))
-        return cross_entropy(
-            logits.flatten(0, 1),
-            batch.target[:, known].flatten(),
-            ignore_index=-1,
-            label_smoothing=self.config.smoothing,
-        )
+    def set_level_cuts(self, levels: Tensor) -> None:
+        """levels: (C, n)."""
+        cuts = torch.quantile(levels, torch.linspace(0, 1, self.config.levels + 2)[1:-1], dim=1).T
+        self.get_buffer("level_cuts").copy_(cuts)
 
-    def _read(self, shares: list[Tensor], age: Tensor) -> Tensor:
-        """Logits (B, T, classes) from the shares (B, T, R K) and how much past they are of (B, T, 1)."""
+    def standardise(self, moments: list[Tensor], count: int) -> None:
+        """So that the head meets shares of mean 0 and deviation 1; moments: (2, R K), sums of shares and squares."""
+        for index, total in enumerate(moments):
+            mean, square = total / count
+            self.get_buffer(f"mean{index}").copy_(mean)
+            deviation = (square - mean**2).clamp(min=0).sqrt()
+            std = torch.where(deviation > NEVER_CHANGES, deviation + LEAST_DEVIATION, IGNORED)
+            self.get_buffer(f"std{index}").copy_(std)
+
+    def forward(self, shares: list[Tensor], near: Tensor) -> Tensor:
+        """Logits (B, T, classes) from shares (B, T, R K) and functions of how much past they are of (B, T, AGES)."""
         hidden: Tensor | float = 0.0
         for index, share in enumerate(shares):
             z = (share - self.get_buffer(f"mean{index}")) / self.get_buffer(f"std{index}")
             hidden = hidden + self.read[index](dropout(z, self.config.dropout, self.training))
-        near = torch.exp(-((torch.log1p(age) - self.ages) ** 2))  # (B, T, AGES)
         hidden = gelu(hidden * self.gate(near) + self.shift(near))
         return self.head(dropout(hidden, self.config.dropout / 2, self.training))
 
-    def _shares(self, level: Tensor, present: Tensor, state: State) -> tuple[list[Tensor], Tensor, State]:
-        """Running proportions (B, T, R K) of each dilation and of the levels; how much past there was (B, T, 1)."""
-        age, rates = self._rates(present, state["age"])
-        views = self._views(level, state)
-        after = {"age": age[:, -1], "past": views[:, views.shape[1] - self.past :]}
-        shares = []
-        for index in range(len(self.sizes)):
-            above = self._above(index, views, level, present).transpose(1, 2).contiguous()
-            found, after[f"shares{index}"] = running_means(above, rates, state[f"shares{index}"])
-            shares.append(found)
-        return shares, age, after
-
-    @torch.no_grad()
-    def _shares_at(self, level: Tensor, present: Tensor, positions: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The shares, and how much past there was, of windows with nothing before at the positions alone.
-
-        The means are linear in what they are of, so their weights serve for all of it: no walk through its time.
-        """
-        state = self.initial_state(len(level))
-        age, rates = self._rates(present, state["age"])
-        weights = mean_weights(rates, positions).flatten(1, 2)  # (B, P R, T)
-        views = self._views(level, state)
-        shares = []
-        for index in range(len(self.sizes)):
-            found = weights @ self._above(index, views, level, present).transpose(1, 2)  # (B, P R, K)
-            shares.append(found.unflatten(1, (len(positions), len(rates))).flatten(2))
-        return shares, age[:, positions]
-
-    def _rates(self, present: Tensor, age: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """How much past there is (B, T, 1), and the rates of the running means then."""
-        there = present.amax(-1, keepdim=True)
-        age = age[:, None] + there.cumsum(1)
-        return age, [there / age.clamp(1.0, float(window)) for window in (self.config.short, self.config.long)]
-
-    def _above(self, index: int, views: Tensor, level: Tensor, present: Tensor) -> Tensor:
+    def above(self, index: int, views: Tensor, level: Tensor, present: Tensor) -> Tensor:
         """(B, K, T) where each value lies, -1 below each threshold to 1 above; beside the levels, what was observed."""
         if index == len(self.dilations):
-            above = softly_above(clamped(level).transpose(1, 2), self.level_cuts, torch.full((1, 1), SOFTNESS))
+            cuts = self.get_buffer("level_cuts")
+            above = softly_above(clamped(level).transpose(1, 2), cuts, torch.full((1, 1), SOFTNESS))
             return torch.cat([above, 2 * present.transpose(1, 2) - 1], 1)
         found = self._convolved(index, views)
         return softly_above(found, self.get_buffer(f"cuts{index}"), self.get_buffer(f"softness{index}"))
@@ -203,8 +151,141 @@ class Rocket(StepModel, Trainable):
     def _convolved(self, index: int, views: Tensor) -> Tensor:
         """views (B, past + T, V) -> (B, 84, T)."""
         dilation = self.dilations[index]
-        start = self.past - (TAPS - 1) * dilation
+        start = (TAPS - 1) * (self.dilations[-1] - dilation)
         return conv1d(views[:, start:].transpose(1, 2), self.get_buffer(f"kernels{index}"), dilation=dilation)
+
+
+class Rocket(StepModel, Trainable):
+    """Normalise, convolve, cut, average over time, read."""
+
+    tasks = ("classify",)
+    ages: Tensor
+
+    def __init__(self, signature: Signature, config: RocketConfig) -> None:
+        super().__init__(signature)
+        self.config = config
+        self.normaliser = RunningNormaliser(signature.channels, max(config.prior, REACH), config.prior)
+        self.past = (TAPS - 1) * 2 ** (config.dilations - 1)  # steps before the present one that a kernel sees
+        self.register_buffer("ages", torch.linspace(0, math.log(1 + config.long), AGES))
+        self.eyes = nn.ModuleList(Eye(signature, config, patient) for patient in (False, True)[: 1 + config.moving])
+
+    @property
+    def _eyes(self) -> list[tuple[str, Eye]]:
+        """Each with the name of its part of the state."""
+        return list(zip(("shares", "moving"), self.eyes, strict=False))  # type: ignore[arg-type]
+
+    def initial_state(self, batch: int) -> State:
+        shares = {
+            f"{name}{index}": self.zeros(batch, 2 * size)
+            for name, eye in self._eyes
+            for index, size in enumerate(eye.sizes)
+        }
+        return self.normaliser.initial_state(batch) | {
+            "age": self.zeros(batch, 1),
+            "past": self.zeros(batch, self.past, 2 * self.signature.channels),
+            **shares,
+        }
+
+    def state_of_known(self, known: Tensor) -> State:
+        return self.initial_state(len(known)) | self.normaliser.after(known)
+
+    def step(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        seen, after = self.normaliser.step(x, mask, state)
+        logits, rest = self._told(seen.level[:, None], seen.present[:, None], state)
+        return logits[:, 0].softmax(-1), after | rest
+
+    def scan(self, x: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+        seen, after = self.normaliser.scan(x, mask, state)
+        logits, rest = self._told(seen.level, seen.present, state)
+        return logits.softmax(-1), after | rest
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Statistics of the channels; then the thresholds, quantiles of what they cut; then those of the shares."""
+        self.normaliser.calibrate(*channel_statistics(batches, share=1e-2))
+        seen = [self._seen(some_windows(batch)) for batch in batches]
+        views = [self._views(level, self.initial_state(len(level))) for level, _ in seen]
+        for name, eye in self._eyes:
+            if name == "moving":
+                eye.look_at(moving_channels([level for level, _ in seen]))
+            eye.set_cuts(views)
+        self._eyes[0][1].set_level_cuts(thinned(torch.cat([clamped(level).flatten(0, 1) for level, _ in seen]).T))
+        self._standardise(seen)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Cross-entropy at some positions of the windows, the mean of the eyes' own.
+
+        In training at other ones each time, else evenly spaced.
+        """
+        known = (batch.target >= 0).any(0).nonzero()[:, 0]  # positions at which some window has a label
+        if not len(known):  # as of a few windows of a long recording in which little was labelled
+            return 0.0 * torch.stack([eye.head.bias.sum() for _, eye in self._eyes]).sum()
+        chosen = self.config.positions
+        if chosen and len(known) > chosen:
+            within = torch.rand(chosen) if self.training else torch.full((chosen,), 0.5)
+            known = known[((torch.arange(chosen) + within) * len(known) / chosen).long()]
+        each, age = self._shares_at(*self._seen(batch), known)
+        near, target = self._near(age), batch.target[:, known].flatten()
+        losses = [
+            cross_entropy(
+                eye(shares, near).flatten(0, 1), target, ignore_index=-1, label_smoothing=self.config.smoothing
+            )
+            for (_, eye), shares in zip(self._eyes, each, strict=True)
+        ]
+        return torch.stack(losses).mean()
+
+    def _told(self, level: Tensor, present: Tensor, state: State) -> tuple[Tensor, State]:
+        """Logits (B, T, classes) and the state after."""
+        age = self._age(present, state["age"])
+        views = self._views(level, state)
+        after = {"age": age[:, -1], "past": views[:, views.shape[1] - self.past :]}
+        near, logits = self._near(age), []
+        for name, eye in self._eyes:
+            shares = []
+            for index, wait in enumerate(eye.waits):
+                above = eye.above(index, views, level, present).transpose(1, 2).contiguous()
+                rates = self._rates(present, age, wait)
+                found, after[f"{name}{index}"] = running_means(above, rates, state[f"{name}{index}"])
+                shares.append(found)
+            logits.append(eye(shares, near))
+        return torch.stack(logits).mean(0), after
+
+    @torch.no_grad()
+    def _shares_at(self, level: Tensor, present: Tensor, positions: Tensor) -> tuple[list[list[Tensor]], Tensor]:
+        """Each eye's shares (B, P, R K), and how much past there was, of windows with nothing before, at the positions.
+
+        The means are linear in what they are of, so their weights serve for all of it: no walk through its time.
+        """
+        state = self.initial_state(len(level))
+        age = self._age(present, state["age"])
+        views = self._views(level, state)
+        weights = {
+            wait: mean_weights(self._rates(present, age, wait), positions).flatten(1, 2)  # (B, P R, T)
+            for wait in {wait for _, eye in self._eyes for wait in eye.waits}
+        }
+        each = []
+        for _, eye in self._eyes:
+            found = [
+                weights[wait] @ eye.above(index, views, level, present).transpose(1, 2)  # (B, P R, K)
+                for index, wait in enumerate(eye.waits)
+            ]
+            each.append([share.unflatten(1, (len(positions), -1)).flatten(2) for share in found])
+        return each, age[:, positions]
+
+    def _near(self, age: Tensor) -> Tensor:
+        return torch.exp(-((torch.log1p(age) - self.ages) ** 2))  # (B, T, AGES)
+
+    @staticmethod
+    def _age(present: Tensor, age: Tensor) -> Tensor:
+        """How much past there is (B, T, 1)."""
+        return age[:, None] + present.amax(-1, keepdim=True).cumsum(1)
+
+    def _rates(self, present: Tensor, age: Tensor, wait: int) -> list[Tensor]:
+        """The rates of the running means (B, T, 1), which begin after so many observations."""
+        there = present.amax(-1, keepdim=True)
+        if wait:
+            age = age - wait
+            there = there * age.clamp(0.0, 1.0)
+        return [there / age.clamp(1.0, float(window)) for window in (self.config.short, self.config.long)]
 
     @staticmethod
     def _views(level: Tensor, state: State) -> Tensor:
@@ -220,22 +301,26 @@ class Rocket(StepModel, Trainable):
 
     @torch.no_grad()
     def _standardise(self, windows: list[tuple[Tensor, Tensor]]) -> None:
-        """So that the head meets shares of mean 0 and deviation 1, whatever their threshold."""
-        totals: list[Tensor | float] = [0.0] * len(self.sizes)
+        totals = [[torch.zeros(2, 2 * size, dtype=torch.float64) for size in eye.sizes] for _, eye in self._eyes]
         count = 0
         for level, present in windows:
             positions = torch.arange(0, level.shape[1], max(1, level.shape[1] // 16))
-            shares, _ = self._shares_at(level, present, positions)
-            for index, share in enumerate(shares):
-                flat = share.flatten(0, 1).double()
-                totals[index] = totals[index] + torch.stack([flat.sum(0), flat.square().sum(0)])
+            each, _ = self._shares_at(level, present, positions)
+            for sums, shares in zip(totals, each, strict=True):
+                for total, share in zip(sums, shares, strict=True):
+                    flat = share.flatten(0, 1).double()
+                    total += torch.stack([flat.sum(0), flat.square().sum(0)])
             count += len(level) * len(positions)
-        for index, total in enumerate(totals):
-            mean, square = torch.as_tensor(total) / count
-            self.get_buffer(f"mean{index}").copy_(mean)
-            deviation = (square - mean**2).clamp(min=0).sqrt()
-            std = torch.where(deviation > NEVER_CHANGES, deviation + LEAST_DEVIATION, IGNORED)
-            self.get_buffer(f"std{index}").copy_(std)
+        for (_, eye), sums in zip(self._eyes, totals, strict=True):
+            eye.standardise(sums, count)
+
+
+def moving_channels(levels: list[Tensor]) -> Tensor:
+    """(C,) of which channels the windows (B, T, C) in `levels` differ little in their means; all, where of none."""
+    means = torch.cat([level.mean(1) for level in levels])
+    total = torch.cat([level.flatten(0, 1) for level in levels]).var(0)
+    moves = means.var(0) <= STANDS * total
+    return moves if bool(moves.any()) else torch.ones_like(moves)
 
 
 def softly_above(found: Tensor, cuts: Tensor, softness: Tensor) -> Tensor:

@@ -40,7 +40,14 @@ SMALL = {
 RIDGE = {"lags": 4, "level_window": 20, "error_rate": 0.3, "error_span": 30.0, "error_keys": 3}
 VARIANTS: tuple[dict[str, Any], ...] = (
     {},
-    {"layers": 2, "returns": "difference", "innovations": "normal", "size": "shared", "features": "path"}
+    {
+        "layers": 2,
+        "returns": "difference",
+        "innovations": "normal",
+        "size": "shared",
+        "features": "path",
+        "moving": True,
+    }
     | RIDGE
     | {f"skip_{name}": value for name, value in RIDGE.items()},
 )

@@ -1,12 +1,14 @@
 """Random kernels as a step: what they see, and that they learn. The contract suite asks for parity and causality."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from models.catalog import build
 from models.contract import Batch, ModelError, Signature
-from models.rocket import Rocket, mean_weights, running_means
+from models.rocket import Rocket, mean_weights, moving_channels, running_means
 
 SIGNATURE = Signature("classify", channels=2, classes=3)
 SMALL = {"dilations": 3, "thresholds": 2, "levels": 4, "hidden": 16, "short": 8, "long": 64, "positions": 4}
@@ -28,15 +30,16 @@ def batch(seed: int) -> Batch:
     return Batch(x, torch.ones_like(x), label[:, None].expand(x.shape[:2]), torch.ones(len(x)))
 
 
-def trained() -> Rocket:
+def trained(training: Batch | None = None, **settings) -> Rocket:
+    training = batch(1) if training is None else training
     torch.manual_seed(0)
-    model = build("rocket", SIGNATURE, **SMALL)
+    model = build("rocket", replace(SIGNATURE, channels=training.x.shape[2]), **SMALL | settings)
     assert isinstance(model, Rocket)
-    model.prepare([batch(1)])
+    model.prepare([training])
     optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(40):
         optimiser.zero_grad()
-        model.loss(batch(1)).backward()
+        model.loss(training).backward()
         optimiser.step()
     return model.eval()
 
@@ -116,6 +119,67 @@ def test_weights_of_the_means_give_the_running_means_where_they_are_asked_for():
     weights = mean_weights(rates, positions)
     assert weights.shape == (2, 4, 2, 9)
     torch.testing.assert_close((weights @ values[:, None]).flatten(2), found[:, positions])
+
+
+def leaning(x: Tensor, level: Tensor) -> Tensor:
+    """With a third channel that stands at the `level` (B,) of each series."""
+    noise = torch.randn(x.shape[:2], generator=torch.Generator().manual_seed(9))
+    return torch.cat([x, (level[:, None] + 0.1 * noise)[..., None]], -1)
+
+
+def test_a_channel_moves_unless_the_means_of_its_windows_differ():
+    x, label = waves(1)
+    assert moving_channels([leaning(x, 2.0 * label)]).tolist() == [True, True, False]
+    assert moving_channels([leaning(x, 0.0 * label)]).tolist() == [True, True, True]
+    standing = torch.randn(5, 1, 2).expand(5, 9, 2)
+    assert moving_channels([standing]).tolist() == [True, True]  # it must look at something
+
+
+def test_the_second_eye_sees_no_level_and_nothing_of_what_stands():
+    x, label = waves(1)
+    training = batch(1)._replace(x=leaning(x, 2.0 * label), mask=torch.ones(24, 40, 3))
+    model = trained(training, moving=True)
+    after = []
+    for offset, lean in ((0.0, 0.0), (1.5, 0.0), (0.0, 5.0)):
+        moved = torch.cat([x + offset, torch.full((24, 40, 1), lean)], -1)
+        with torch.no_grad():
+            after.append(model.scan(moved, torch.ones_like(moved), model.initial_state(24))[1])
+    plain, higher, leant = ({name: state[name] for name in state if name.startswith("moving")} for state in after)
+    assert plain
+    for name, shares in plain.items():
+        torch.testing.assert_close(leant[name], shares)
+    assert not torch.allclose(after[0]["shares0"], after[2]["shares0"], atol=0.1)
+    # A kernel that sees the size of a channel does see on which side of 0 it lies; the others see its motion alone.
+    signed = model.eyes[1].kernels0[:, 3:].abs().amax((1, 2)) == 0
+    of_kernels = signed.repeat_interleave(SMALL["thresholds"]).repeat(2)
+    assert of_kernels.any()
+    torch.testing.assert_close(higher["moving0"][:, of_kernels], plain["moving0"][:, of_kernels], atol=0.01, rtol=0)
+    assert not torch.allclose(after[0]["shares0"], after[1]["shares0"], atol=0.1)
+
+
+def test_the_second_eye_counts_once_a_kernel_has_its_whole_past():
+    model = trained(moving=True)
+    x, _ = waves(2)
+    states = []
+    with torch.no_grad():
+        for length in (8, 9, 16, 17):
+            states.append(model.scan(x[:, :length], torch.ones(24, length, 2), model.initial_state(24))[1])
+    counted = [[bool(state[f"moving{index}"].any()) for index in range(2)] for state in states]
+    assert counted == [[False, False], [True, False], [True, False], [True, True]]
+
+
+def test_where_levels_have_drifted_a_second_eye_errs_less():
+    x, label = waves(1)
+    training = batch(1)._replace(x=leaning(x, 2.0 * label), mask=torch.ones(24, 40, 3))
+    new, truth = waves(2, rows=60)
+    drifted = leaning(new, 2.0 * ((truth + 1) % 3))
+    right = []
+    for moving in (False, True):
+        model = trained(training, moving=moving)
+        with torch.no_grad():
+            said, _ = model.scan(drifted, torch.ones_like(drifted), model.initial_state(60))
+        right.append((said[:, -1].argmax(-1) == truth).float().mean())
+    assert right[1] > right[0] + 0.05
 
 
 @pytest.mark.parametrize("setting", [{"dilations": 0}, {"dropout": 1.0}, {"levels": 0}])
