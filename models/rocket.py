@@ -10,8 +10,9 @@ thresholds on the channels themselves keep the level; and how often a channel wa
 thresholds are set from the training data, and neither is learned.
 
 A kernel that meets the beginning of a past sees the step from nothing to the level of the channels there, and levels
-such as a heading drift. With `moving` a second eye looks beside the first: only at channels that do not stand, and
-counting only once a kernel has its whole past. Each has a head and a loss of its own; their logits are averaged.
+such as a heading drift. With `moving` a second eye looks beside the first: only at channels that do not stand, over the
+long window alone, and counting only once a kernel has its whole past. Each has a head and a loss of its own; their
+logits are averaged.
 
 Shapes: B series, T time, C channels, V views of them (2 C), K thresholds of a dilation, R running means of each.
 """
@@ -76,6 +77,7 @@ class Eye(nn.Module):
         self.config = config
         self.dilations = [2**power for power in range(config.dilations)]
         self.waits = [(TAPS - 1) * dilation if patient else 0 for dilation in self.dilations]
+        self.windows = (config.long,) if patient else (config.short, config.long)
         channels = signature.channels
         for index in range(config.dilations):
             kernels = torch.zeros(KERNELS, 2 * channels, TAPS) if patient else random_kernels(2 * channels)
@@ -88,14 +90,18 @@ class Eye(nn.Module):
             self.sizes.append(channels * (config.levels + 1))
             self.waits.append(0)
         for index, size in enumerate(self.sizes):
-            self.register_buffer(f"mean{index}", torch.zeros(2 * size))
-            self.register_buffer(f"std{index}", torch.ones(2 * size))
-        self.read = nn.ModuleList(nn.Linear(2 * size, config.hidden) for size in self.sizes)
+            self.register_buffer(f"mean{index}", torch.zeros(self.means_of(size)))
+            self.register_buffer(f"std{index}", torch.ones(self.means_of(size)))
+        self.read = nn.ModuleList(nn.Linear(self.means_of(size), config.hidden) for size in self.sizes)
         self.gate = nn.Linear(AGES, config.hidden)
         self.shift = nn.Linear(AGES, config.hidden)
         nn.init.zeros_(self.gate.weight)
         nn.init.ones_(self.gate.bias)
         self.head = nn.Linear(config.hidden, signature.classes)
+
+    def means_of(self, size: int) -> int:
+        """How many running means of `size` kernels and thresholds there are."""
+        return len(self.windows) * size
 
     def look_at(self, channels: Tensor) -> None:
         """Draw the kernels over the chosen channels (C,) alone, and their sizes."""
@@ -176,7 +182,7 @@ class Rocket(StepModel, Trainable):
 
     def initial_state(self, batch: int) -> State:
         shares = {
-            f"{name}{index}": self.zeros(batch, 2 * size)
+            f"{name}{index}": self.zeros(batch, eye.means_of(size))
             for name, eye in self._eyes
             for index, size in enumerate(eye.sizes)
         }
@@ -243,7 +249,7 @@ class Rocket(StepModel, Trainable):
             shares = []
             for index, wait in enumerate(eye.waits):
                 above = eye.above(index, views, level, present).transpose(1, 2).contiguous()
-                rates = self._rates(present, age, wait)
+                rates = rates_of(present, age, wait, eye.windows)
                 found, after[f"{name}{index}"] = running_means(above, rates, state[f"{name}{index}"])
                 shares.append(found)
             logits.append(eye(shares, near))
@@ -259,13 +265,13 @@ class Rocket(StepModel, Trainable):
         age = self._age(present, state["age"])
         views = self._views(level, state)
         weights = {
-            wait: mean_weights(self._rates(present, age, wait), positions).flatten(1, 2)  # (B, P R, T)
-            for wait in {wait for _, eye in self._eyes for wait in eye.waits}
+            key: mean_weights(rates_of(present, age, *key), positions).flatten(1, 2)  # (B, P R, T)
+            for key in {(wait, eye.windows) for _, eye in self._eyes for wait in eye.waits}
         }
         each = []
         for _, eye in self._eyes:
             found = [
-                weights[wait] @ eye.above(index, views, level, present).transpose(1, 2)  # (B, P R, K)
+                weights[wait, eye.windows] @ eye.above(index, views, level, present).transpose(1, 2)  # (B, P R, K)
                 for index, wait in enumerate(eye.waits)
             ]
             each.append([share.unflatten(1, (len(positions), -1)).flatten(2) for share in found])
@@ -278,14 +284,6 @@ class Rocket(StepModel, Trainable):
     def _age(present: Tensor, age: Tensor) -> Tensor:
         """How much past there is (B, T, 1)."""
         return age[:, None] + present.amax(-1, keepdim=True).cumsum(1)
-
-    def _rates(self, present: Tensor, age: Tensor, wait: int) -> list[Tensor]:
-        """The rates of the running means (B, T, 1), which begin after so many observations."""
-        there = present.amax(-1, keepdim=True)
-        if wait:
-            age = age - wait
-            there = there * age.clamp(0.0, 1.0)
-        return [there / age.clamp(1.0, float(window)) for window in (self.config.short, self.config.long)]
 
     @staticmethod
     def _views(level: Tensor, state: State) -> Tensor:
@@ -301,7 +299,9 @@ class Rocket(StepModel, Trainable):
 
     @torch.no_grad()
     def _standardise(self, windows: list[tuple[Tensor, Tensor]]) -> None:
-        totals = [[torch.zeros(2, 2 * size, dtype=torch.float64) for size in eye.sizes] for _, eye in self._eyes]
+        totals = [
+            [torch.zeros(2, eye.means_of(size), dtype=torch.float64) for size in eye.sizes] for _, eye in self._eyes
+        ]
         count = 0
         for level, present in windows:
             positions = torch.arange(0, level.shape[1], max(1, level.shape[1] // 16))
@@ -351,6 +351,15 @@ def random_kernels(views: int) -> Tensor:
         seen = int(2 ** (float(torch.rand(())) * math.log2(min(views, TAPS) + 1)))
         weights[row, torch.randperm(views)[:seen]] = kernel
     return weights
+
+
+def rates_of(present: Tensor, age: Tensor, wait: int, windows: tuple[int, ...]) -> list[Tensor]:
+    """The rates (B, T, 1) of running means over such windows, which begin after `wait` observations."""
+    there = present.amax(-1, keepdim=True)
+    if wait:
+        age = age - wait
+        there = there * age.clamp(0.0, 1.0)
+    return [there / age.clamp(1.0, float(window)) for window in windows]
 
 
 def running_means(values: Tensor, rates: list[Tensor], before: Tensor) -> tuple[Tensor, Tensor]:
