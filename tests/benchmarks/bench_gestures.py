@@ -397,7 +397,7 @@ def main() -> None:
     options.add_argument("--peers", default="random-forest,resampled-pca,minirocket")
     options.add_argument("--seeds", type=int, default=1)
     options.add_argument("--folds", type=int, default=0, help="only the first so many; 0 for all")
-    options.add_argument("--fold", default="")
+    options.add_argument("--fold", default="", help="those whose names begin so")
     options.add_argument("--adapt", type=int, default=0)
     options.add_argument("--known", action="store_true")
     options.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
@@ -439,6 +439,8 @@ def main() -> None:
                 together.setdefault((fold.name.split()[0], model), []).append(found)
                 rows.append([name, fold.name, model, *cells(found, len(task.labels)), *decisions(found), seconds])
                 print("  ".join(rows[-1]), flush=True)
+        if not rows:
+            options.error(f"{name} has no fold whose name begins with '{chosen.fold}'.")
         joined = {key: [joint(list(each)) for each in zip(*found, strict=True)] for key, found in together.items()}
         for (kind, model), found in joined.items():
             first = joined.get((kind, peers[0])) if peers else None

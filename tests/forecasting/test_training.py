@@ -235,6 +235,14 @@ def test_a_second_training_learns_from_both_parts_for_as_many_epochs_as_were_bes
     assert same_weights(fit_model("gru", task, parts, settings=one | {"learn_validation": True}).model, whole)
 
 
+def test_a_run_that_ended_in_its_second_training_begins_that_one_anew(judged, tmp_path):
+    task, parts = judged
+    whole = fit_model("gru", task, parts, settings=TOO, directory=tmp_path)
+    again = fit_model("gru", task, parts, settings=TOO, directory=tmp_path, resume=tmp_path / "last.ckpt")
+    assert same_weights(again.model, whole.model)
+    assert same_weights(again.before_validation, whole.before_validation)
+
+
 def test_a_closed_form_learns_from_both_parts_as_from_one(judged):
     task, parts = judged
     trained = fit_model("ridge", task, parts, settings={"lookback": 24, "learn_validation": "true"})
