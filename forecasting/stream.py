@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from forecasting.runtime import LoadedBundle
 
 ANONYMOUS = "stream"  # the series of a stream that was given no names
+# While an input stands still, what is forgotten decays for ever, and a step of subnormal numbers takes up to ten times
+# as long on processors that leave them to microcode. So now and then what is next to nothing becomes nothing; after a
+# prime number of steps, for series that take turns. A local model's state is of its series' own scale, and small.
+NEXT_TO_NOTHING = 1e-30
+STEPS_BETWEEN = 251
 
 
 class Stream:
@@ -70,6 +75,7 @@ class Stream:
             {name: np.array(state[name], order="C", copy=True) for name in bundle.state_names} for _ in range(2)
         )
         self._now = 0  # which of the two is current
+        self._steps = 0
         self._run_bound = bundle.step_session.run_with_iobinding
         self._bindings = self._bind() if bundle.providers[0] == CPU else None
 
@@ -264,6 +270,9 @@ class Stream:
             for name, value in after.items():
                 self._states[1 - self._now][name][:] = value
         self._now = 1 - self._now
+        self._steps += 1
+        if self._steps % STEPS_BETWEEN == 0 and not self.bundle.fitted:
+            _drop_next_to_nothing(self._states[self._now])
 
     def _step_all(self, at: Time | None) -> None:
         if at is None and not self.bundle.calendar:
@@ -297,6 +306,9 @@ class Stream:
 
     def _end(self, rows: Array, prediction: Array, after: State, observed: Array) -> Array:
         """Keep the states and predictions of some series, and return what is told; `observed` (b,) came just now."""
+        self._steps += 1
+        if self._steps % STEPS_BETWEEN == 0 and not self.bundle.fitted:
+            _drop_next_to_nothing(after)
         for name, value in after.items():
             self._states[self._now][name][rows] = value
         self.raw[rows] = prediction
@@ -397,6 +409,12 @@ class Stream:
                 binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
             bindings.append(binding)
         return bindings
+
+
+def _drop_next_to_nothing(state: State) -> None:
+    for value in state.values():
+        if value.dtype == np.float32:
+            value[np.abs(value) < NEXT_TO_NOTHING] = 0.0
 
 
 def restored(

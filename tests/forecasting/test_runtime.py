@@ -125,6 +125,17 @@ def test_a_stream_gives_what_a_scan_gives(daily):
         np.testing.assert_array_equal(unnamed.step(values[:, t]), np.stack([prediction["a"], prediction["b"]]))
 
 
+@pytest.mark.parametrize("series", [["a"], ["a", "b"]], ids=["every series", "some"])
+def test_an_input_that_stands_still_leaves_no_subnormal_numbers_which_would_slow_every_step(daily, series):
+    stream = daily.stream(series)
+    for value in walk(1, 50)[0].tolist():
+        stream.step({"a": value})
+    for _ in range(16_000):
+        stream.step({"a": value})
+    sizes = np.abs(np.concatenate([value[0].ravel() for value in stream.state.values()]))
+    assert not ((sizes > 0) & (sizes < np.finfo(np.float32).tiny)).any()
+
+
 def test_a_stream_on_another_provider_gives_the_same(daily):
     elsewhere = load_bundle(daily.path)
     elsewhere.providers = ["AcceleratorExecutionProvider"]  # memory is then not bound, as it lies elsewhere
