@@ -28,8 +28,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@if [ "$(EXTRA)" = gpu ]; then $(BIN)/python -m pip uninstall -qy onnxruntime xgboost-cpu; \
 	 else $(BIN)/python -m pip uninstall -qy onnxruntime-gpu xgboost; fi 2>/dev/null
 	@$(BIN)/python -m pip install -q uv || echo "uv could not be installed: pip does the whole install" >&2
-	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install -q -c constraints.txt -e '.[$(EXTRA),robot,dev]' \
-	 || { echo "uv failed: installing with pip" >&2; $(BIN)/python -m pip install -q -c constraints.txt -e '.[$(EXTRA),robot,dev]'; }
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install -q -c constraints.txt -e '.[$(EXTRA),robot,postgres,dev]' \
+	 || { echo "uv failed: installing with pip" >&2; $(BIN)/python -m pip install -q -c constraints.txt -e '.[$(EXTRA),robot,postgres,dev]'; }
 	@$(BIN)/python -m pip check
 	@touch $@
 

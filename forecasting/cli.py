@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from forecasting.batch_cli import batch, schedule
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -31,6 +33,9 @@ app = typer.Typer(
     help="Forecast time series and sensor streams with models that remember.",
     epilog="Try first: mnemo demo",
 )
+
+app.add_typer(batch, name="batch")
+app.command(name="schedule", epilog="Example: mnemo schedule nightly.toml")(schedule)
 
 MOST = 10**9  # steps; more is a slip of the finger
 LONGEST_SEASON = 10**6  # every series keeps one in its state
@@ -121,7 +126,7 @@ def _print_json(value: Any) -> None:
     typer.echo(json.dumps(plain(value), indent=2))
 
 
-def _table(rows: Iterable[dict[str, Any]], columns: list[str]) -> None:
+def print_table(rows: Iterable[dict[str, Any]], columns: list[str]) -> None:
     """Rows to stdout, as wide as they need to be when nobody looks."""
     from rich.console import Console
     from rich.table import Table
@@ -143,12 +148,12 @@ def print_leaderboard(leaderboard: pd.DataFrame) -> None:
     """Best first, without the columns that do not apply."""
     shown = leaderboard.dropna(axis=1, how="all")
     rows = [{str(key): value for key, value in row.items()} for row in shown.to_dict("records")]
-    _table(rows, [str(column) for column in shown.columns])
+    print_table(rows, [str(column) for column in shown.columns])
 
 
 def _load(
     source: str, *, task: str | None, id: str, time: str, target: str | None, covariates: str | None, wide: bool,
-    freq: str | None, channels: Sequence[Channel] | None = None, target_required: bool = True,
+    freq: str | int | float | None, channels: Sequence[Channel] | None = None, target_required: bool = True,
     future: str | None = None, calendar: str | None = None,
 ) -> Dataset:  # fmt: skip
     from dataclasses import replace
@@ -200,11 +205,13 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def _step(freq: str | None) -> str | int | float | None:
-    """A step as text: a whole number of cycles, seconds, or a pandas alias."""
+def _step(freq: str | int | float | None) -> str | int | float | None:
+    """A step, of text a whole number of cycles, seconds, or a pandas alias."""
+    if not isinstance(freq, str):
+        return freq
     for number in (int, float):
         try:
-            return None if freq is None else number(freq)
+            return number(freq)
         except ValueError:
             continue
     return freq
@@ -291,7 +298,7 @@ def datasets(as_json: Json = False) -> None:
         size = row["size_bytes"]
         row["here"] = "yes" if row["available"] else "missing"
         row["size"] = f"{size / 1e6:.1f} MB" if isinstance(size, int) else ""
-    _table(rows, ["name", "task", "here", "size", "summary", "licence", "origin"])
+    print_table(rows, ["name", "task", "here", "size", "summary", "licence", "origin"])
     missing = [row for row in rows if not row["available"]]
     if missing:
         typer.echo(f"\n{len(missing)} missing. {missing[0]['how_to_get']}")
@@ -327,7 +334,7 @@ def models(as_json: Json = False) -> None:
             row[column] = ", ".join(row[column]) or "none"  # type: ignore[arg-type]
         row["streams"] = "yes" if row["streams"] else "no"
         row["fields"] = " ".join(f"{field}={value}" for field, value in row["fields"].items()) or "none"  # type: ignore[attr-defined]
-    _table(rows, ["name", "tasks", "covariates", "streams", "exports", "learns", "summary", "fields"])
+    print_table(rows, ["name", "tasks", "covariates", "streams", "exports", "learns", "summary", "fields"])
     typer.echo("\ntraining fields: " + " ".join(f"{field}={value}" for field, value in training.items()))
 
 
@@ -340,7 +347,7 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         _print_json(rows)
     else:
-        _table(rows, ["what", "works", "found", "remedy"])
+        print_table(rows, ["what", "works", "found", "remedy"])
     if any(row["works"] == "no" for row in rows):
         raise typer.Exit(1)
 
@@ -526,8 +533,8 @@ def forecast(
     as_json: Json = False,
 ) -> None:
     """Forecast from the end of each series; classify and regress bundles answer with the same command."""
-    from data.frame import Channel
-    from forecasting.results import ResultError, write_whole
+    from forecasting.inputs import asked_by
+    from forecasting.results import ResultError, write_answer
 
     place = None if out == "-" else Path(out)
     if place is not None and place.suffix not in (".parquet", ".csv"):
@@ -547,23 +554,14 @@ def forecast(
                 raise ResultError(f"{file}: is a folder; {option} takes a file.")
             _check_place(file.parent)
     _keep_apart(data, place, state, save_state)
-    dataset = _load(
-        data, task=loaded.kind, id=id, time=time, target=target, covariates=None, wide=wide,
-        freq=None if step is None else str(step),
-        channels=[Channel.from_json(channel) for channel in loaded.channels],
-        target_required=loaded.kind == "forecast",
-    )  # fmt: skip
+    dataset = _load(data, id=id, time=time, target=target, covariates=None, wide=wide, **asked_by(loaded))
     answer = loaded.forecast(dataset, state=state, save_state=save_state, adapt=adapt)
     if as_json:
         typer.echo(answer.to_json(orient="records", date_format="iso", double_precision=15))
     elif place is None:
         answer.to_csv(sys.stdout, index=False)
     if place is not None:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if place.suffix == ".csv":
-            write_whole(place, lambda path: answer.to_csv(path, index=False))
-        else:
-            write_whole(place, lambda path: answer.to_parquet(path, index=False))
+        write_answer(answer, place)
         _say(f"{place}: {answer['unique_id'].nunique()} series, {len(answer)} rows, by {loaded.name}")
     for note in loaded.notes:
         _say(f"note: {note}")
@@ -602,7 +600,7 @@ def certify(bundle: BundlePath, as_json: Json = False) -> None:
             ),
             {"what": "ran on", "measured": f"{', '.join(certificate['providers'])}; {certificate['machine']['cpu']}"},
         ]
-        _table(rows, ["what", "measured"])
+        print_table(rows, ["what", "measured"])
     if not certificate["passed"]:
         _say(f"error: {bundle}: {explain(certificate)}")
         raise typer.Exit(1)

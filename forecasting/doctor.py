@@ -42,7 +42,7 @@ def examine() -> list[dict[str, Any]]:
         rows.append(
             _row(either[0].removesuffix("-cpu"), "yes" if len(present) == 1 else "no", ", ".join(present), remedy)
         )
-    return [*rows, *_devices(), _data(), _broker(), *_bridge(), _chromium()]
+    return [*rows, *_devices(), _data(), _store(), _broker(), *_bridge(), _chromium()]
 
 
 def _devices() -> list[dict[str, Any]]:
@@ -79,6 +79,23 @@ def _data() -> dict[str, Any]:
     total = len(entries())
     remedy = "" if available == total else "set MNEMO_DATA_DIR to the folder of the shared data sets"
     return _row("data sets", "yes", f"{available} of {total} can be loaded", remedy)
+
+
+def _store() -> dict[str, Any]:
+    """Whether it opens; one that is not there yet is not made."""
+    from data.store import Store, StoreError, file_of, store_url
+
+    file = file_of(store_url())
+    if file is not None and not file.exists():
+        return _row("store of batch runs", "absent", f"{file} is made by the first run")
+    try:
+        store = Store()
+    except StoreError as error:
+        return _row("store of batch runs", "no", str(error), "set MNEMO_STORE to the URL of one that opens")
+    last = store.runs(last=1)
+    store.close()
+    told = f"the last run was {last[0].id}, {last[0].status}" if last else "no runs yet"
+    return _row("store of batch runs", "yes", f"{store.name}: {told}")
 
 
 def _broker() -> dict[str, Any]:

@@ -81,6 +81,17 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     write_together({path: write})
 
 
+def write_answer(answer: pd.DataFrame, path: Path) -> None:
+    """A frame of forecasts as a .csv or .parquet file, whole or not at all.
+
+    Raises:
+        ResultError: the disk is full or the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write = answer.to_csv if path.suffix == ".csv" else answer.to_parquet
+    write_whole(path, lambda beside: write(beside, index=False))
+
+
 def write_together(files: Mapping[Path, Callable[[Path], object]], gone: Iterable[Path] = ()) -> None:
     """Let all be made beside; once each is whole, remove what shall be gone and rename them, in their order.
 

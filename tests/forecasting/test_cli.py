@@ -24,7 +24,10 @@ from forecasting import cli, stream
 from forecasting.bundle import read_bundle, seal, write_bundle
 from forecasting.results import find_results
 
-COMMANDS = ("datasets", "models", "doctor", "train", "backtest", "forecast", "certify", "demo", "dashboard", "bridge")
+COMMANDS = (
+    "datasets", "models", "doctor", "train", "backtest", "forecast", "certify", "demo", "dashboard", "bridge",
+    "batch", "schedule",
+)  # fmt: skip
 SMALL = ("--set", "max_epochs=1", "--set", "hidden=8")
 DECILES = [f"q{level / 10:g}" for level in range(1, 10)]
 PROMISED = [

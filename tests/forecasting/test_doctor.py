@@ -8,6 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from data.store import Store
 from forecasting import doctor
 from forecasting.cli import app
 
@@ -95,6 +96,17 @@ def test_data_sets_that_are_missing_are_no_fault_but_said(one_bridge, monkeypatc
     assert "set MNEMO_DATA_DIR" in found["remedy"]
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert row("browser for the dashboard's tests")["works"] == "absent"
+
+
+def test_the_store_is_opened_where_there_is_one_and_never_made(one_bridge, monkeypatch, tmp_path):
+    monkeypatch.setenv("MNEMO_STORE", f"sqlite:///{tmp_path / 'store.db'}")
+    assert row("store of batch runs")["works"] == "absent"
+    assert list(tmp_path.iterdir()) == []
+    Store().close()
+    assert row("store of batch runs")["found"].endswith("store.db: no runs yet")
+    (tmp_path / "store.db").write_text("no database, but long enough to be read as one " * 20)
+    found = row("store of batch runs")
+    assert (found["works"], "not a database" in found["found"]) == ("no", True)
 
 
 def test_the_bridges_parts_are_tried_in_their_own_process():
