@@ -66,6 +66,7 @@ def _of_run() -> sql.Column[str]:
     return sql.Column("run", sql.String(80), sql.ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
 
 
+_NEWEST_FIRST = (_RUNS.c.started.desc(), _RUNS.c.id.desc())
 _JOBS = sql.Table(
     "jobs",
     _TABLES,
@@ -255,11 +256,16 @@ class Store:
         """The right to write to a run that is not going on, which goes on from here.
 
         Raises:
-            StoreError: there is none of this name, it goes on, or another run of its plan does.
+            StoreError: there is none of this name, it goes on or another run of its plan does, or what a newer one gave
+                is published.
         """
-        plan, hold = self.run(run).plan, Hold(run, uuid.uuid4().hex)
+        old, hold = self.run(run), Hold(run, uuid.uuid4().hex)
         with self._writing() as connection:
-            self._end_the_dead(connection, plan)
+            self._end_the_dead(connection, old.plan)
+            newer = sql.select(_RUNS.c.id).join(_JOBS, _JOBS.c.run == _RUNS.c.id)
+            newer = newer.where(_RUNS.c.plan == old.plan, _RUNS.c.started > old.started, _JOBS.c.published)
+            if other := connection.execute(newer.limit(1)).scalar():
+                raise StoreError(f"{run}: is out of date, for {other} came after it. Begin a new run.")
             connection.execute(_RUNS.update().where(_RUNS.c.id == run).values(_sign(hold) | {"ended": None}))
         return hold
 
@@ -299,10 +305,11 @@ class Store:
             self._forget(connection, hold.run, job)
             self._set(connection, hold.run, job, FAILED, dict(summary or {}) | {"reason": reason})
 
-    def publish(self, hold: Hold) -> Run:
+    def publish(self, hold: Hold, keep: int | None = None) -> Run:
         """Let everybody see what the run's jobs gave, all at once, and end it.
 
-        The states of the runs before, of the same jobs, are no longer needed and go.
+        The states of the runs before, of the same jobs, are no longer needed and go; so do the forecasts of all but the
+        last `keep` runs of the plan, where that is given. What became of their jobs stays.
         """
         with self._writing() as connection:
             self._check(connection, hold)
@@ -316,6 +323,11 @@ class Store:
             same = sql.select(_RUNS.c.id).where(_RUNS.c.plan == plan, _RUNS.c.id != hold.run)
             connection.execute(_STATES.delete().where(_STATES.c.run.in_(same), _STATES.c.job.in_(done)))
             connection.execute(_RUNS.update().where(_RUNS.c.id == hold.run).values(status=status, ended=_text()))
+            if keep is not None:
+                of_plan = sql.select(_RUNS.c.id).where(_RUNS.c.plan == plan, _RUNS.c.status != RUNNING)
+                runs = connection.execute(of_plan.order_by(*_NEWEST_FIRST)).scalars().all()
+                connection.execute(_FORECASTS.delete().where(_FORECASTS.c.run.in_(runs[keep:])))
+                connection.execute(_JOBS.update().where(_JOBS.c.run.in_(runs[keep:])).values(published=False))
         return self.run(hold.run)
 
     def interrupt(self, hold: Hold) -> None:
@@ -328,7 +340,7 @@ class Store:
 
     def runs(self, plan: str | None = None, last: int = 10) -> list[Run]:
         """The last runs, the newest first."""
-        chosen = sql.select(_RUNS.c.id).order_by(_RUNS.c.started.desc(), _RUNS.c.id.desc()).limit(last)
+        chosen = sql.select(_RUNS.c.id).order_by(*_NEWEST_FIRST).limit(last)
         with self._asking() as connection:
             ids = connection.execute(chosen if plan is None else chosen.where(_RUNS.c.plan == plan)).scalars().all()
         return [self.run(each) for each in ids]
@@ -368,7 +380,7 @@ class Store:
             sql.select(_RUNS.c.id)
             .join(_JOBS, _JOBS.c.run == _RUNS.c.id)
             .where(_RUNS.c.plan == plan, _JOBS.c.name == job, _JOBS.c.published)
-            .order_by(_RUNS.c.started.desc(), _RUNS.c.id.desc())
+            .order_by(*_NEWEST_FIRST)
         )
         with self._asking() as connection:
             run = connection.execute(chosen.limit(1)).scalar()
@@ -381,7 +393,7 @@ class Store:
             .join(_RUNS, _RUNS.c.id == _STATES.c.run)
             .join(_JOBS, sql.and_(_JOBS.c.run == _STATES.c.run, _JOBS.c.name == _STATES.c.job))
             .where(_RUNS.c.plan == plan, _STATES.c.job == job, _JOBS.c.published)
-            .order_by(_RUNS.c.started.desc(), _RUNS.c.id.desc())
+            .order_by(*_NEWEST_FIRST)
         )
         with self._asking() as connection:
             content = connection.execute(chosen.limit(1)).scalar()

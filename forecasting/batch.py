@@ -61,7 +61,7 @@ def _go_on(plan: Plan, store: Store, hold: Hold, say: Callable[[str], object]) -
             for job in plan.jobs:
                 if job.name not in done:
                     _do(plan, job, store, hold, say)
-            run = store.publish(hold)
+            run = store.publish(hold, plan.keep)
     except KeyboardInterrupt:
         store.interrupt(hold)
         say(f"interrupted: mnemo batch resume {hold.run}")

@@ -46,9 +46,9 @@ data = "shops/*.csv"
 model = "sktime:ThetaForecaster"
 horizon = 14
 
-Paths are relative to the plan. A job takes id, time, target and wide as `mnemo forecast` does; with a bundle adapt, and
-carry (false: step the whole history anew); with a model horizon, season, freq, set, and learn: what a classifier learns
-from.
+Paths are relative to the plan. Above its jobs a plan takes name, at, every, and keep: the forecasts of how many runs. A
+job takes id, time, target and wide as `mnemo forecast` does; with a bundle adapt, and carry (false: step the whole
+history anew); with a model horizon, season, freq, set, and learn: what a classifier learns from.
 """
 
 

@@ -3,6 +3,7 @@ data, and when.
 
     name = "nightly"                      # the file's own name if left out
     at = ["02:30"]                        # local times of `mnemo schedule`, or every = "15min"
+    keep = 90                             # forecasts of so many runs, of all if left out
 
     [[job]]
     name = "shops"
@@ -80,6 +81,7 @@ class Plan:
     jobs: tuple[PlannedJob, ...]
     at: tuple[time, ...] = ()
     every: timedelta | None = None
+    keep: int | None = None
 
 
 def read_plan(path: Path) -> Plan:
@@ -103,12 +105,15 @@ def of_spec(spec: dict[str, Any]) -> Plan:
         PlanError: it asks for what cannot be done.
     """
     path, table = Path(spec["path"]), spec["plan"]
-    _refuse_unknown(table, {"name", "at", "every", "job"}, str(path))
+    _refuse_unknown(table, {"name", "at", "every", "keep", "job"}, str(path))
     name = table.get("name", path.stem)
     _check_name(name, f"{path}: name")
     at, every = table.get("at", []), table.get("every")
     if at and every is not None:
         raise PlanError(f"{path}: at and every are both given; a plan is due at times of the day or at a step.")
+    keep = table.get("keep")
+    if keep is not None and (type(keep) is not int or keep < 1):
+        raise PlanError(f"{path}: keep is a number of runs, at least 1; got {keep!r}.")
     raw = table.get("job")
     if not isinstance(raw, list) or not raw or not all(isinstance(job, dict) for job in raw):
         raise PlanError(f"{path}: a plan has one [[job]] or more, each with a name, data, and a bundle or a model.")
@@ -118,7 +123,7 @@ def of_spec(spec: dict[str, Any]) -> Plan:
         if twice:
             raise PlanError(f"{path}: two jobs have the {kind} {twice[0]}; each needs its own.")
     times = at if isinstance(at, list) else [at]
-    return Plan(name, spec, jobs, tuple(_time(text, path) for text in times), _step(every, path))
+    return Plan(name, spec, jobs, tuple(_time(text, path) for text in times), _step(every, path), keep)
 
 
 def _job(raw: Mapping[str, Any], place: int, path: Path) -> PlannedJob:

@@ -109,6 +109,31 @@ def test_the_newest_published_run_is_the_latest_and_leaves_the_only_state(store)
     assert store.runs("another") == []
 
 
+def test_a_run_that_a_newer_one_has_overtaken_is_not_gone_on_with(store):
+    old = begin(store)
+    store.interrupt(old)
+    new = begin(store)
+    store.keep(new, "shops", ANSWER, None, {})
+    store.publish(new)
+    with pytest.raises(StoreError, match=f"{old.run}: is out of date, for {new.run} came after it"):
+        store.take_over(old.run)
+    store.publish(store.take_over(new.run))
+
+
+def test_forecasts_of_older_runs_go_where_so_many_are_kept_and_what_became_of_them_stays(store):
+    runs = []
+    for number in range(4):
+        hold = begin(store)
+        store.keep(hold, "shops", ANSWER, b"state", {"series": number})
+        runs.append(store.publish(hold, keep=2).id)
+    for run in runs[:2]:
+        with pytest.raises(StoreError, match="has published nothing"):
+            store.forecasts(run, "shops")
+    assert all(len(store.forecasts(run, "shops")) == 3 for run in runs[2:])
+    assert [run.jobs[0].summary["series"] for run in store.runs()] == [3, 2, 1, 0]
+    assert store.state("nightly", "shops") == b"state"
+
+
 def test_one_run_of_a_plan_goes_on_at_a_time(store):
     hold = begin(store)
     with pytest.raises(StoreError, match=rf"nightly: its run {hold.run} goes on, on .* as process {os.getpid()}"):

@@ -19,13 +19,14 @@ from tests.forecasting.test_cli import mnemo
 
 pytestmark = pytest.mark.filterwarnings("ignore:The default of config:FutureWarning")  # sktime's, of its own next
 
-PLAN = """
+SHOPS = """
 [[job]]
 name = "shops"
 data = "shops.csv"
 bundle = "ets"
 out = "out/shops.parquet"
-
+"""
+REFERENCE = """
 [[job]]
 name = "reference"
 data = "shops.csv"
@@ -33,6 +34,7 @@ model = "sktime:NaiveForecaster"
 horizon = 3
 set = { strategy = "drift" }
 """
+PLAN = SHOPS + REFERENCE
 
 
 def shops(length: int, names: str = "abc") -> pd.DataFrame:
@@ -278,3 +280,28 @@ def test_signs_of_life_are_given_while_a_job_takes_long(folder, store, monkeypat
     monkeypatch.setattr(batch, "_fitted_in_the_run", slowly)
     run_plan(read_plan(folder / "plan.toml"), store)
     assert seen[0] < seen[1]
+
+
+def test_schedule_runs_a_plan_again_and_again_until_it_is_interrupted(folder, store):
+    (folder / "plan.toml").write_text(f'every = "1s"\nkeep = 1\n{SHOPS}')
+    command = [sys.executable, "-m", "forecasting.cli", "schedule", str(folder / "plan.toml")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if lines.count("plan: done\n") == 2:
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert rest.endswith("interrupted.\n")
+    assert lines[0].startswith("plan: next at ")
+    assert any("from the state of the run before" in line for line in lines)
+    done = [run for run in store.runs() if run.status == "done"]
+    assert len(done) >= 2
+    assert len(store.latest("plan", "shops")) == 9
+
+
+def test_schedule_refuses_a_plan_without_a_time(folder):
+    assert "does not say when it is due" in mnemo("schedule", folder / "plan.toml").error

@@ -74,7 +74,7 @@ def test_steps(tmp_path, text, step):
         ("name = 'x'", r"has one \[\[job\]\] or more"),
         ("job = 3", r"has one \[\[job\]\] or more"),
         ("jobs = 3\n" + BUNDLE, "unknown key jobs. Did you mean job"),
-        ("zzz = 3\n" + BUNDLE, "unknown key zzz. Known: at, every, job, name"),
+        ("zzz = 3\n" + BUNDLE, "unknown key zzz. Known: at, every, job, keep, name"),
         (BUNDLE + "bundel = 3", "job a: unknown key bundel. Did you mean bundle"),
         ("name = 'a b'\n" + BUNDLE, "name is letters, digits"),
         ('[[job]]\nname = "../a"\ndata = "a.csv"\nbundle = "b"', "name is letters, digits"),
@@ -97,6 +97,8 @@ def test_steps(tmp_path, text, step):
         ("at = 3\n" + BUNDLE, "at is a time of the day"),
         ('every = "soon"\n' + BUNDLE, 'every is a step such as "15min"'),
         ('every = "0h"\n' + BUNDLE, 'every is a step such as "15min"'),
+        ("keep = 0\n" + BUNDLE, "keep is a number of runs, at least 1; got 0"),
+        ("keep = true\n" + BUNDLE, "keep is a number of runs, at least 1; got True"),
         ('at = "02:00"\nevery = "1h"\n' + BUNDLE, "at and every are both given"),
     ],
 )
