@@ -75,8 +75,9 @@ def _go_on(plan: Plan, store: Store, hold: Hold, say: Callable[[str], object]) -
 def _do(plan: Plan, job: PlannedJob, store: Store, hold: Hold, say: Callable[[str], object]) -> None:
     """One job, into the store: what it gave, or why it gave nothing."""
     began = time.perf_counter()
+    before = store.state(plan.name, job.name) if job.carry else None
     try:
-        answer, state, summary = _answer(job, store.state(plan.name, job.name) if job.carry else None)
+        answer, state, summary = _answer(job, before)
     except Exception as error:  # of one job; the others are none the worse for it
         text = " ".join(str(error).split())
         kind = "" if isinstance(error, (ValueError, OSError)) else f"unexpected {type(error).__name__}: "

@@ -151,8 +151,10 @@ def schedule(
 def _end(run: Run, as_json: bool) -> None:
     """Show a run; exit with 1 where some of it failed."""
     _show(run, as_json)
-    if any(job.status != "done" or job.summary.get("failures") for job in run.jobs):
-        _say(f"some of it failed: mnemo batch resume {run.id}")
+    failed = [job.name for job in run.jobs if job.status != "done"]
+    if failed:
+        _say(f"{', '.join(failed)} failed; once that is mended: mnemo batch resume {run.id}")
+    if failed or any(job.summary.get("failures") for job in run.jobs):
         raise typer.Exit(1)
 
 

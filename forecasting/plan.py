@@ -159,6 +159,9 @@ def _job(raw: Mapping[str, Any], place: int, path: Path) -> PlannedJob:
     for key in ("data", "learn"):
         if key in found:
             found[key] = _source(found[key], folder)
+    files = path_of(found["data"])
+    if "out" in found and files is not None and Path(found["out"]).match(files):
+        raise PlanError(f"{where}: out, {raw['out']}, is among its data, which it would replace or be read with.")
     return PlannedJob(**found)
 
 

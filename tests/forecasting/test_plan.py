@@ -90,6 +90,8 @@ def test_steps(tmp_path, text, step):
         (MODEL + "horizon = true", "job a: horizon is a whole number, got True"),
         (BUNDLE + "carry = 1", "job a: carry is true or false, got 1"),
         (BUNDLE + 'out = "f.xlsx"', "job a: out is a .parquet or .csv file"),
+        (BUNDLE + 'out = "a.csv"', "job a: out, a.csv, is among its data"),
+        (BUNDLE.replace("a.csv", "*.csv") + 'out = "f.csv"', "job a: out, f.csv, is among its data"),
         (BUNDLE + "\n" + BUNDLE, "two jobs have the name a"),
         (BUNDLE + 'out="x.csv"\n' + BUNDLE.replace('"a"', '"c"') + 'out="x.csv"', "two jobs have the out"),
         ('at = "25:00"\n' + BUNDLE, "at is a time of the day or a list of them.*got '25:00'"),
