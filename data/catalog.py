@@ -92,7 +92,9 @@ def load(source: str, **options: Any) -> Dataset:
         _refuse_file_options(entry, given)
         return _with_options(entry.load(), given)
     if source.partition(":")[0] == "store":
-        raise FrameError(f"{source}: there is no store in this version yet. Give a file, or a name: `mnemo datasets`.")
+        raise FrameError(
+            f"{source}: the store keeps runs, and no observations yet. Give a file, or a name: `mnemo datasets`."
+        )
     near = difflib.get_close_matches(source, _ENTRIES, n=3, cutoff=0.5)
     close = f"Did you mean {' or '.join(near)}? " if near else ""
     known = ", ".join([*near, *(name for name in _ENTRIES if name not in near)])

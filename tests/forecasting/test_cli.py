@@ -603,7 +603,7 @@ SOURCES = {
     ".": r"this is a folder",
     "sales.csv/x.csv": r"no such file",
     "ltsf/ETTh1": r"MNEMO_DATA_DIR is not set.*Origin",
-    "store:": r"store:: there is no store in this version yet\. Give a file, or a name",
+    "store:": r"store:: the store keeps runs, and no observations yet\. Give a file, or a name",
 }
 
 
