@@ -36,13 +36,14 @@ QUIET = timedelta(minutes=2)  # without a sign of life, after which a run counts
 BUSY_S = 30  # how long a writer waits for another one
 RUNNING, DONE, PARTIAL, FAILED, INTERRUPTED, WAITING = "running", "done", "partial", "failed", "interrupted", "waiting"
 CUTOFF = "cutoff"
+_MAKING = 0x6D6E656D6F  # the key of a lock
 
 _TABLES = sql.MetaData()
 _ABOUT = sql.Table("about", _TABLES, sql.Column("version", sql.Integer, nullable=False))
 _RUNS = sql.Table(
     "runs",
     _TABLES,
-    sql.Column("id", sql.String(80), primary_key=True),
+    sql.Column("id", sql.String(200), primary_key=True),
     sql.Column("plan", sql.String(200), nullable=False),
     sql.Column("spec", sql.Text, nullable=False),
     sql.Column("status", sql.String(20), nullable=False),
@@ -63,7 +64,7 @@ sql.Index(
 
 
 def _of_run() -> sql.Column[str]:
-    return sql.Column("run", sql.String(80), sql.ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    return sql.Column("run", sql.String(200), sql.ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
 
 
 _NEWEST_FIRST = (_RUNS.c.started.desc(), _RUNS.c.id.desc())
@@ -93,6 +94,7 @@ _STATES = sql.Table(
     _TABLES,
     _of_run(),
     sql.Column("job", sql.String(200), primary_key=True),
+    sql.Column("bundle", sql.String(200), nullable=False),
     sql.Column("content", sql.LargeBinary, nullable=False),
 )
 
@@ -125,6 +127,14 @@ class Run:
     alive: str
     ended: str | None
     jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True)
+class Left:
+    """The state that a job left, and what it is of: the digest of a bundle."""
+
+    content: bytes
+    bundle: str
 
 
 @dataclass(frozen=True)
@@ -174,6 +184,8 @@ class Store:
         try:
             self._engine = self._open()
             with self._writing() as connection:
+                if self._url.get_backend_name() == "postgresql":  # where two that make the tables at once collide
+                    connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_MAKING)))
                 _TABLES.create_all(connection)
                 found = connection.execute(sql.select(_ABOUT.c.version)).scalar()
                 if found is None:
@@ -274,7 +286,7 @@ class Store:
         with self._writing() as connection:
             self._check(connection, hold)
 
-    def keep(self, hold: Hold, job: str, answer: pd.DataFrame, state: bytes | None, summary: Mapping[str, Any]) -> None:
+    def keep(self, hold: Hold, job: str, answer: pd.DataFrame, state: Left | None, summary: Mapping[str, Any]) -> None:
         """What a job gave, in place of what it gave before; nobody sees it before `publish`."""
         kinds = {column: answer[column].to_numpy().dtype.kind for column in (TIME, CUTOFF) if column in answer}
         rest = [column for column in answer.columns if column not in (ID, *kinds)]
@@ -295,7 +307,7 @@ class Store:
             if rows:
                 connection.execute(_FORECASTS.insert(), rows)
             if state is not None:
-                connection.execute(_STATES.insert().values(run=hold.run, job=job, content=state))
+                connection.execute(_STATES.insert().values(run=hold.run, job=job, **vars(state)))
             self._set(connection, hold.run, job, DONE, known)
 
     def fail(self, hold: Hold, job: str, reason: str, summary: Mapping[str, Any] | None = None) -> None:
@@ -386,18 +398,18 @@ class Store:
             run = connection.execute(chosen.limit(1)).scalar()
         return None if run is None else self.forecasts(run, job)
 
-    def state(self, plan: str, job: str) -> bytes | None:
+    def state(self, plan: str, job: str) -> Left | None:
         """The state that the newest run that published this job of a plan left."""
         chosen = (
-            sql.select(_STATES.c.content)
+            sql.select(_STATES.c.content, _STATES.c.bundle)
             .join(_RUNS, _RUNS.c.id == _STATES.c.run)
             .join(_JOBS, sql.and_(_JOBS.c.run == _STATES.c.run, _JOBS.c.name == _STATES.c.job))
             .where(_RUNS.c.plan == plan, _STATES.c.job == job, _JOBS.c.published)
             .order_by(*_NEWEST_FIRST)
         )
         with self._asking() as connection:
-            content = connection.execute(chosen.limit(1)).scalar()
-        return None if content is None else bytes(content)
+            row = connection.execute(chosen.limit(1)).first()
+        return None if row is None else Left(bytes(row[0]), row[1])
 
     # --- within a transaction ---
 
@@ -471,6 +483,8 @@ def _sign(hold: Hold) -> dict[str, Any]:
 
 
 def _is_alive(pid: int) -> bool:
+    if os.name != "posix":
+        return True  # where signal 0 is none that asks; signs of life have to do
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -6,6 +6,8 @@ left, so a night costs what is new. What a plan's jobs name as `out` is written 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
 import threading
 import time
@@ -18,8 +20,7 @@ import pandas as pd
 
 from data.catalog import load
 from data.panel import to_panel
-from data.store import DONE, Hold, Run, Store, StoreError
-from forecasting.bundle import STEP, read_npz
+from data.store import DONE, Hold, Left, Run, Store, StoreError
 from forecasting.inputs import asked_by
 from forecasting.plan import Plan, PlannedJob, of_spec
 from forecasting.results import write_answer
@@ -99,7 +100,7 @@ def _do(plan: Plan, job: PlannedJob, store: Store, hold: Hold, say: Callable[[st
         )
 
 
-def _answer(job: PlannedJob, state: bytes | None) -> tuple[pd.DataFrame, bytes | None, dict[str, Any]]:
+def _answer(job: PlannedJob, before: Left | None) -> tuple[pd.DataFrame, Left | None, dict[str, Any]]:
     """What a job forecasts, the state after it where there is one, and what is to be known of it."""
     notes: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -109,19 +110,19 @@ def _answer(job: PlannedJob, state: bytes | None) -> tuple[pd.DataFrame, bytes |
             loaded = _fitted_in_the_run(job, Path(folder) / "bundle")
         dataset = load(job.data, **(job.columns | asked_by(loaded)))
         notes += dataset.notes
-        streams = loaded.streams and job.carry
+        streams, bundle, state = loaded.streams and job.carry, _digest(loaded), None
         if not streams:
-            began, state = "on the whole history", None
-        elif state is None:
+            began = "on the whole history"
+        elif before is None:
             began = "from the initial state"
-        elif str(read_npz(state, f"{job.name}: the state of the run before").get("step_sha256")) != _graph(loaded):
-            began, state = "from the initial state", None
+        elif before.bundle != bundle:
+            began = "from the initial state"
             notes.append(f"{job.bundle} is another bundle than in the run before, whose state is not for it.")
         else:
-            began = "from the state of the run before"
+            began, state = "from the state of the run before", before.content
         after = Path(folder) / "state.npz" if streams else None
         answer = loaded.forecast(dataset, state=state, save_state=after, adapt=job.adapt)
-        content = None if after is None else after.read_bytes()
+        left = None if after is None else Left(after.read_bytes(), bundle)
     told = set(answer["unique_id"])
     summary = {
         "series": len(told),
@@ -131,11 +132,12 @@ def _answer(job: PlannedJob, state: bytes | None) -> tuple[pd.DataFrame, bytes |
         "failures": dict(loaded.failures),
         "substitutes": {name: one for name, one in loaded.substitutes.items() if name in told},
     }
-    return answer, content, summary
+    return answer, left, summary
 
 
-def _graph(loaded: LoadedBundle) -> str:
-    return loaded.card["sha256"][STEP]
+def _digest(loaded: LoadedBundle) -> str:
+    """Of all files: a model that was fitted to each series anew has the same graph, and its state other parameters."""
+    return hashlib.sha256(json.dumps(loaded.card.get("sha256"), sort_keys=True).encode()).hexdigest()
 
 
 def _fitted_in_the_run(job: PlannedJob, place: Path) -> LoadedBundle:

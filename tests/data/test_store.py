@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from data import store as stores
-from data.store import Store, StoreError
+from data.store import Left, Store, StoreError
 from tests.postgres import server
 
 ANSWER = pd.DataFrame({
@@ -45,13 +45,17 @@ def store(request, tmp_path):
     opened.close()
 
 
+def left(content):
+    return Left(content, "a bundle")
+
+
 def begin(store, *jobs):
     return store.begin("nightly", {"some": "plan"}, jobs or ("shops",))
 
 
 def test_nothing_of_a_run_is_seen_before_it_is_published_and_then_all_of_it_to_the_digit(store):
     hold = begin(store, "shops", "gestures")
-    store.keep(hold, "shops", ANSWER, b"state", {"series": 2})
+    store.keep(hold, "shops", ANSWER, left(b"state"), {"series": 2})
     gestures = pd.DataFrame({"unique_id": ["r1"], "ds": [0.25], "model": "gru", "label": ["left"], "p_left": [0.75]})
     store.keep(hold, "gestures", gestures, None, {"series": 1})
     with pytest.raises(StoreError, match="has published nothing of a job shops"):
@@ -65,7 +69,7 @@ def test_nothing_of_a_run_is_seen_before_it_is_published_and_then_all_of_it_to_t
     assert [(job.name, job.published) for job in published.jobs] == [("shops", True), ("gestures", True)]
     pd.testing.assert_frame_equal(store.forecasts(hold.run, "shops"), ANSWER)
     pd.testing.assert_frame_equal(store.latest("nightly", "gestures"), gestures)
-    assert store.state("nightly", "shops") == b"state"
+    assert store.state("nightly", "shops") == left(b"state")
     assert store.state("nightly", "gestures") is None
 
 
@@ -96,12 +100,12 @@ def test_what_failed_is_partial_is_not_published_and_takes_nothing_with_it(store
 def test_the_newest_published_run_is_the_latest_and_leaves_the_only_state(store):
     for number in (1, 2):
         hold = begin(store)
-        store.keep(hold, "shops", ANSWER.assign(mean=float(number)), f"state {number}".encode(), {})
+        store.keep(hold, "shops", ANSWER.assign(mean=float(number)), left(f"state {number}".encode()), {})
         store.publish(hold)
     unseen = begin(store)
-    store.keep(unseen, "shops", ANSWER.assign(mean=3.0), b"state 3", {})
+    store.keep(unseen, "shops", ANSWER.assign(mean=3.0), left(b"state 3"), {})
     assert set(store.latest("nightly", "shops")["mean"]) == {2.0}
-    assert store.state("nightly", "shops") == b"state 2"
+    assert store.state("nightly", "shops") == left(b"state 2")
     with store._asking() as connection:
         assert connection.execute(stores.sql.select(stores.sql.func.count()).select_from(stores._STATES)).scalar() == 2
     assert store.runs("nightly")[0].id == unseen.run
@@ -124,14 +128,14 @@ def test_forecasts_of_older_runs_go_where_so_many_are_kept_and_what_became_of_th
     runs = []
     for number in range(4):
         hold = begin(store)
-        store.keep(hold, "shops", ANSWER, b"state", {"series": number})
+        store.keep(hold, "shops", ANSWER, left(b"state"), {"series": number})
         runs.append(store.publish(hold, keep=2).id)
     for run in runs[:2]:
         with pytest.raises(StoreError, match="has published nothing"):
             store.forecasts(run, "shops")
     assert all(len(store.forecasts(run, "shops")) == 3 for run in runs[2:])
     assert [run.jobs[0].summary["series"] for run in store.runs()] == [3, 2, 1, 0]
-    assert store.state("nightly", "shops") == b"state"
+    assert store.state("nightly", "shops") == left(b"state")
 
 
 def test_one_run_of_a_plan_goes_on_at_a_time(store):
@@ -157,9 +161,27 @@ def test_of_many_that_begin_at_once_one_does(store):
         assert sum(pool.map(attempt, range(8))) == 1
 
 
+def test_of_many_that_open_a_new_store_at_once_all_do(store):
+    with store._writing() as connection:
+        stores._TABLES.drop_all(connection)
+    url = store._url.render_as_string(hide_password=False)
+    with ThreadPoolExecutor(8) as pool:
+        for opened in pool.map(lambda _: Store(url), range(8)):
+            opened.close()
+    begin(store)
+
+
+def test_a_name_of_the_greatest_length_is_kept(store):
+    name = "n" * 100
+    hold = store.begin(name, {}, [name])
+    store.keep(hold, name, ANSWER, left(b"state"), {})
+    store.publish(hold)
+    assert len(store.latest(name, name)) == 3
+
+
 def _begin_and_die(url: str) -> None:
     hold = Store(url).begin("nightly", {}, ["shops"])
-    Store(url).keep(hold, "shops", ANSWER, b"half", {})
+    Store(url).keep(hold, "shops", ANSWER, left(b"half"), {})
     os._exit(9)
 
 
@@ -201,11 +223,11 @@ def test_who_gives_no_sign_of_life_is_taken_over_and_can_write_no_more(store, mo
 
 def test_a_job_that_is_kept_again_takes_the_place_of_what_it_gave_before(store):
     hold = begin(store)
-    store.keep(hold, "shops", ANSWER, b"old", {})
-    store.keep(hold, "shops", ANSWER[:1], b"new", {})
+    store.keep(hold, "shops", ANSWER, left(b"old"), {})
+    store.keep(hold, "shops", ANSWER[:1], left(b"new"), {})
     store.publish(hold)
     assert len(store.latest("nightly", "shops")) == 1
-    assert store.state("nightly", "shops") == b"new"
+    assert store.state("nightly", "shops") == left(b"new")
 
 
 def test_an_unknown_run_is_refused(store):

@@ -117,15 +117,21 @@ def test_without_carry_the_whole_history_is_stepped(folder):
         assert job(run, "shops")["from"] == "on the whole history"
 
 
-def test_a_bundle_that_was_replaced_starts_anew_and_says_so(folder):
+def test_a_bundle_that_was_fitted_anew_starts_anew_and_says_so_though_its_graph_is_the_same(folder, store):
     mnemo("batch", "run", folder / "plan.toml")
-    assert mnemo(
-        "train", "--data", folder / "shops.csv", "--model", "ridge", "--horizon", 3, "--out", folder / "other"
-    ).code == 0  # fmt: skip
-    (folder / "plan.toml").write_text(PLAN.replace('"ets"', '"other"'))
+    graph = load_bundle(folder / "ets").card["sha256"]["step.onnx"]
+    os.unlink(folder / "ets")
+    calm = shops(40)
+    calm["y"] = 50 + (calm["y"] - 100) / 10
+    calm.to_csv(folder / "shops.csv", index=False)
+    again = mnemo("train", "--data", folder / "shops.csv", "--model", "ets", "--horizon", 3, "--out", folder / "ets")
+    assert again.code == 0
+    assert load_bundle(folder / "ets").card["sha256"]["step.onnx"] == graph
     run = told(mnemo("batch", "run", folder / "plan.toml", "--json"))
     assert job(run, "shops")["from"] == "from the initial state"
     assert "is another bundle than in the run before" in job(run, "shops")["notes"][-1]
+    expected = load_bundle(folder / "ets").forecast(calm)
+    np.testing.assert_allclose(store.latest("plan", "shops")["mean"], expected["mean"])
 
 
 def test_what_fails_is_said_and_kept_apart_and_can_be_done_later(folder, store):
