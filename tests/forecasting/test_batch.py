@@ -298,6 +298,7 @@ def test_schedule_runs_a_plan_again_and_again_until_it_is_interrupted(folder, st
         lines.append(line)
         if lines.count("plan: done\n") == 2:
             break
+    assert lines.count("plan: done\n") == 2, lines
     process.send_signal(signal.SIGINT)
     rest = process.communicate(timeout=60)[1]
     assert process.returncode == 1
