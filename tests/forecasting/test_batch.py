@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -291,7 +292,8 @@ def test_signs_of_life_are_given_while_a_job_takes_long(folder, store, monkeypat
 def test_schedule_runs_a_plan_again_and_again_until_it_is_interrupted(folder, store):
     (folder / "plan.toml").write_text(f'every = "1s"\nkeep = 1\n{SHOPS}')
     command = [sys.executable, "-m", "forecasting.cli", "schedule", str(folder / "plan.toml")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which who starts tests in the background may not
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     assert process.stderr is not None
     lines = []
     for line in process.stderr:
