@@ -296,13 +296,16 @@ def test_schedule_runs_a_plan_again_and_again_until_it_is_interrupted(folder, st
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     assert process.stderr is not None
     lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if lines.count("plan: done\n") == 2:
-            break
-    assert lines.count("plan: done\n") == 2, lines
-    process.send_signal(signal.SIGINT)
-    rest = process.communicate(timeout=60)[1]
+    try:
+        for line in process.stderr:
+            lines.append(line)
+            if lines.count("plan: done\n") == 2:
+                break
+        assert lines.count("plan: done\n") == 2, lines
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
     assert process.returncode == 1
     assert rest.endswith("interrupted.\n")
     assert lines[0].startswith("plan: next at ")
