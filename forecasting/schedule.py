@@ -18,10 +18,13 @@ def next_due(plan: Plan, after: datetime) -> datetime:
     """
     midnight = after.replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
     if plan.every is not None:
-        return _local(midnight + ((after.replace(tzinfo=None) - midnight) // plan.every + 1) * plan.every)
+        due = midnight + ((after.replace(tzinfo=None) - midnight) // plan.every + 1) * plan.every
+        while _local(due) <= after:  # in the second of two hours that are called the same
+            due += plan.every
+        return _local(due)
     days = (midnight + timedelta(days=ahead) for ahead in (0, 1, 2))
-    due = (_local(datetime.combine(day, at)) for day in days for at in sorted(plan.at))
-    return next(moment for moment in due if moment > after)
+    moments = (_local(datetime.combine(day, at)) for day in days for at in sorted(plan.at))
+    return next(moment for moment in moments if moment > after)
 
 
 def _local(naive: datetime) -> datetime:

@@ -47,6 +47,11 @@ def test_when_a_plan_is_due_next(when, after, due):
     assert next_due(plan(**when), local(*after)) == local(*due)
 
 
+def test_in_the_second_of_two_hours_of_one_name_a_step_is_not_due_at_once_again_and_again():
+    second = datetime(2026, 10, 25, 2, 10, fold=1).astimezone()
+    assert next_due(plan(every="15min"), second) == local(2026, 10, 25, 3)
+
+
 class Clock:
     """Whose time passes only while somebody sleeps or works."""
 
