@@ -36,6 +36,10 @@ WELL_CONDITIONED = 1e9  # condition up to which float64 solves to the digits of 
 class RidgeConfig:
     lags: int = 96  # L
     penalty: float = 1e-5  # times the mean square of the features
+    # P: lags that are whole periods apart share one coefficient, and only the `recent` newest have one of their own
+    # beside it, so that a long look-back needs few; 0 leaves each its own. Forecasts only.
+    period: int = 0
+    recent: int = 0  # R
     # Observations of the running mean that lags and forecast are relative to; 1 is the last value. Forecasts only.
     level_window: int = 1
     # Of the memory of a stream's own errors (`models.errors`): the variance of its weights before any lesson, and so
@@ -50,6 +54,11 @@ class RidgeConfig:
                 "ridge needs at least 2 lags, a penalty of 0 or more and a level_window of at least 1, "
                 f"got lags={self.lags}, penalty={self.penalty} and level_window={self.level_window}."
             )
+        if not 0 <= self.period < self.lags or not 0 <= self.recent <= (self.lags if self.period else 0):
+            raise ModelError(
+                "period is 0 or more and less than lags, recent at most lags and 0 without a period, "
+                f"got lags={self.lags}, period={self.period} and recent={self.recent}."
+            )
         if not 0 <= self.error_rate <= LARGEST_RATE or not 1 <= self.error_span <= LONGEST_SPAN or self.error_keys < 1:
             raise ModelError(
                 f"error_rate is 0 to {LARGEST_RATE:g}, error_span 1 to {LONGEST_SPAN:g} and error_keys at least 1, "
@@ -57,6 +66,34 @@ class RidgeConfig:
             )
         if self.error_rate and self.level_window < 2:
             raise ModelError("error_rate needs a level_window of 2 or more: errors are told in spreads around a level.")
+
+
+class SharedCoefficients:
+    """Which lags of a ridge have their coefficients in common; `count` is F.
+
+    Without a period every lag has its own. With one, P belong to the means of each phase over the whole look-back, and
+    R to the newest lags.
+    """
+
+    def __init__(self, config: RidgeConfig) -> None:
+        self.count = config.lags
+        self._parts: Tensor | None = None  # (L, F) what a lag, oldest first, counts for
+        if config.period:
+            phase = torch.arange(config.lags - 1, -1, -1) % config.period
+            means = torch.nn.functional.one_hot(phase, config.period).double()
+            newest = torch.eye(config.lags, dtype=torch.float64)[:, config.lags - config.recent :]
+            self._parts = torch.cat([means / means.sum(0), newest], 1)
+            self.count = config.period + config.recent
+
+    def features(self, lags: Tensor) -> Tensor:
+        """(n, L) -> (n, F), float64."""
+        return lags.double() if self._parts is None else lags.double() @ self._parts.to(lags.device)
+
+    def of_lags(self, coefficients: Tensor) -> Tensor:
+        """(F, outputs) -> (L, outputs), float32."""
+        if self._parts is not None:
+            coefficients = self._parts.to(coefficients.device) @ coefficients.double()
+        return coefficients.float()
 
 
 def solve_ridge(gram: Tensor, cross: Tensor, penalty: float) -> Tensor:
@@ -97,7 +134,7 @@ class _NormalEquations:
                 "ridge found nothing to learn from: no training window has a known target. Give longer series, or "
                 "fewer lags."
             )
-        return solve_ridge(self.gram, self.cross, penalty).float()
+        return solve_ridge(self.gram, self.cross, penalty)
 
     def left_out(self, features: Tensor, targets: Tensor, penalty: float) -> Tensor:
         """(n, K) what rows that are part of the equations would miss by if each were not: exact, without a refit.
@@ -114,13 +151,12 @@ class _NormalEquations:
     def components(self, weight: Tensor, count: int) -> Tensor:
         """(F, count) features -> the principal components of X weight, each of mean square 1; 0 where there is none."""
         assert self.gram is not None
-        weight = weight.double()
         values, vectors = torch.linalg.eigh(weight.T @ self.gram @ weight / self.rows)
         values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
         there = values > 1e-9 * values[0]
         sizes = torch.where(there, values, 1.0).sqrt()
         found = weight @ (vectors / sizes) * there
-        return torch.nn.functional.pad(found, (0, count - found.shape[1])).float()
+        return torch.nn.functional.pad(found, (0, count - found.shape[1]))
 
 
 Step = tuple[slice, _NormalEquations]  # leads, and the equations that their weights solve
@@ -310,31 +346,38 @@ class RidgeForecaster(StepModel, Fitted):
         return mean[..., None] + square.sqrt()[..., None] * self.spread
 
     def fit(self, batches: Iterable[Batch], validation: Iterable[Batch] = ()) -> None:
+        shared = SharedCoefficients(self.config)
         equations, steps, units = _NormalEquations(), [], []
-        for features, target, _, scale in self._examples(batches):
-            equations.add(features / scale, target / scale)
+        for lags, target, _, scale in self._examples(batches):
+            equations.add(shared.features(lags / scale), target / scale)
             units.append(scale)
-        whole = equations.rows >= self.config.lags
+        whole = equations.rows >= shared.count
         if whole:
-            self.weight.copy_(equations.solve(self.config.penalty))
             steps = [(slice(0, self.signature.horizon), equations)]
+            weight = equations.solve(self.config.penalty)
         else:
-            equations, steps, units = self._fit_each_step(batches)
+            equations, steps, units = self._equations_of_each_step(batches, shared)
+            weight = torch.zeros(shared.count, self.signature.horizon, dtype=torch.float64)
+            for leads, step in steps:  # of a step that no row knows the last value stands
+                weight[:, leads] = step.solve(self.config.penalty).to(weight)
+        self.weight.copy_(shared.of_lags(weight))
         if self.level is not None:
             zero = torch.zeros(1)
             self.level.calibrate(zero, zero + 1, 1e-4 * torch.cat(units).amin(0))  # a small series has a spread too
         if self.errors is not None:
-            self.errors.to_key.copy_(equations.components(self.weight, self.config.error_keys))
+            keys = equations.components(weight, self.config.error_keys)
+            self.errors.to_key.copy_(shared.of_lags(keys))
         residuals = []
-        for features, target, running, scale in self._examples(batches, whole):
-            errors = target - features @ self.weight
+        few = FEW_ROWS * shared.count
+        for lags, target, running, scale in self._examples(batches, whole):
+            errors = target - lags @ self.weight
             for leads, step in steps:
-                if step.rows < FEW_ROWS * self.config.lags:
-                    x, y = (features / scale).double(), (target[:, leads] / scale).double()
+                if step.rows < few:
+                    x, y = shared.features(lags / scale), (target[:, leads] / scale).double()
                     errors[:, leads] = (step.left_out(x, y, self.config.penalty) * scale).float()
             residuals.append((errors / running.clamp(min=1e-30))[running[:, 0] > 0])
         rows = torch.cat(residuals)
-        if any(step.rows < FEW_ROWS * self.config.lags for _, step in steps):
+        if any(step.rows < few for _, step in steps):
             rows = torch.cat([rows, -rows])  # the skew of few errors is chance, and one alone has no spread
         if not len(rows):  # every series is constant: there is no spread to learn
             return
@@ -344,25 +387,26 @@ class RidgeForecaster(StepModel, Fitted):
         middle = (spread * _trapezoid(levels).to(spread)).sum(-1, keepdim=True)
         self.spread.copy_(spread - middle)
 
-    def _fit_each_step(self, batches: Iterable[Batch]) -> tuple[_NormalEquations, list[Step], list[Tensor]]:
-        """Fit each step of the horizon to the rows that know its target, where few or none know all: a shop that is
-        closed on Sundays has no two weeks without a gap.
+    def _equations_of_each_step(
+        self, batches: Iterable[Batch], shared: SharedCoefficients
+    ) -> tuple[_NormalEquations, list[Step], list[Tensor]]:
+        """Those of the rows that know the target of a step, where few or none know all: a shop that is closed on
+        Sundays has no two weeks without a gap.
 
         Returns:
-            The equations of all rows, those of each step, and the scale of each row.
+            The equations of all rows, those of each step that some row knows, and the scale of each row.
         """
         everyone, units = _NormalEquations(), []
         steps = [_NormalEquations() for _ in range(self.signature.horizon)]
-        for features, target, _, scale in self._examples(batches, whole=False):
-            known = target.isfinite()
-            everyone.add(features / scale, target.nan_to_num() / scale)
+        for lags, target, _, scale in self._examples(batches, whole=False):
+            known, features = target.isfinite(), shared.features(lags / scale)
+            everyone.add(features, target.nan_to_num() / scale)
             units.append(scale)
             for h, step in enumerate(steps):
                 rows = known[:, h]
-                step.add(features[rows] / scale[rows], target[rows, h : h + 1] / scale[rows])
-        for h, step in enumerate(steps):
-            if step.rows or not everyone.rows:  # of a step that no row knows the last value stands
-                self.weight[:, h : h + 1] = step.solve(self.config.penalty)
+                step.add(features[rows], target[rows, h : h + 1] / scale[rows])
+        if not everyone.rows:
+            everyone.solve(self.config.penalty)  # says that there is nothing to learn from
         return everyone, [(slice(h, h + 1), step) for h, step in enumerate(steps) if step.rows], units
 
     def _examples(

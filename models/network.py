@@ -44,7 +44,9 @@ class NetworkConfig:
     prior: int = 100_000  # observations that the training statistics weigh against a classified or regressed stream's
     skip_lags: int = 0  # L of the ridge that stands beside the backbone; 0 leaves it out; forecasts only
     skip_level_window: int = 1  # of that ridge: observations of the running mean that it is relative to
-    skip_penalty: float = 1e-5  # of that ridge, as the three that follow; see `RidgeConfig`
+    skip_penalty: float = 1e-5  # of that ridge, as the five that follow; see `RidgeConfig`
+    skip_period: int = 0
+    skip_recent: int = 0
     skip_error_rate: float = 0.0
     skip_error_span: float = 4000.0
     skip_error_keys: int = 64

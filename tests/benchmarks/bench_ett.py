@@ -77,18 +77,20 @@ GRID: dict[str, list[dict[str, Any]]] = {
 }
 MEANS: dict[str, list[dict[str, Any]]] = {  # of several look-backs and two rates, one for all horizons
     "ETTh1": [
-        LEVEL | ERRORS | {"lags": lags, "lookbacks": count, "rates": 2, "penalty": 1.0, "error_rate": 1.5e-4}
-        for lags, count in ((504, 2), (720, 3))
+        LEVEL | ERRORS | {"lags": lags, "lookbacks": count, "rates": 2, "penalty": 1.0, "error_rate": 1.5e-4} | shared
+        for lags, count, shared in ((504, 2, {}), (720, 3, {}), (504, 2, {"period": 168, "recent": 24}))
     ],
     "ETTm1": [
-        LEVEL | ERRORS | {"lags": 672, "lookbacks": count, "rates": 2, "penalty": 1e-2, "error_rate": 1.5e-4}
-        for count in (2, 3)
+        LEVEL | ERRORS | {"lags": 672, "lookbacks": count, "rates": 2, "penalty": 1e-2, "error_rate": 1.5e-4} | shared
+        for count, shared in ((2, {}), (3, {}), (2, {"period": 672, "recent": 96}))
     ],
 }
 RIDGE = {  # places in the grid, by `--table choose`
     "ETTh1": {96: 9, 192: 8, 336: 2, 720: 5},
     "ETTm1": {96: 2, 192: 2, 336: 1, 720: 1},
 }
+MEAN = {"ETTh1": 2, "ETTm1": 2}  # place among the means, by the same
+SHAPE = {"lags": 0, "lookbacks": 1, "rates": 1, "period": 0}  # of a mean, and what a ridge alone has
 TOO = {"learn_validation": True}
 CUTS = (5760, 7200, 8640)  # hours that are known where `--table learn` judges
 SQUARED = {"quantile_weight": 0.0, "median_weight": 1.0}
@@ -139,7 +141,9 @@ def short(data: str, names: Sequence[str], seeds: int) -> Iterator[Run]:
 
 
 def name_of(settings: dict[str, Any]) -> str:
-    return f"mean of such ridges, {settings['lookbacks']} look-backs from {settings['lags']}, {settings['rates']} rates"
+    shared = f", and one that shares over {settings['period']}" if "period" in settings else ""
+    looks = f"{settings['lookbacks']} look-backs from {settings['lags']}{shared}"
+    return f"mean of such ridges, {looks}, {settings['rates']} rates"
 
 
 def long(data: str, names: Sequence[str], seeds: int) -> Iterator[Run]:
@@ -153,7 +157,7 @@ def long(data: str, names: Sequence[str], seeds: int) -> Iterator[Run]:
         for settings in MEANS[data]:
             yield own(name_of(settings), "ridges", settings)
         yield own("the floor, of the validation part too", "ridge", {"lags": 336} | TOO)
-        yield own("the first of these means, of the validation part too", "ridges", MEANS[data][0] | TOO)
+        yield own("the mean that was chosen, of the validation part too", "ridges", MEANS[data][MEAN[data]] | TOO)
         for seed in range(seeds):
             for name in names:
                 settings = training(data, chosen["lags"]) | SQUARED | SIZES[name] | skip(chosen)
@@ -261,14 +265,14 @@ def choose(data: str) -> None:
             print(f"{data}, {horizon} ahead, validated until {fold.splits.validation_until}: floor {floor:.4f}; "
                   + " ".join(f"{value:.4f}" for value in mse), flush=True)  # fmt: skip
     rows = [
-        [str(place), str(settings["lags"]), str(settings.get("lookbacks", 1)), str(settings.get("rates", 1)),
+        [str(place), *(str(settings.get(name, of_one)) for name, of_one in SHAPE.items()),
          *(f"{settings[name]:g}" for name in ("penalty", "error_rate")), *map("{:.4f}".format, [*row, row.mean()])]
         for place, ((_, settings), row) in enumerate(zip(candidates, ratios, strict=True))
     ]  # fmt: skip
-    table(["place", "lags", "look-backs", "rates", "penalty", "error rate", *map(str, HORIZONS), "mean"], rows)
+    table(["place", *SHAPE, "penalty", "error rate", *map(str, HORIZONS), "mean"], rows)
     alone, means = ratios[: len(GRID[data])], ratios[len(GRID[data]) :]
     print("chosen: " + ", ".join(f"{h}: {alone[:, i].argmin()}" for i, h in enumerate(HORIZONS)))
-    print(f"of the means: {len(alone) + means.mean(1).argmin()}")
+    print(f"of the means: {means.mean(1).argmin()}")
 
 
 def cut(dataset: Dataset, hours: int) -> Dataset:
@@ -282,11 +286,11 @@ def cut(dataset: Dataset, hours: int) -> Dataset:
 
 
 def learn(data: str) -> None:
-    """A row for floor and the first mean, without the validation part and with it: each cut's MSE by the floor's."""
+    """A row for floor and the chosen mean, without the validation part and with it: each cut's MSE by the floor's."""
     dataset = load(f"ltsf/{data}")
     kinds = [
         ("ridge, 336 lags (the floor)", "ridge", {"lags": 336}),
-        (name_of(MEANS[data][0]), "ridges", MEANS[data][0]),
+        (name_of(MEANS[data][MEAN[data]]), "ridges", MEANS[data][MEAN[data]]),
     ]
     runs = [(label + also, name, settings | more) for label, name, settings in kinds
             for also, more in (("", {}), (", validation too", TOO))]  # fmt: skip

@@ -312,6 +312,15 @@ def test_a_closed_form_on_one_short_series_learns_more_than_its_few_rows_by_hear
     assert fit_model("ridge", task, parts, settings={"lookback": 40}).config["lags"] == 40
 
 
+def test_a_mean_of_ridges_learns_from_every_row_behind_the_longest_of_its_look_backs():
+    task, parts = parts_of(wave(1500), horizon=3)
+    shared = {"period": 16, "recent": 2}
+    together = fit_model("ridges", task, parts, settings=shared | {"lags": 8, "lookbacks": 2, "periods": 5}).model
+    alone = fit_model("ridge", task, parts, settings=shared | {"lags": 80}).model
+    assert [member.config.lags for member in together.members] == [8, 5, 80]
+    torch.testing.assert_close(together.members[2].weight, alone.weight)
+
+
 def test_clipping_bounds_the_norm_and_keeps_the_direction(monkeypatch, waves):
     for _, before, after in watched(monkeypatch, waves, set_gradients(3.0), clip=0.25):
         assert float(after.norm()) == pytest.approx(0.25, rel=1e-4)

@@ -37,7 +37,15 @@ SMALL = {
     "window": 5, "paths": 1024, "patch": 3, "patches": 3, "persistent": 2, "trees": 12, "depth": 3, "leaf_rows": 5,
     "dilations": 2, "thresholds": 2, "levels": 3, "short": 3, "long": 12,
 }  # fmt: skip
-RIDGE = {"lags": 4, "level_window": 20, "error_rate": 0.3, "error_span": 30.0, "error_keys": 3}
+RIDGE = {
+    "lags": 4,
+    "period": 2,
+    "recent": 1,
+    "level_window": 20,
+    "error_rate": 0.3,
+    "error_span": 30.0,
+    "error_keys": 3,
+}
 VARIANTS: tuple[dict[str, Any], ...] = (
     {},
     {
@@ -76,7 +84,7 @@ TIGHT = dict.fromkeys(
 )  # recurrent and linear ones
 DOUBLE = 1e-10  # the same in float64
 # Fields that are read where another is set, in forecasts alone, or where there are several gestures.
-DEPENDENT = {"error_span", "error_keys", "norm_window", "turn"}
+DEPENDENT = {"recent", "periods", "error_span", "error_keys", "norm_window", "turn"}
 DIFFERENCES = "errors.memory"  # made of differences of numbers near 1, whose rounding it keeps however small it is
 LEVEL = 1000.0  # of the training data, whose spread is 1: a reader of labels knows only data like that
 

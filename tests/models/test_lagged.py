@@ -68,6 +68,39 @@ def test_the_map_is_the_ridge_of_another_library_on_the_same_windows(penalty):
     np.testing.assert_allclose(model.weight, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize(("lags", "period", "recent"), [(6, 2, 1), (7, 3, 0), (5, 4, 5)])
+def test_lags_that_share_coefficients_are_the_ridge_on_the_means_of_their_phases_and_the_newest(lags, period, recent):
+    values = with_momentum(0, rows=2, steps=60)
+    model = fitted([batch_of(values)], lags=lags, period=period, recent=recent, penalty=0.1)
+    features, targets = [], []
+    for row in values.astype(np.float32).astype(np.float64):
+        for t in range(lags - 1, len(row) - HORIZON):
+            past = row[t - lags + 1 : t + 1] - row[t]
+            phases = [past[::-1][phase::period].mean() for phase in range(period)]
+            features.append([*phases, *past[lags - recent :]])
+            targets.append(row[t + 1 : t + 1 + HORIZON] - row[t])
+    x, y = np.array(features), np.array(targets)
+    alpha = 0.1 * np.mean(np.sum(x * x, 0))
+    expected = Ridge(alpha=alpha, fit_intercept=False, solver="cholesky").fit(x, y).predict(x)
+    batch = batch_of(values)
+    window = model.buffer.scan(batch.x, batch.mask, model.initial_state(2))[0].values.squeeze(-1)[:, lags - 1 :]
+    found = model.deviation(Lags(window, torch.zeros(1), None))
+    np.testing.assert_allclose(found.flatten(0, 1), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_season_needs_fewer_rows_where_its_lags_share_coefficients():
+    rng = np.random.default_rng(0)
+    season = rng.normal(size=(40, 12))
+    series = np.tile(season, (1, 9)) + 0.5 * rng.normal(size=(40, 108))
+    train, test = batch_of(series[:2]), batch_of(series[2:])
+
+    def error(**settings) -> float:
+        model = fitted([train], lags=48, **settings)
+        return float((forecast(model, test)[:, 48:, :, 4] - test.target[:, 48:]).square().mean())
+
+    assert error(period=12, recent=2) < 0.8 * error()
+
+
 def test_a_noiseless_wave_goes_on_at_any_level():
     t = np.arange(80)
     values = np.stack([100 + np.sin(0.7 * t + phase) for phase in (0.0, 1.0, 2.0)])
