@@ -17,8 +17,10 @@ operations a token, in larger products: more of the rate, fewer tokens/s.
 Options: --device cuda, --lengths 256,1024,4096, --threads 1, --memory-gb, --chunks 64,128: ours. --paired: in place of
 the tables ours and the peer's chunk of 64 by turns in one process, on the CPU, and the median of the ratios of
 neighbours: for a machine whose speed changes from one row to the next; as many passes as T leaves time for. A turn
-ends with the dual form alone, of given tokens, without what projects and gates them, and with a matrix product: for the
-share of the machine's rate that the operations of the dual form make up of the layer's time and of its own.
+ends with the dual form alone, of given tokens, without what projects and gates them, and with a matrix product of
+torch's and one of OpenBLAS's: for the shares of these rates that the operations of the dual form make up of the layer's
+time and of its own. On processors that are not Intel's torch's MKL may be the slower by half. Which kernels OpenBLAS
+takes is printed: OPENBLAS_CORETYPE in the environment may name older ones than it would choose.
 """
 
 from __future__ import annotations
@@ -38,11 +40,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from queue import Empty
 
+import numpy as np
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 BATCH, WIDTH, EXPANSION = 8, 64, 4
+WIDTHS = (16, 10, 12, 17, 8, 15, 8)  # of the columns of --paired
 
 
 class Attention(nn.Module):
@@ -177,8 +182,10 @@ def paired(lengths: list[int], chunks: tuple[int, ...], threads: int) -> None:
     """Prints how many times the tokens/s of the peer's chunk of 64 ours has, each pass beside one of the peer's."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    heads = f"{'ours, tokens/s':>16}{'chunk 64':>10}{'x chunk 64':>12}{'of the matrix rate':>20}{'alone':>8}"
-    print(f"{'':24}{'T':>6}{heads}")
+    print(f"OpenBLAS's kernels: {openblas_kernels()}")
+    heads = zip(("ours, tokens/s", "chunk 64", "x chunk 64", "of torch's rate", "alone", "of OpenBLAS's", "alone"),
+                WIDTHS, strict=True)  # fmt: skip
+    print(f"{'':24}{'T':>6}" + "".join(f"{head:>{width}}" for head, width in heads))
     for depth, chunk, length in product((1, 2), chunks, lengths):
         models = (ours(depth, chunk), peer(depth, 64))
         x = torch.randn(BATCH, length, WIDTH, requires_grad=True)
@@ -186,20 +193,23 @@ def paired(lengths: list[int], chunks: tuple[int, ...], threads: int) -> None:
         for each in passes:
             each()
         spent: list[list[float]] = [[] for _ in passes]
-        rates = []
+        rates: list[list[float]] = [[], []]
         for _ in range(max(10, 40 * 1024 // length // depth)):
             for each, times in zip(passes, spent, strict=True):
                 began = time.perf_counter()
                 each()
                 times.append(time.perf_counter() - began)
-            rates.append(matrix_rate())
+            for rate, found in zip((matrix_rate, openblas_rate), rates, strict=True):
+                found.append(rate())
         speeds = [BATCH * length / statistics.median(times) for times in spent]
         ratio = statistics.median(other / own for own, other in zip(*spent[:2], strict=True))
         needed = 3 * operations(depth, chunk) * BATCH * length
         shares = [
-            statistics.median(needed / took / rate for took, rate in zip(times, rates, strict=True)) for times in spent
+            statistics.median(needed / took / rate for took, rate in zip(spent[whose], found, strict=True))
+            for found, whose in product(rates, (0, 2))
         ]
-        numbers = f"{speeds[0]:16.0f}{speeds[1]:10.0f}{ratio:12.2f}{shares[0]:20.0%}{shares[2]:8.0%}"
+        numbers = f"{speeds[0]:16.0f}{speeds[1]:10.0f}{ratio:12.2f}"
+        numbers += "".join(f"{share:{width}.0%}" for share, width in zip(shares, WIDTHS[3:], strict=True))
         print(f"{mine(depth, chunk):24}{length:6}{numbers}", flush=True)
 
 
@@ -235,6 +245,25 @@ def matrix_rate() -> float:
     began = time.perf_counter()
     a @ a
     return 2 * 1024**3 / (time.perf_counter() - began)
+
+
+def openblas_rate() -> float:
+    """The same of scipy's OpenBLAS, whose products the dual form is made of."""
+    from scipy.linalg.blas import sgemm
+
+    a = np.ones((1024, 1024), np.float32, order="F")
+    with threadpool_limits(torch.get_num_threads()):
+        sgemm(1.0, a, a)
+        began = time.perf_counter()
+        sgemm(1.0, a, a)
+        return 2 * 1024**3 / (time.perf_counter() - began)
+
+
+def openblas_kernels() -> str:
+    import scipy.linalg  # noqa: F401  (which loads it)
+
+    pools = (pool for pool in threadpool_info() if "scipy.libs" in pool["filepath"])
+    return next((pool["architecture"] for pool in pools), "unknown")
 
 
 def physical_gb() -> float:
