@@ -641,6 +641,26 @@ def dashboard(
         raise typer.Exit(2 if code == 2 else 1)
 
 
+@app.command(epilog="Example: mnemo stream --bundle bundles/gestures --from 'replay:gestures_demo?series=person_9/1'")
+def stream(
+    bundle: Annotated[Path, typer.Option(metavar="BUNDLE", help="What `mnemo train` wrote, of a model that streams.")],
+    source: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="URI",
+            help="Where frames come from: replay:, mqtt://, lsl:, serial:, ws://, ws-listen://.",
+        ),
+    ],
+    to: Annotated[
+        str, typer.Option(metavar="URI", help="Where lines of JSON go: - for here, a new file, or mqtt://.")
+    ] = "-",
+) -> None:
+    """Frames of a live stream in, predictions out, until it ends or Ctrl-C."""
+    arguments = ["--bundle", str(bundle), "--from", source, "--to", to]
+    os.execv(sys.executable, [sys.executable, "-m", "sensors", "stream", *arguments])
+
+
 @app.command(epilog="Example: mnemo bridge --config bridge.toml --dry-run")
 def bridge(
     config: Annotated[

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -18,6 +19,11 @@ BRIDGE = """examples:
   mnemo bridge --config bridge.toml --dry-run   show what would be sent
   mnemo bridge --config bridge.toml --record recordings --metrics 9464
 keys: a arm, d disarm, space hold, e emergency stop, c clear it, q quit; or as words, one a line, through a pipe
+"""
+STREAM = """examples:
+  mnemo stream --bundle bundles/gestures --from 'replay:gestures_demo?series=person_9/1&speed=inf'
+  mnemo stream --bundle bundles/gestures --from mqtt://broker.lab/glove --to mqtt://broker.lab/gestures
+sources: replay:, mqtt(s)://, lsl:, serial:, ws(s)://, ws-listen://, their settings as a query (sensors/sources/open.py)
 """
 
 
@@ -60,6 +66,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bridge.add_argument("--record", type=Path, metavar="DIR", help="keep the stream as it comes, as Parquet")
     bridge.add_argument("--metrics", type=int, metavar="PORT", help="answer Prometheus on this port")
     bridge.add_argument("--example", action="store_true", help="print a configuration that runs as it is")
+
+    live = commands.add_parser(
+        "stream",
+        prog="mnemo stream",
+        help="a live stream through a bundle: a prediction a step, a line of JSON each",
+        epilog=STREAM,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    live.add_argument("--bundle", type=Path, required=True, help="that streams")
+    live.add_argument("--from", dest="source", metavar="URI", required=True, help="where frames come from")
+    live.add_argument("--to", metavar="URI", default="-", help="where lines go: -, a new file, or mqtt:// (-)")
 
     keep = commands.add_parser("record", help="a live stream, kept as Parquet: to train on, to teach from, to replay")
     keep.add_argument(
@@ -109,6 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return COMMANDS[given.command](given)
     except (SensorError, FrameError, BundleError) as error:
         return _refused(" ".join(str(error).split()))
+    except BrokenPipeError:  # whoever read our output has gone; say nothing more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:  # what is no fault of the input's content: a file in a folder's place, a full disk
         return _refused(f"{error.filename}: {error.strerror}." if error.filename else str(error))
     except KeyboardInterrupt:
@@ -211,6 +231,33 @@ def _bridge(given: argparse.Namespace) -> int:
     return 0
 
 
+def _stream(given: argparse.Namespace) -> int:
+    from forecasting.runtime import load_bundle
+    from sensors.ending import until_told
+    from sensors.predictions import open_predictions
+    from sensors.sinks import open_sink
+    from sensors.stream import SourceLost
+
+    predictions, sink = open_predictions(load_bundle(given.bundle), given.source), open_sink(given.to)
+
+    async def run() -> None:
+        async with predictions.source, sink:
+            await until_told(predictions.run(sink))
+
+    try:
+        asyncio.run(run())
+    except SourceLost as error:
+        print(f"stopped after {predictions.steps} steps: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    finally:
+        for note in predictions.notes:
+            print(f"began anew: {note}", file=sys.stderr)  # noqa: T201
+    dropped = predictions.source.dropped
+    lost = f"; {dropped} frames dropped, the last: {predictions.source.last_drop}" if dropped else ""
+    print(f"{predictions.steps} steps of {predictions.info.stream_id}{lost}", file=sys.stderr)  # noqa: T201
+    return 0
+
+
 def _record(given: argparse.Namespace) -> int:
     from sensors.config import read_source
     from sensors.recording import record
@@ -244,13 +291,13 @@ def _calibrate(given: argparse.Namespace) -> int:
     from sensors.lessons import (
         RULES_ALONE,
         as_toml,
-        channels_of,
         check_unlearned,
         labelled,
         series_of,
         strangers,
         told,
     )
+    from sensors.model_input import channels_of
     from sensors.stream import SensorError
 
     if not 0 < given.precision < 1:
@@ -294,7 +341,8 @@ def _calibrate(given: argparse.Namespace) -> int:
 def _teach(given: argparse.Namespace) -> int:
     from data.catalog import load
     from forecasting.runtime import load_bundle
-    from sensors.lessons import channels_of, demonstrations, series_of
+    from sensors.lessons import demonstrations, series_of
+    from sensors.model_input import channels_of
     from sensors.stream import SensorError
     from sensors.teach import GestureMemory
 
@@ -320,6 +368,7 @@ COMMANDS = {
     "breakfast": _breakfast,
     "robot": _robot,
     "bridge": _bridge,
+    "stream": _stream,
     "record": _record,
     "calibrate": _calibrate,
     "teach": _teach,

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.frame import Channel
 from forecasting.bundle import BundleError
 from forecasting.runtime import LoadedBundle, load_bundle
 from sensors.align import AlignConfig
 from sensors.command_map import CommandMap, Where, check_command_map, parse_command_map, read_command_map
 from sensors.hold import HoldTopic
 from sensors.limits import Limits
+from sensors.model_input import channels_of, rate_of
 from sensors.motions import Pose
 from sensors.person import Person
 from sensors.realtime import default_cores
@@ -199,7 +199,7 @@ def read_source(path: Path) -> Source:
         if "channels" in table or place is None:
             return open_source(_relative(table, path.parent))
         bundle = load_bundle(path.parent / str(place))
-        return open_source(_relative(table, path.parent), _channels(bundle), _rate(bundle))
+        return open_source(_relative(table, path.parent), channels_of(bundle), rate_of(bundle))
     except (SensorError, BundleError) as error:
         raise SensorError(f"{path}: {error}") from error
 
@@ -299,8 +299,8 @@ def _recognition(path: Path, settings: Mapping[str, Any]) -> tuple[Recogniser, S
         raise SensorError(f"recognition: rules is {rules!r}, expected a table.")
     config = parse_settings(RecognitionConfig, table, "recognition")
     bundle = load_bundle(path.parent / config.bundle)
-    rate = _rate(bundle)
-    source = open_source(_relative(settings["source"], path.parent), _channels(bundle), rate)
+    rate = rate_of(bundle)
+    source = open_source(_relative(settings["source"], path.parent), channels_of(bundle), rate)
     wanted = rate or source.info.rate_hz
     align = parse_settings(AlignConfig, {"rate_hz": wanted} | settings.get("align", {}), "align")
     person_path = path.parent / config.person if config.person else None
@@ -331,13 +331,3 @@ def _relative(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if kind == "replay" and (folder / place).exists():
         return {**source, "uri": f"replay:{folder / place}"}
     return dict(source)
-
-
-def _channels(bundle: LoadedBundle) -> tuple[Channel, ...]:
-    return tuple(Channel.from_json(channel) for channel in bundle.channels)
-
-
-def _rate(bundle: LoadedBundle) -> float | None:
-    """Of the model, Hz; None for one that was trained on rows in order."""
-    freq = bundle.task["freq"]
-    return 1 / freq if isinstance(freq, float) else None

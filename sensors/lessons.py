@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.frame import Channel
 from forecasting.bundle import BundleError
 from forecasting.runtime import LoadedBundle
 from forecasting.scans import SCAN_STEPS
@@ -27,11 +26,6 @@ if TYPE_CHECKING:
     from data.panel import Series
 
 PARTS = ("train", "validation", "test")
-
-
-def channels_of(bundle: LoadedBundle) -> list[Channel]:
-    """What the bundle reads, in order."""
-    return [Channel.from_json(channel) for channel in bundle.channels]
 
 
 def series_of(bundle: LoadedBundle, dataset: Dataset, part: str, labels: Sequence[str] | None = None) -> list[Series]:

@@ -14,15 +14,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from forecasting.bundle import BundleError
 from forecasting.graphs import State
 from forecasting.runtime import LoadedBundle
 from forecasting.stream import ANONYMOUS, Stream
+from sensors.model_input import check_input
 from sensors.person import Person
 from sensors.recognise import Decider, Recognition, Rules
 from sensors.stream import Frame, SensorError, StreamInfo
-
-RATE_TOLERANCE = 0.01  # share by which a stream's rate may differ from the model's; clocks drift far less
 
 
 class RecogniserError(SensorError):
@@ -69,11 +67,7 @@ class Recogniser:
         if bundle.kind != "classify" or not bundle.streams:
             what = f"is to {bundle.kind}" if bundle.kind != "classify" else "labels complete sequences only"
             raise SensorError(f"{bundle.path}: {bundle.name} {what}; gestures need a bundle that classifies a stream.")
-        try:
-            bundle.check_channels(info.channels)
-        except BundleError as error:
-            raise SensorError(f"{info.stream_id}: {error}") from error
-        _check_rate(bundle, info)
+        check_input(bundle, info)
         self.bundle = bundle
         self.info = info
         self.memory = memory
@@ -129,18 +123,3 @@ class Recogniser:
     def person(self, name: str) -> Person:
         """Who moves, as the model has come to know them."""
         return Person.after(self.bundle, name, self._stream.state)
-
-
-def _check_rate(bundle: LoadedBundle, info: StreamInfo) -> None:
-    freq = bundle.task["freq"]
-    if isinstance(freq, int) or freq is None:  # rows in order: the data had no rate
-        return
-    if isinstance(freq, str):
-        raise SensorError(f"{bundle.path}: was trained on a step of {freq!r}, which is a calendar's and no sensor's.")
-    wanted = 1 / freq
-    if not abs(info.rate_hz - wanted) <= RATE_TOLERANCE * wanted:
-        found = f"{info.rate_hz:g} Hz" if info.rate_hz else "no fixed rate"
-        raise SensorError(
-            f"{info.stream_id}: has {found}; {bundle.path} was trained at {wanted:g} Hz. Resample the stream to it "
-            "(`align`), or train on data of its rate."
-        )

@@ -11,13 +11,11 @@ metadata hold the channels with units and limits, the nominal rate, and both clo
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
 import json
 import os
 import shutil
-import signal
 import sys
 import threading
 import time
@@ -36,6 +34,7 @@ from numpy.typing import NDArray
 
 from data.frame import ID, TIME, Channel
 from forecasting.writing import replacing
+from sensors.ending import until_told
 from sensors.stream import Frame, SensorError, Source, StreamInfo
 
 FLUSH_S = 0.5
@@ -163,20 +162,9 @@ async def record(source: Source, path: Path, seconds: float | None = None) -> in
             recorder.append(frame)
             count += 1
 
-    loop, ending = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
     async with source:  # first, so that one that is not there leaves no empty recording
         with Recorder(path, source.info) as recorder:
-            keeping = asyncio.ensure_future(keep())
-            for each in ending:
-                loop.add_signal_handler(each, keeping.cancel)
-            try:
-                await asyncio.wait({keeping}, timeout=seconds)
-            finally:
-                for each in ending:
-                    loop.remove_signal_handler(each)
-                keeping.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await keeping
+            await until_told(keep(), seconds)
     return count
 
 

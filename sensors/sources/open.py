@@ -60,9 +60,9 @@ def open_source(
     scheme, colon, _ = uri.partition(":")
     if not colon or scheme not in _KINDS:
         raise SensorError(f"{shown(uri)}: no source of kind '{scheme}'; expected one of {', '.join(_KINDS)}.")
-    address, query = _split(uri, "#" if scheme in ("ws", "wss") else "?")
+    address, query = split_uri(uri, "#" if scheme in ("ws", "wss") else "?")
     given = query | table
-    _refuse_secrets(given, address)
+    refuse_secrets(given, address)
     twice = query.keys() & table.keys()
     if twice:
         raise SensorError(f"{address}: {', '.join(sorted(twice))} in the URI and in the table; give one.")
@@ -166,12 +166,19 @@ def _replay(address: str, given: Settings, wanted: _Wanted) -> Source:
 def _mqtt(address: str, given: Settings, wanted: _Wanted) -> Source:
     from sensors.sources.mqtt import MqttConfig, MqttSource
 
-    parts = urlsplit(address)
-    of_uri: Settings = {"host": parts.hostname or "", "topic": unquote(parts.path[1:]), "port": _port(parts) or 0}
-    if parts.username:
-        of_uri["user"] = unquote(parts.username)
-    config = parse_settings(MqttConfig, of_uri | {"tls": parts.scheme == "mqtts"} | given, address)
+    config = parse_settings(MqttConfig, mqtt_address(address) | given, address)
     return MqttSource(config, wanted.live(config.payload == "hand"))
+
+
+def mqtt_address(address: str) -> Settings:
+    """What mqtt://[USER@]HOST[:PORT]/TOPIC says."""
+    place, wildcard, rest = address.partition("#")  # which begins a fragment in other URIs, and is refused in a topic
+    parts = urlsplit(place)
+    topic = unquote(parts.path[1:]) + wildcard + rest
+    found: Settings = {"host": parts.hostname or "", "topic": topic, "port": _port(parts) or 0}
+    if parts.username:
+        found["user"] = unquote(parts.username)
+    return found | {"tls": parts.scheme == "mqtts"}
 
 
 def _lsl(address: str, given: Settings, wanted: _Wanted) -> Source:
@@ -216,7 +223,7 @@ _KINDS: dict[str, Callable[[str, Settings, _Wanted], Source]] = {
 }
 
 
-def _split(uri: str, mark: str) -> tuple[str, Settings]:
+def split_uri(uri: str, mark: str) -> tuple[str, Settings]:
     address, found, query = uri.rpartition(mark)
     if not found or "=" not in query:  # a pattern of files may have a question mark
         return uri, {}
@@ -238,7 +245,7 @@ def _port(parts: SplitResult) -> int | None:
         raise SensorError(f"{parts.geturl()}: {error}.") from error
 
 
-def _refuse_secrets(given: Settings, address: str) -> None:
+def refuse_secrets(given: Settings, address: str) -> None:
     """Not even shown: neither the setting nor the address."""
     named = [name for name in SECRETS if name in given]
     try:

@@ -26,7 +26,7 @@ from forecasting.results import find_results
 
 COMMANDS = (
     "datasets", "models", "doctor", "train", "backtest", "forecast", "certify", "demo", "dashboard", "bridge",
-    "batch", "schedule",
+    "batch", "schedule", "stream",
 )  # fmt: skip
 SMALL = ("--set", "max_epochs=1", "--set", "hidden=8")
 DECILES = [f"q{level / 10:g}" for level in range(1, 10)]
@@ -1274,6 +1274,15 @@ def test_the_bridge_takes_the_place_of_the_command_with_every_option(monkeypatch
         ["-m", "sensors", "bridge", "--example"],
         ["-m", "sensors", "bridge", "--config", "b.toml", "--dry-run", "--record", "kept", "--metrics", "9464"],
     ]
+
+
+def test_a_stream_takes_the_place_of_the_command_with_every_option(monkeypatch):
+    calls: list[list[str]] = []
+    monkeypatch.setattr(cli.os, "execv", lambda program, arguments: calls.append(arguments[1:]))
+    done("stream", "--bundle", "b", "--from", "lsl:glove")
+    done("stream", "--bundle", "b", "--from", "lsl:glove", "--to", "mqtt://here/said")
+    common = ["-m", "sensors", "stream", "--bundle", "b", "--from", "lsl:glove", "--to"]
+    assert calls == [[*common, "-"], [*common, "mqtt://here/said"]]
 
 
 def test_a_dashboard_of_nothing_says_which_command_fills_it(tmp_path):

@@ -100,6 +100,7 @@ TABLE = {"uri": "mqtt://h/t", "rate_hz": 200, "channels": [{"name": "bend", "uni
         (TABLE | {"uri": "mqtt://h/t?qos=1", "qos": 2}, "qos in the URI and in the table"),
         (TABLE | {"uri": "mqtt://h/t?qos=1&qos=2"}, "given twice"),
         (TABLE | {"uri": "mqtt://h"}, "topic is ''"),
+        (TABLE | {"uri": "mqtt://h/a/#"}, "topic is 'a/#'"),
         (TABLE | {"uri": "mqtt://h:port/t"}, "mqtt://h:port/t: Port could not be cast"),
         (TABLE | {"uri": "mqtt://[::1/t"}, r"mqtt://\[::1/t: Invalid IPv6 URL"),
         (TABLE | {"uri": "mqtt://a..b/t"}, "host is 'a..b', expected a name or an address"),
