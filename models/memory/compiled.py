@@ -141,30 +141,30 @@ def _add(rows, into):
 
 
 @_inner
-def _silu(z, value):
+def _silu(z, gate, value):
+    """gate, the sigmoid, and value are written; what follows takes the gate rather than another exponential."""
     for t in range(z.shape[0]):
         for j in range(z.shape[1]):
-            value[t, j] = z[t, j] * _sigmoid(z[t, j])
+            gate[t, j] = _sigmoid(z[t, j])
+            value[t, j] = z[t, j] * gate[t, j]
 
 
 @_inner
-def _times_slope(z, rows, into):
+def _times_slope(z, gate, rows, into):
     for t in range(z.shape[0]):
         for j in range(z.shape[1]):
-            gate = _sigmoid(z[t, j])
-            value = z[t, j] * gate
-            into[t, j] = rows[t, j] * (gate + value - gate * value)
+            value = z[t, j] * gate[t, j]
+            into[t, j] = rows[t, j] * (gate[t, j] + value - gate[t, j] * value)
 
 
 @_inner
-def _bent(z, back, d_error, into):
+def _bent(z, gate, back, d_error, into):
     """into: gradient by z of the error slope(z) back; d_error, of the error, becomes that of `back`."""
     for t in range(z.shape[0]):
         for j in range(z.shape[1]):
-            gate = _sigmoid(z[t, j])
-            value = z[t, j] * gate
-            into[t, j] = (gate - gate * gate) * (z[t, j] + 2 - 2 * value) * d_error[t, j] * back[t, j]
-            d_error[t, j] *= gate + value - gate * value
+            open_, value = gate[t, j], z[t, j] * gate[t, j]
+            into[t, j] = (open_ - open_ * open_) * (z[t, j] + 2 - 2 * value) * d_error[t, j] * back[t, j]
+            d_error[t, j] *= open_ + value - open_ * value
 
 
 @_inner
@@ -436,6 +436,7 @@ def forward(shapes, rows, gates, ends, kept, wanted, output, begin, end):
     read_room, end_room, _ = _three((b, parts))
     carried_room, alongs, _ = _three(b)
     active, errors, asked = _three((layers - 1, b, wide))
+    gate, query_gate, _ = _three((layers - 1, b, wide))
     outer, last_error, _ = _three((b, width))
     spread_room = np.empty(b * parts * max(wide, key.shape[2]), np.float32)
     box = np.empty(6, np.int32)
@@ -455,7 +456,7 @@ def forward(shapes, rows, gates, ends, kept, wanted, output, begin, end):
                 z = kept.keys[series, layer, there]
                 _product(z, a, _anchor(flat, shapes, layer), box)
                 a = active[layer, :m]
-                _silu(z, a)
+                _silu(z, gate[layer, :m], a)
             z, u, inverse = kept.normed[series, there], last_error[:m], kept.inverse[series, there]
             _product(z, a, _anchor(flat, shapes, layers - 1), box)
             if deep:
@@ -465,7 +466,7 @@ def forward(shapes, rows, gates, ends, kept, wanted, output, begin, end):
                 back = kept.back[series, layer - 1, there]
                 _product(back, u, _anchor(flat, shapes, layer), box, b_turned=True)
                 u = errors[layer - 1, :m]
-                _times_slope(kept.keys[series, layer - 1, there], back, u)
+                _times_slope(kept.keys[series, layer - 1, there], gate[layer - 1, :m], back, u)
             # The read, and what is left at the end.
             for layer in range(layers):
                 inner = layer < layers - 1
@@ -488,7 +489,7 @@ def forward(shapes, rows, gates, ends, kept, wanted, output, begin, end):
                 _spread(a, ending, spread)
                 _product(after, spread, u, box, a_turned=True, minus=True, more=True)
                 if inner:
-                    _silu(y, asked[layer, :m])
+                    _silu(y, query_gate[layer, :m], asked[layer, :m])
 
 
 @_outer
@@ -507,6 +508,7 @@ def backward(shapes, rows, gates, kept, d_output, ended, d_anchors, d_ends, d_ro
     read_room, end_room, d_read_room = _three((b, parts))
     carried_room, alongs, d_into_room = _three(b)
     active, asked, errors = _three((layers - 1, b, wide))
+    gate, query_gate, _ = _three((layers - 1, b, wide))
     d_inputs, d_asked, d_errors = _three((layers - 1, b, wide))
     outer_room, error_room, d_error_room = _three((b, width))
     d_answer_room, d_z_room, _ = _three((b, width))
@@ -529,10 +531,10 @@ def backward(shapes, rows, gates, kept, d_output, ended, d_anchors, d_ends, d_ro
             # What the forward pass had.
             _coefficients(chosen, into, gradients, read, carried, ending)
             for layer in range(layers - 1):
-                _silu(kept.keys[series, layer, here], active[layer, :m])
-                _silu(kept.queries[series, layer, here], asked[layer, :m])
-                back = kept.back[series, layer, here]
-                _times_slope(kept.keys[series, layer, here], back, errors[layer, :m])
+                z, back = kept.keys[series, layer, here], kept.back[series, layer, here]
+                _silu(z, gate[layer, :m], active[layer, :m])
+                _silu(kept.queries[series, layer, here], query_gate[layer, :m], asked[layer, :m])
+                _times_slope(z, gate[layer, :m], back, errors[layer, :m])
             normed, inverse = kept.normed[series, here], kept.inverse[series, here]
             outer, error, d_error = outer_room[:m], error_room[:m], d_error_room[:m]
             _last_error(normed, residual[series, here], value[series, here], deep, inverse, outer, error, alongs)
@@ -571,7 +573,7 @@ def backward(shapes, rows, gates, kept, d_output, ended, d_anchors, d_ends, d_ro
                 _spread(q, read, spread)
                 _product(d_matrices, spread, d_y, box, a_turned=True, more=True)
                 if layer:
-                    _times_slope(kept.queries[series, layer - 1, here], d_q, d_q)
+                    _times_slope(kept.queries[series, layer - 1, here], query_gate[layer - 1, :m], d_q, d_q)
                     d_y = d_q
             if ended and last == total:
                 for i in range(len(d_flat)):
@@ -579,7 +581,8 @@ def backward(shapes, rows, gates, kept, d_output, ended, d_anchors, d_ends, d_ro
             # The errors, from the first layer to the last; `asked` becomes the gradient by z of the slopes.
             for layer in range(1, layers):
                 d_e, d_hidden = d_errors[layer - 1, :m], asked[layer - 1, :m]
-                _bent(kept.keys[series, layer - 1, here], kept.back[series, layer - 1, here], d_e, d_hidden)
+                z, back = kept.keys[series, layer - 1, here], kept.back[series, layer - 1, here]
+                _bent(z, gate[layer - 1, :m], back, d_e, d_hidden)
                 u, d_u = (errors[layer, :m], d_errors[layer, :m]) if layer < layers - 1 else (error, d_error)
                 _product(d_u, d_e, _anchor(flat, shapes, layer), box, more=True)
                 _product(_anchor(d_flat, shapes, layer), d_e, u, box, a_turned=True, more=True)
@@ -595,7 +598,7 @@ def backward(shapes, rows, gates, kept, d_output, ended, d_anchors, d_ends, d_ro
                 _product(d_a, d_z, _anchor(flat, shapes, layer), box, b_turned=True, more=True)
                 _product(_anchor(d_flat, shapes, layer), a, d_z, box, a_turned=True, more=True)
                 if layer:
-                    _times_slope(kept.keys[series, layer - 1, here], d_a, d_a)
+                    _times_slope(kept.keys[series, layer - 1, here], gate[layer - 1, :m], d_a, d_a)
                     _add(asked[layer - 1, :m], d_a)
                     d_z = d_a
             d_v, d_r = d_value[series, here], d_residual[series, here]
