@@ -86,7 +86,6 @@ DOUBLE = 1e-10  # the same in float64
 # Fields that are read where another is set, in forecasts alone, or where there are several gestures.
 DEPENDENT = {"recent", "periods", "error_span", "error_keys", "norm_window", "turn"}
 DIFFERENCES = "errors.memory"  # made of differences of numbers near 1, whose rounding it keeps however small it is
-SQUARES = "errors.known"  # made of products of such differences: (k + r)^2 is off by 2 k r
 LEVEL = 1000.0  # of the training data, whose spread is 1: a reader of labels knows only data like that
 
 
@@ -360,8 +359,6 @@ def assert_states(found: State, expected: State, usual: State, tolerance: float,
         allowed = tolerance * usual[name].flatten(1).amax(1)
         if tolerance and name.endswith(DIFFERENCES):
             allowed = allowed + 4 * torch.finfo(value.dtype).eps
-        if tolerance and name.endswith(SQUARES):
-            allowed = allowed + 8 * torch.finfo(value.dtype).eps * usual[name].flatten(1).amax(1).sqrt()
         assert bool((worst <= allowed).all()), f"{what}: {name} differs by {worst.tolist()}, allowed {allowed.tolist()}"
 
 
