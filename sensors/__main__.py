@@ -238,7 +238,10 @@ def _stream(given: argparse.Namespace) -> int:
     from sensors.sinks import open_sink
     from sensors.stream import SourceLost
 
-    predictions, sink = open_predictions(load_bundle(given.bundle), given.source), open_sink(given.to)
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+    predictions, sink = open_predictions(load_bundle(given.bundle), given.source, tell), open_sink(given.to)
 
     async def run() -> None:
         async with predictions.source, sink:
@@ -247,14 +250,9 @@ def _stream(given: argparse.Namespace) -> int:
     try:
         asyncio.run(run())
     except SourceLost as error:
-        print(f"stopped after {predictions.steps} steps: {error}", file=sys.stderr)  # noqa: T201
+        tell(f"{predictions.summary()}; stopped: {error}")
         return 1
-    finally:
-        for note in predictions.notes:
-            print(f"began anew: {note}", file=sys.stderr)  # noqa: T201
-    dropped = predictions.source.dropped
-    lost = f"; {dropped} frames dropped, the last: {predictions.source.last_drop}" if dropped else ""
-    print(f"{predictions.steps} steps of {predictions.info.stream_id}{lost}", file=sys.stderr)  # noqa: T201
+    tell(predictions.summary())
     return 0
 
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -25,15 +27,26 @@ from sensors.sinks import Sink
 from sensors.sources.open import open_source
 from sensors.stream import Clock, Frame, SensorError, Source, StreamInfo
 
+NO_STEP = ("old", "late", "copies", "extra", "unstamped")  # frames that the alignment drops, as its counts call them
+
 
 class Predictions:
-    """From a source's frames to lines; owns nothing."""
+    """From a source's frames, brought to the model's rate, to lines; owns nothing."""
 
-    def __init__(self, bundle: LoadedBundle, source: Source, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self,
+        bundle: LoadedBundle,
+        source: Source,
+        tell: Callable[[str], object] = lambda why: None,
+        clock: Clock = time.monotonic,
+    ) -> None:
         """
+        Args:
+            tell: hears at once of a jump of the clock, or a flood, behind which the alignment began anew.
+
         Raises:
-            SensorError: the bundle does not stream, needs what no stream tells, or was trained on other channels or at
-                another rate.
+            SensorError: the bundle does not stream, needs what no stream tells, or was trained on other channels or on
+                a calendar's step.
         """
         if not bundle.streams:
             raise SensorError(f"{bundle.path}: {bundle.name} needs the end of a sequence. Take a model that streams.")
@@ -42,13 +55,12 @@ class Predictions:
                 f"{bundle.path}: needs to know {', '.join(bundle.future)} ahead, which a stream does not tell. Train "
                 "without covariates known ahead."
             )
-        self.bundle, self.source, self._clock = bundle, source, clock
+        self.bundle, self.source, self._tell, self._clock = bundle, source, tell, clock
         rate = rate_of(bundle) or source.info.rate_hz
         self.aligner = Aligner(source.info, AlignConfig(rate), source.real_time) if rate else None
         self.info = StreamInfo(source.info.stream_id, source.info.channels, rate)
         check_input(bundle, self.info)
         self.steps = 0
-        self.notes: list[str] = []  # jumps of the clock, and floods, behind which the alignment began anew
         self._values = np.empty((1, len(self.info.channels)), np.float32)
         self._stream: Stream = bundle.stream(series=[self.info.stream_id])
 
@@ -70,7 +82,15 @@ class Predictions:
                     await sink.write(self.line(step))
                 return
             except (ClockJump, RateError) as error:
-                self.notes.append(str(error))
+                self._tell(f"began anew: {error}")
+
+    def summary(self) -> str:
+        """How many steps there were, and which frames became none."""
+        lost = [f"{self.source.dropped} dropped ({self.source.last_drop})"] if self.source.dropped else []
+        if self.aligner is not None:
+            counts = asdict(self.aligner.counts)
+            lost += [f"{counts[name]} {name}" for name in ("masked", *NO_STEP) if counts[name]]
+        return ", ".join([f"{self.steps} steps of {self.info.stream_id}", *lost])
 
     def line(self, step: Frame) -> str:
         """What the model says after a step of the aligned stream."""
@@ -98,10 +118,10 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def open_predictions(bundle: LoadedBundle, uri: str) -> Predictions:
+def open_predictions(bundle: LoadedBundle, uri: str, tell: Callable[[str], object]) -> Predictions:
     """Of a source's URI; its channels and rate are the bundle's where the URI does not say.
 
     Raises:
         SensorError: see `Predictions` and `open_source`.
     """
-    return Predictions(bundle, open_source(uri, channels_of(bundle), rate_of(bundle)))
+    return Predictions(bundle, open_source(uri, channels_of(bundle), rate_of(bundle)), tell)

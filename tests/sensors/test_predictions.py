@@ -84,8 +84,8 @@ class Kept(Sink):
         self.lines.append(json.loads(line))
 
 
-def told(bundle: LoadedBundle, source: Source) -> tuple[list[dict], Predictions]:
-    predictions, kept = Predictions(bundle, source), Kept()
+def told(bundle: LoadedBundle, source: Source, tell=print) -> tuple[list[dict], Predictions]:
+    predictions, kept = Predictions(bundle, source, tell), Kept()
     asyncio.run(predictions.run(kept))
     assert predictions.steps == len(kept.lines)
     return kept.lines, predictions
@@ -122,7 +122,16 @@ def test_frames_that_did_not_come_are_steps_without_an_observation(classifying):
     times[5:] += 3 / RATE_HZ
     lines, predictions = told(classifying, Given(values, times))
     assert [line["observed"] for line in lines] == [True] * 5 + [False] * 3 + [True] * 5
-    assert predictions.aligner.counts.masked == 3
+    assert predictions.summary() == "13 steps of glove, 3 masked"
+
+
+def test_frames_that_became_no_step_are_told(classifying):
+    source = Given(movement(10))
+    source.frames[4:4] = [source.frames[3], source.frames[3]]
+    source.drop("a corrupt packet")
+    lines, predictions = told(classifying, source)
+    assert len(lines) == 10
+    assert predictions.summary() == "10 steps of glove, 1 dropped (a corrupt packet), 2 copies"
 
 
 def test_behind_a_jump_of_the_clock_it_goes_on_and_says_so(classifying):
@@ -132,9 +141,10 @@ def test_behind_a_jump_of_the_clock_it_goes_on_and_says_so(classifying):
     times = np.arange(10) / RATE_HZ
     source = Live(movement(10), times)
     source.frames[6:] = [frame._replace(time=frame.time + 500) for frame in source.frames[6:]]
-    lines, predictions = told(classifying, source)
-    assert len(predictions.notes) == 1
-    assert "the source's clock leapt ahead by 500" in predictions.notes[0]
+    notes: list[str] = []
+    lines, _ = told(classifying, source, notes.append)
+    assert len(notes) == 1
+    assert notes[0].startswith("began anew: glove: the source's clock leapt ahead by 500")
     assert len(lines) == 9  # the frame that told of it is lost
     assert lines[-1]["time"] == pytest.approx(times[9] + 500)
 
@@ -161,7 +171,7 @@ def test_what_does_not_fit_is_refused_before_the_first_frame(classifying, tmp_pa
     wide = tmp_path / "wide.csv"
     wide.write_text("unique_id,ds,bend\na,0,1\na,1,2\n")
     with pytest.raises(SensorError, match="no column roll, which the model takes as input"):
-        open_predictions(classifying, f"replay:{wide}")
+        open_predictions(classifying, f"replay:{wide}", print)
 
 
 # Where lines go.
