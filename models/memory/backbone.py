@@ -362,7 +362,7 @@ class MemoryLayer(nn.Module):
 
     def _output(self, opened: Tensor, answer: Tensor) -> Tensor:
         """opened: (B, [T,] D) the output gate; answer: (B, P, T, W)."""
-        return self.to_output(gated_norm(answer, self.gain, opened))
+        return linear_maps(gated_norm(answer, self.gain, opened), (self.to_output.weight, None))[0]
 
 
 def _learn_one(rule: Rule, tokens: Tokens, state: State) -> tuple[Tensor, State, Look]:

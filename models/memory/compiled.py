@@ -21,19 +21,16 @@ it, (k I, O). All arrays are contiguous float32.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import llvmlite.binding
 import numpy as np
-import torch
+from llvmlite import ir
 from numba import njit, types
-from numba.extending import get_cython_function_address
-from torch import Tensor
+from numba.extending import intrinsic
 
-from models.memory.core import NORM_EPS, Rule
+from models.memory.core import NORM_EPS
+from models.memory.pointwise import SHORTEST, SMALLEST
 
 
 def _cacheable() -> bool:
@@ -42,7 +39,8 @@ def _cacheable() -> bool:
         njit(cache=True)(_cacheable)
     except RuntimeError:
         logging.getLogger(__name__).warning(
-            "no folder to keep compiled loops in, so each process compiles its own, in 20 s; NUMBA_CACHE_DIR names one"
+            "no folder to keep compiled loops in, so each process compiles its own for half a minute; NUMBA_CACHE_DIR "
+            "names one"
         )
         return False
     return True
@@ -55,14 +53,8 @@ _outer = njit(fastmath=_FAST, **_OPTIONS)
 _inner = njit(fastmath=_FAST, **_INNER)
 _exact = njit(fastmath={"contract"}, **_INNER)
 
-# By a name of its own, because a function that holds an address cannot be cached.
-llvmlite.binding.add_symbol("mnemo_sgemm", get_cython_function_address("scipy.linalg.cython_blas", "sgemm"))
-_sgemm = types.ExternalFunction("mnemo_sgemm", types.void(*[types.intp] * 13))
-_ZERO, _ONE = np.float32(0.0), np.float32(1.0)
-_WORDS = np.array([ord("N"), ord("T"), 0x3F800000, 0x3F800000 - 2**31, 0], dtype=np.int32)  # N, T, 1.0, -1.0, 0.0
-# Up to a million multiplications OpenBLAS multiplies in place, a third faster than else, but where the right one is
-# turned; there it would call for threads of its own from 64^3 on.
-_TILE, _DEEP, _DEEP_TURNED = 64, 192, 64
+# Of a type: by an integer a float32 becomes a float64, and a loop four times as slow.
+_ZERO, _ONE, _TWO = np.float32(0.0), np.float32(1.0), np.float32(2.0)
 
 
 class Shapes(NamedTuple):
@@ -86,44 +78,231 @@ class Kept(NamedTuple):
     inverse: np.ndarray  # (N, T)
 
 
+# --- products -------------------------------------------------------------------------------------------------------
+#
+# The matrices of a chunk are small and already in a cache, where a library spends a third of a product on its call and
+# on laying out both operands anew. So a tile of the product stays in the registers while rows of b, laid out in a panel
+# as wide as the tile, pass by; a is read where it stands.
+
+_WIDE = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))  # else vectors of AVX2, or two of NEON's
+_LANES, _TALL = (16, 12) if _WIDE else (8, 6)
+_LOW, _BROAD = 4, 2 * _LANES  # rows of a tile at the end, which 64 rows leave; columns of a tile
+_DEEP = 4096 // _BROAD  # rows of a panel: 16 kB of b
+_ROOM = _DEEP * _BROAD + _TALL * _BROAD  # a panel, and a tile of which not all columns exist
+
+_FLOAT, _WORD, _LANE = ir.FloatType(), ir.IntType(64), ir.IntType(32)
+_FUSED = ("contract",)
+
+
+def _at(builder: ir.IRBuilder, address: ir.Value, numbers: ir.Value | int, lanes: int = _LANES) -> ir.Value:
+    """A pointer to so many lanes, numbers (float32) behind the address."""
+    kind = ir.VectorType(_FLOAT, lanes) if lanes > 1 else _FLOAT
+    count = _WORD(numbers) if isinstance(numbers, int) else numbers
+    return builder.inttoptr(builder.add(address, builder.mul(count, _WORD(4))), ir.PointerType(kind))
+
+
+def _loop(builder: ir.IRBuilder) -> tuple[ir.Block, ir.Block, ir.Block]:
+    """The block before a loop, that of the loop, where the builder stands then, and the one after it."""
+    blocks = builder.block, builder.append_basic_block(), builder.append_basic_block()
+    builder.branch(blocks[1])
+    builder.position_at_end(blocks[1])
+    return blocks
+
+
+def _shuffled(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, lanes: list[int]) -> ir.Value:
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_LANE, len(lanes)), lanes))
+
+
+def _everywhere(builder: ir.IRBuilder, number: ir.Value) -> ir.Value:
+    empty = ir.Constant(ir.VectorType(_FLOAT, _LANES), ir.Undefined)
+    return _shuffled(builder, builder.insert_element(empty, number, _LANE(0)), empty, [0] * _LANES)
+
+
+def _tile(rows: int) -> Any:
+    @intrinsic
+    def tile(_context, into, columns, a, across, along, panel, terms, sign, more):
+        """into (rows, 2 vectors), in lines of so many columns, = (more: into) + sign a b; terms is at least 1.
+
+        a: its number for row i and term k stands i across + k along behind. What is not a count is an address.
+        """
+
+        def generate(_target, builder, _signature, values):
+            into, columns, a, across, along, panel, terms, sign, more = values
+            builder.function.attributes.add(
+                "noinline"
+            )  # one product for all that call it, not as many copies to compile
+            starts = [builder.add(a, builder.mul(across, _WORD(4 * row))) for row in range(rows)]
+            before, loop, after = _loop(builder)
+            term, in_a, in_panel = (builder.phi(_WORD) for _ in range(3))
+            sums = [builder.phi(ir.VectorType(_FLOAT, _LANES)) for _ in range(2 * rows)]
+            for each in (term, in_a, in_panel):
+                each.add_incoming(_WORD(0), before)
+            for each in sums:
+                each.add_incoming(ir.Constant(each.type, [0.0] * _LANES), before)
+            halves = [
+                builder.load(_at(builder, builder.add(panel, _WORD(4 * half)), in_panel), align=4)
+                for half in (0, _LANES)
+            ]
+            grown = []
+            for row, start in enumerate(starts):
+                weight = _everywhere(builder, builder.load(_at(builder, start, in_a, 1), align=4))
+                for half in (0, 1):
+                    product = builder.fmul(weight, halves[half], flags=_FUSED)
+                    grown.append(builder.fadd(sums[2 * row + half], product, flags=_FUSED))
+            next_term = builder.add(term, _WORD(1))
+            term.add_incoming(next_term, loop)
+            in_a.add_incoming(builder.add(in_a, along), loop)
+            in_panel.add_incoming(builder.add(in_panel, _WORD(_BROAD)), loop)
+            for each, value in zip(sums, grown, strict=True):
+                each.add_incoming(value, loop)
+            builder.cbranch(builder.icmp_signed("<", next_term, terms), loop, after)
+            builder.position_at_end(after)
+            signs = _everywhere(builder, sign)
+            lines = [builder.add(into, builder.mul(columns, _WORD(4 * row))) for row in range(rows)]
+            places = [_at(builder, line, half) for line in lines for half in (0, _LANES)]
+            with builder.if_else(builder.icmp_signed("!=", more, _WORD(0))) as (adds, writes):
+                with adds:
+                    for place, value in zip(places, grown, strict=True):
+                        signed = builder.fmul(signs, value, flags=_FUSED)
+                        builder.store(builder.fadd(builder.load(place, align=4), signed, flags=_FUSED), place, align=4)
+                with writes:
+                    for place, value in zip(places, grown, strict=True):
+                        builder.store(builder.fmul(signs, value), place, align=4)
+
+        return types.void(*[types.intp] * 7, types.float32, types.intp), generate
+
+    return tile
+
+
+_tall_tile, _low_tile, _flat_tile = _tile(_TALL), _tile(_LOW), _tile(1)
+
+
+@intrinsic
+def _copy_panel(_context, panel, b, columns, terms):
+    """2 vectors of each of so many rows of b; terms is at least 1."""
+
+    def generate(_target, builder, _signature, values):
+        panel, b, columns, terms = values
+        before, loop, after = _loop(builder)
+        term = builder.phi(_WORD)
+        term.add_incoming(_WORD(0), before)
+        source, target = builder.mul(term, columns), builder.mul(term, _WORD(_BROAD))
+        for half in (0, _LANES):
+            value = builder.load(_at(builder, builder.add(b, _WORD(4 * half)), source), align=4)
+            builder.store(value, _at(builder, builder.add(panel, _WORD(4 * half)), target), align=4)
+        next_term = builder.add(term, _WORD(1))
+        term.add_incoming(next_term, loop)
+        builder.cbranch(builder.icmp_signed("<", next_term, terms), loop, after)
+        builder.position_at_end(after)
+
+    return types.void(*[types.intp] * 4), generate
+
+
+@intrinsic
+def _turn_block(_context, into, columns, b, inner):
+    """8 x 8 numbers of b, in lines of `inner`, become columns of those of `into`: by ones, twos and fours."""
+
+    def generate(_target, builder, _signature, values):
+        into, columns, b, inner = values
+        lines = [builder.load(_at(builder, b, builder.mul(inner, _WORD(line)), 8), align=4) for line in range(8)]
+        for apart in (1, 2, 4):
+            low = [lane if lane // apart % 2 == 0 else lane - apart + 8 for lane in range(8)]
+            high = [lane + apart for lane in low]
+            for line in (line for line in range(8) if line // apart % 2 == 0):
+                pair = lines[line], lines[line + apart]
+                lines[line], lines[line + apart] = (_shuffled(builder, *pair, lanes) for lanes in (low, high))
+        for line, value in enumerate(lines):
+            builder.store(value, _at(builder, into, builder.mul(columns, _WORD(line)), 8), align=4)
+
+    return types.void(*[types.intp] * 4), generate
+
+
 @_inner
-def _product(into, a, b, box, a_turned=False, b_turned=False, minus=False, more=False):
-    """into = (more: into) +- a b, either turned; box: (6) int32 to pass sizes in."""
+def _lay_panel(panel, b, deep, terms, column, width):
+    """b's rows [deep, deep + terms) of so many columns, and 0 in those that a tile has beyond."""
+    if width == _BROAD:
+        _copy_panel(panel.ctypes.data, b.ctypes.data + 4 * (deep * b.shape[1] + column), b.shape[1], terms)
+        return
+    for term in range(terms):
+        for j in range(_BROAD):
+            panel[term * _BROAD + j] = b[deep + term, column + j] if j < width else _ZERO
+
+
+@_inner
+def _lay_panel_turned(panel, b, deep, terms, column, width):
+    """The same of b turned: of its columns and rows."""
+    inner, wide, long = b.shape[1], width // 8 * 8, terms // 8 * 8
+    for j in range(0, wide, 8):
+        for term in range(0, long, 8):
+            _turn_block(
+                panel.ctypes.data + 4 * (term * _BROAD + j), _BROAD,
+                b.ctypes.data + 4 * ((column + j) * inner + deep + term), inner,
+            )  # fmt: skip
+    for term in range(terms):
+        for j in range(wide if term < long else 0, _BROAD):
+            panel[term * _BROAD + j] = b[column + j, deep + term] if j < width else _ZERO
+
+
+_PLAIN, _A_TURNED, _B_TURNED, _MINUS, _MORE = 0, 1, 2, 4, 8
+
+
+@_inner
+def _product(into, a, b, room, how):
+    """into = a b, or as the flags say: either turned, minus it, or that more than into holds. room: (_ROOM)."""
+    a_turned, b_turned, more = how & _A_TURNED > 0, how & _B_TURNED > 0, how & _MORE > 0
     rows, columns = into.shape
     inner = a.shape[0] if a_turned else a.shape[1]
-    step = _DEEP_TURNED if b_turned else _DEEP
-    words, sizes = _WORDS.ctypes.data, box.ctypes.data
-    box[3], box[4], box[5] = b.shape[1], a.shape[1], columns
-    for row in range(0, rows, _TILE):
-        box[1] = min(_TILE, rows - row)
-        for column in range(0, columns, _TILE):
-            box[0] = min(_TILE, columns - column)
-            for deep in range(0, inner, step):
-                box[2] = min(step, inner - deep)
-                at_a = deep * a.shape[1] + row if a_turned else row * a.shape[1] + deep
-                at_b = column * b.shape[1] + deep if b_turned else deep * b.shape[1] + column
-                # What BLAS counts by columns are our rows: it finds b a turned.
-                _sgemm(
-                    words + 4 * b_turned, words + 4 * a_turned, sizes, sizes + 4, sizes + 8,
-                    words + (12 if minus else 8), b.ctypes.data + 4 * at_b, sizes + 12, a.ctypes.data + 4 * at_a,
-                    sizes + 16, words + (8 if more or deep else 16), into.ctypes.data + 4 * (row * columns + column),
-                    sizes + 20,
-                )  # fmt: skip
+    across, along = (1, a.shape[1]) if a_turned else (a.shape[1], 1)
+    sign = -_ONE if how & _MINUS else _ONE
+    edge = room[_DEEP * _BROAD :]
+    at_panel, at_edge = room.ctypes.data, edge.ctypes.data
+    for deep in range(0, inner, _DEEP):
+        terms, add = min(_DEEP, inner - deep), more or deep > 0
+        for column in range(0, columns, _BROAD):
+            width = min(_BROAD, columns - column)
+            if b_turned:
+                _lay_panel_turned(room, b, deep, terms, column, width)
+            else:
+                _lay_panel(room, b, deep, terms, column, width)
+            row = 0
+            while row < rows:
+                tall = _TALL if row + _TALL <= rows else _LOW if row + _LOW <= rows else 1
+                at_a = a.ctypes.data + 4 * (row * across + deep * along)
+                if width == _BROAD:
+                    target, line, adds = into.ctypes.data + 4 * (row * columns + column), columns, np.intp(add)
+                else:
+                    target, line, adds = at_edge, _BROAD, np.intp(0)
+                if tall == _TALL:
+                    _tall_tile(target, line, at_a, across, along, at_panel, terms, sign, adds)
+                elif tall == _LOW:
+                    _low_tile(target, line, at_a, across, along, at_panel, terms, sign, adds)
+                else:
+                    _flat_tile(target, line, at_a, across, along, at_panel, terms, sign, adds)
+                if width < _BROAD:
+                    for i in range(tall):
+                        for j in range(width):
+                            number = edge[i * _BROAD + j]
+                            into[row + i, column + j] = into[row + i, column + j] + number if add else number
+                row += tall
 
 
 @_exact
 def _sigmoid(z):
-    """By a polynomial, which unlike the library's exponential runs many at once; NaN stays."""
-    x = -z
-    x = np.float32(88.0) if x > np.float32(88.0) else x
-    x = np.float32(-87.0) if x < np.float32(-87.0) else x
-    whole = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
-    rest = x - whole * np.float32(0.693359375) + whole * np.float32(2.12194440e-4)
-    y = np.float32(1.9875691500e-4)
-    for factor in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1, 1.0, 1.0):
+    """By a polynomial, which unlike the library's exponential runs many at once; NaN stays.
+
+    e^-z = 2^whole 2^rest, rest within a half of 0: added to 1.5 * 2^23 a number loses its fraction, and its whole part
+    is the last bits. Within 1e-7.
+    """
+    z = np.float32(87.0) if np.float32(87.0) < z else z
+    z = np.float32(-88.0) if np.float32(-88.0) > z else z
+    power = z * np.float32(-1.442695041)
+    shifted = power + np.float32(12582912.0)
+    rest = power - (shifted - np.float32(12582912.0))
+    y = np.float32(1.338130254e-3)
+    for factor in (9.666368515e-3, 5.550381014e-2, 2.402234904e-1, 6.931471806e-1, 1.0):
         y = y * rest + np.float32(factor)
-    bits = np.int32(whole if whole == whole else np.float32(0.0)) + np.int32(127)
-    return np.float32(1.0) / (np.float32(1.0) + y * np.int32(bits << np.int32(23)).view(np.float32))
+    bits = np.int32(np.float32(shifted).view(np.int32) << np.int32(23)) + np.int32(0x3F800000)
+    return np.float32(1.0) / (np.float32(1.0) + y * np.int32(bits).view(np.float32))
 
 
 @_inner
@@ -142,11 +321,20 @@ def _add(rows, into):
 
 @_inner
 def _silu(z, gate, value):
-    """gate, the sigmoid, and value are written; what follows takes the gate rather than another exponential."""
-    for t in range(z.shape[0]):
-        for j in range(z.shape[1]):
-            gate[t, j] = _sigmoid(z[t, j])
-            value[t, j] = z[t, j] * gate[t, j]
+    """gate, the sigmoid, and value are written; what follows takes the gate rather than another exponential.
+
+    Four numbers far apart at a time, because the steps of one sigmoid wait for each other.
+    """
+    z, gate, value = z.reshape(z.size), gate.reshape(z.size), value.reshape(z.size)
+    quarter = len(z) // 4
+    for j in range(quarter):
+        for place in range(4):
+            at = place * quarter + j
+            gate[at] = open_ = _sigmoid(z[at])
+            value[at] = z[at] * open_
+    for at in range(4 * quarter, len(z)):
+        gate[at] = _sigmoid(z[at])
+        value[at] = z[at] * gate[at]
 
 
 @_inner
@@ -163,7 +351,7 @@ def _bent(z, gate, back, d_error, into):
     for t in range(z.shape[0]):
         for j in range(z.shape[1]):
             open_, value = gate[t, j], z[t, j] * gate[t, j]
-            into[t, j] = (open_ - open_ * open_) * (z[t, j] + 2 - 2 * value) * d_error[t, j] * back[t, j]
+            into[t, j] = (open_ - open_ * open_) * (z[t, j] + _TWO - _TWO * value) * d_error[t, j] * back[t, j]
             d_error[t, j] *= open_ + value - open_ * value
 
 
@@ -366,10 +554,10 @@ def _last_error(normed, residual, value, deep, inverse, outer, error, alongs):
     width = np.float32(value.shape[1])
     for t in range(value.shape[0]):
         for j in range(value.shape[1]):
-            outer[t, j] = 2 * (normed[t, j] - value[t, j])
+            outer[t, j] = _TWO * (normed[t, j] - value[t, j])
         if len(residual):
             for j in range(value.shape[1]):
-                outer[t, j] += 2 * residual[t, j]
+                outer[t, j] += _TWO * residual[t, j]
         if not deep:
             for j in range(value.shape[1]):
                 error[t, j] = outer[t, j]
@@ -391,7 +579,7 @@ def _last_error_backward(d_error, normed, deep, inverse, outer, error, alongs, d
     for t in range(normed.shape[0]):
         if not deep:
             for j in range(normed.shape[1]):
-                d_answer[t, j] = d_z[t, j] = 2 * d_error[t, j]
+                d_answer[t, j] = d_z[t, j] = _TWO * d_error[t, j]
             continue
         mean, turned = _ZERO, _ZERO
         for j in range(normed.shape[1]):
@@ -400,7 +588,7 @@ def _last_error_backward(d_error, normed, deep, inverse, outer, error, alongs, d
         mean, turned = mean / width, turned / width
         total, stretch = _ZERO, _ZERO
         for j in range(normed.shape[1]):
-            d_answer[t, j] = 2 * (d_error[t, j] - mean - normed[t, j] * turned) * inverse[t]
+            d_answer[t, j] = _TWO * (d_error[t, j] - mean - normed[t, j] * turned) * inverse[t]
             d_z[t, j] = d_answer[t, j] - inverse[t] * (d_error[t, j] * alongs[t] + outer[t, j] * turned)
             total += d_z[t, j]
             stretch += d_z[t, j] * normed[t, j] + d_error[t, j] * error[t, j]
@@ -439,7 +627,7 @@ def forward(shapes, rows, gates, ends, kept, wanted, output, begin, end):
     gate, query_gate, _ = _three((layers - 1, b, wide))
     outer, last_error, _ = _three((b, width))
     spread_room = np.empty(b * parts * max(wide, key.shape[2]), np.float32)
-    box = np.empty(6, np.int32)
+    room = np.empty(_ROOM, np.float32)
     for series in range(begin, end):
         for first in range(0, total, b):
             last = min(first + b, total)
@@ -454,17 +642,17 @@ def forward(shapes, rows, gates, ends, kept, wanted, output, begin, end):
             a = key[series, here]
             for layer in range(layers - 1):
                 z = kept.keys[series, layer, there]
-                _product(z, a, _anchor(flat, shapes, layer), box)
+                _product(z, a, _anchor(flat, shapes, layer), room, _PLAIN)
                 a = active[layer, :m]
                 _silu(z, gate[layer, :m], a)
             z, u, inverse = kept.normed[series, there], last_error[:m], kept.inverse[series, there]
-            _product(z, a, _anchor(flat, shapes, layers - 1), box)
+            _product(z, a, _anchor(flat, shapes, layers - 1), room, _PLAIN)
             if deep:
                 _normalise(z, inverse)
             _last_error(z, residual[series, here], value[series, here], deep, inverse, outer[:m], u, alongs[:m])
             for layer in range(layers - 1, 0, -1):
                 back = kept.back[series, layer - 1, there]
-                _product(back, u, _anchor(flat, shapes, layer), box, b_turned=True)
+                _product(back, u, _anchor(flat, shapes, layer), room, _B_TURNED)
                 u = errors[layer - 1, :m]
                 _times_slope(kept.keys[series, layer - 1, there], gate[layer - 1, :m], back, u)
             # The read, and what is left at the end.
@@ -479,15 +667,15 @@ def forward(shapes, rows, gates, ends, kept, wanted, output, begin, end):
                 spread = spread_room[: m * len(matrices)].reshape((m, len(matrices)))
                 scores = kept.scores[series, layer, at * b : at * b + m * m].reshape((m, m))
                 _spread(q, read, spread)
-                _product(y, spread, matrices, box)
-                _product(scores, q, a, box, b_turned=True)
+                _product(y, spread, matrices, room, _PLAIN)
+                _product(scores, q, a, room, _B_TURNED)
                 for t in range(m):
                     for i in range(m):
                         weighed[t, i] = gradients[t, i] * scores[t, i]
-                _product(y, weighed, u, box, minus=True, more=True)
+                _product(y, weighed, u, room, _MINUS | _MORE)
                 _ends(matrices, read[m - 1], carried[m - 1], after)
                 _spread(a, ending, spread)
-                _product(after, spread, u, box, a_turned=True, minus=True, more=True)
+                _product(after, spread, u, room, _A_TURNED | _MINUS | _MORE)
                 if inner:
                     _silu(y, query_gate[layer, :m], asked[layer, :m])
 
@@ -496,7 +684,8 @@ def forward(shapes, rows, gates, ends, kept, wanted, output, begin, end):
 def backward(shapes, rows, gates, kept, d_output, ended, d_anchors, d_ends, d_rows, d_gates, begin, end):
     """Series [begin, end). d_ends (N, M): gradients of the memories at the end, which become those at the beginning.
 
-    ended: whether these are more than 0; d_anchors (N, M): of W at the last chunk's beginning, and 0 for S.
+    ended: whether anything after the last chunk has a gradient; d_anchors (N, M): of W at its beginning, and 0 for S
+    or, without them, (0, M).
     """
     key, value, residual, query = rows
     d_key, d_value, d_residual, d_query = d_rows
@@ -514,7 +703,7 @@ def backward(shapes, rows, gates, kept, d_output, ended, d_anchors, d_ends, d_ro
     d_answer_room, d_z_room, _ = _three((b, width))
     d_end_room = np.empty((b, parts), np.float32)
     spread_room = np.empty(b * parts * max(wide, key.shape[2]), np.float32)
-    box = np.empty(6, np.int32)
+    room = np.empty(_ROOM, np.float32)
     for series in range(begin, end):
         d_flat = d_ends[series]
         for first in range((total - 1) // b * b, -1, -b):
@@ -555,27 +744,27 @@ def backward(shapes, rows, gates, kept, d_output, ended, d_anchors, d_ends, d_ro
                 scores = kept.scores[series, layer, first * b : first * b + m * m].reshape((m, m))
                 if more:
                     _spread(a, ending, spread)
-                    _product(d_u, spread, d_matrices, box, minus=True)
-                    _product(spread, u, d_matrices, box, b_turned=True)
+                    _product(d_u, spread, d_matrices, room, _MINUS)
+                    _product(spread, u, d_matrices, room, _B_TURNED)
                     _spread_backward(spread, a, ending, -_ONE, d_a, d_ending)
                     d_carried += _ends_backward(matrices, read[m - 1], carried[m - 1], d_matrices, d_read[m - 1])
-                _product(d_scores, d_y, u, box, b_turned=True, minus=True)
+                _product(d_scores, d_y, u, room, _B_TURNED | _MINUS)
                 for t in range(m):
                     for i in range(m):
                         weighed[t, i] = gradients[t, i] * scores[t, i]
                         d_gradients[t, i] += d_scores[t, i] * scores[t, i]
                         d_scores[t, i] *= gradients[t, i]
-                _product(d_u, weighed, d_y, box, a_turned=True, minus=True, more=more)
-                _product(d_a, d_scores, q, box, a_turned=True, more=more)
-                _product(spread, d_y, matrices, box, b_turned=True)
+                _product(d_u, weighed, d_y, room, _A_TURNED | _MINUS | _MORE * more)
+                _product(d_a, d_scores, q, room, _A_TURNED | _MORE * more)
+                _product(spread, d_y, matrices, room, _B_TURNED)
                 _spread_backward(spread, q, read, _ONE, d_q, d_read)
-                _product(d_q, d_scores, a, box, more=True)
+                _product(d_q, d_scores, a, room, _MORE)
                 _spread(q, read, spread)
-                _product(d_matrices, spread, d_y, box, a_turned=True, more=True)
+                _product(d_matrices, spread, d_y, room, _A_TURNED | _MORE)
                 if layer:
                     _times_slope(kept.queries[series, layer - 1, here], query_gate[layer - 1, :m], d_q, d_q)
                     d_y = d_q
-            if ended and last == total:
+            if len(d_anchors) and last == total:
                 for i in range(len(d_flat)):
                     d_flat[i] += d_anchors[series, i]
             # The errors, from the first layer to the last; `asked` becomes the gradient by z of the slopes.
@@ -584,8 +773,8 @@ def backward(shapes, rows, gates, kept, d_output, ended, d_anchors, d_ends, d_ro
                 z, back = kept.keys[series, layer - 1, here], kept.back[series, layer - 1, here]
                 _bent(z, gate[layer - 1, :m], back, d_e, d_hidden)
                 u, d_u = (errors[layer, :m], d_errors[layer, :m]) if layer < layers - 1 else (error, d_error)
-                _product(d_u, d_e, _anchor(flat, shapes, layer), box, more=True)
-                _product(_anchor(d_flat, shapes, layer), d_e, u, box, a_turned=True, more=True)
+                _product(d_u, d_e, _anchor(flat, shapes, layer), room, _MORE)
+                _product(_anchor(d_flat, shapes, layer), d_e, u, room, _A_TURNED | _MORE)
             d_answer, d_z = d_answer_room[:m], d_z_room[:m]
             _last_error_backward(d_error, normed, deep, inverse, outer, error, alongs, d_answer, d_z)
             # The inputs, from the last layer to the first.
@@ -595,8 +784,8 @@ def backward(shapes, rows, gates, kept, d_output, ended, d_anchors, d_ends, d_ro
                     if layer
                     else (key[series, here], d_key[series, here])
                 )
-                _product(d_a, d_z, _anchor(flat, shapes, layer), box, b_turned=True, more=True)
-                _product(_anchor(d_flat, shapes, layer), a, d_z, box, a_turned=True, more=True)
+                _product(d_a, d_z, _anchor(flat, shapes, layer), room, _B_TURNED | _MORE)
+                _product(_anchor(d_flat, shapes, layer), a, d_z, room, _A_TURNED | _MORE)
                 if layer:
                     _times_slope(kept.keys[series, layer - 1, here], gate[layer - 1, :m], d_a, d_a)
                     _add(asked[layer - 1, :m], d_a)
@@ -614,93 +803,144 @@ def backward(shapes, rows, gates, kept, d_output, ended, d_anchors, d_ends, d_ro
             _coefficients_backward(chosen, weights, d_gradients, d_read, d_carried, d_ending, d_into_room, found)
 
 
-# --- beside autograd ------------------------------------------------------------------------------------------------
+# --- pointwise work around the memory ---------------------------------------------------------------------------------
 
 
-class CompiledDual(torch.autograd.Function):
-    """Of the rule, rows (key, value, residual, query), five gates and the memories: output, memories, anchors."""
-
-    @staticmethod
-    def forward(ctx: Any, rule: Rule, *tensors: Tensor) -> tuple[Tensor, ...]:
-        key, value, residual, query, *gates = (part.contiguous() for part in tensors[:9])
-        matrices, parts = tensors[9:], 1 + rule.has_momentum
-        series, total = query.shape[:2]
-        sizes = [matrix.shape[1:].numel() for matrix in matrices]
-        begins = [sum(sizes[:place]) for place in range(0, len(sizes), parts)]
-        layers = [(*matrix.shape[1:], begin) for matrix, begin in zip(matrices[::parts], begins, strict=True)]
-        shapes = Shapes(np.array(layers), parts, rule.chunk, float(rule.radius), rule.depth > 0)
-        ends = torch.cat([matrix.flatten(1) for matrix in matrices], 1)
-        output = torch.empty_like(value)
-        wanted = any(ctx.needs_input_grad)
-        long = total if wanted else min(total, rule.chunk)
-        hidden = (series, len(layers) - 1, long, matrices[-1].shape[1])
-        kept = [
-            ends.new_empty(series, -(-long // rule.chunk), sum(sizes)),
-            ends.new_empty(series, -(-long // rule.chunk), len(layers), parts),
-            ends.new_empty(series, len(layers), long * rule.chunk),
-            *(ends.new_empty(hidden) for _ in range(3)),
-            ends.new_empty(series, long, value.shape[2]),
-            ends.new_empty(series, long),
-        ]
-        if not residual.shape[1]:
-            residual = value.new_empty(series, 0, value.shape[2])
-        rows = (key, value, residual, query)
-        entered = (shapes, *map(_arrays, (rows, gates)), ends.numpy())
-        _run(forward, series, *entered, Kept(*_arrays(kept)), wanted, output.numpy())
-        ctx.save_for_backward(*rows, *gates, *kept)
-        ctx.shapes, ctx.layout = shapes, [matrix.shape for matrix in matrices]
-        ctx.residual_is_key = tensors[2] is tensors[0]
-        ctx.set_materialize_grads(False)
-        anchors = _apart(kept[0][:, -1], ctx.layout)[::parts]
-        return output, *_apart(ends, ctx.layout), *anchors
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, output: Tensor | None, *rest: Tensor | None) -> tuple[Tensor | None, ...]:
-        rows, gates, kept = ctx.saved_tensors[:4], ctx.saved_tensors[4:9], ctx.saved_tensors[9:]
-        key, value, residual, _ = rows
-        count, parts = len(ctx.layout), ctx.shapes.parts
-        spaced = [anchor for each in rest[count:] for anchor in (each, None)[:parts]]
-        ends, anchors = (_joined(kept[0][:, 0], ctx.layout, grads) for grads in (rest[:count], spaced))
-        ended = any(grad is not None for grad in rest)
-        output = torch.zeros_like(value) if output is None else output.contiguous()
-        d_rows, d_gates = [torch.empty_like(part) for part in rows], [torch.empty_like(gate) for gate in gates[:4]]
-        _run(
-            backward, len(key), ctx.shapes, *map(_arrays, (rows, gates)), Kept(*_arrays(kept)), output.numpy(), ended,
-            anchors.numpy(), ends.numpy(), *map(_arrays, (d_rows, d_gates)),
-        )  # fmt: skip
-        if ctx.residual_is_key:
-            d_rows[0] += d_rows[2]
-        d_key, d_value, d_residual, d_query = d_rows
-        own = None if ctx.residual_is_key or not residual.shape[1] else d_residual
-        return None, d_key, d_value, own, d_query, *d_gates, None, *_apart(ends, ctx.layout)
+@_outer
+def directions(mixed, units, value, inverses, begin, end):
+    """Series [begin, end) of mixed (B, T, 3, P, W). Written: units (2, B, P, T, W), value, inverses (2, B, P, T)."""
+    _, steps, _, heads, width = mixed.shape
+    shortest = np.float32(SHORTEST)
+    for series in range(begin, end):
+        for t in range(steps):
+            for head in range(heads):
+                for place in range(2):
+                    z, unit, square = mixed[series, t, place, head], units[place, series, head, t], _ZERO
+                    for j in range(width):
+                        unit[j] = z[j] * _sigmoid(z[j])
+                        square += unit[j] * unit[j]
+                    length = np.sqrt(square)
+                    inverses[place, series, head, t] = inverse = _ONE / (shortest if length < shortest else length)
+                    for j in range(width):
+                        unit[j] *= inverse
+                z, active = mixed[series, t, 2, head], value[series, head, t]
+                for j in range(width):
+                    active[j] = z[j] * _sigmoid(z[j])
 
 
-def _run(kernel: Callable[..., None], series: int, *arguments: Any) -> None:
-    """As many threads as torch has, each with series of its own."""
-    threads = min(torch.get_num_threads(), series)
-    if threads <= 1:
-        kernel(*arguments, 0, series)
-        return
-    borders = [series * part // threads for part in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda ends: kernel(*arguments, *ends), pairwise(borders)))
+@_outer
+def directions_backward(mixed, units, inverses, d_query, d_key, d_value, d_mixed, begin, end):
+    _, steps, _, heads, width = mixed.shape
+    largest = _ONE / np.float32(SHORTEST)
+    for series in range(begin, end):
+        for t in range(steps):
+            for place in range(3):
+                for head in range(heads):
+                    z, d_z = mixed[series, t, place, head], d_mixed[series, t, place, head]
+                    if place == 2:
+                        d_active = d_value[series, head, t]
+                        for j in range(width):
+                            d_z[j] = d_active[j]
+                    else:
+                        d_unit = d_key[series, head, t] if place else d_query[series, head, t]
+                        unit, inverse = units[place, series, head, t], inverses[place, series, head, t]
+                        along = _ZERO
+                        for j in range(width):
+                            along += d_unit[j] * unit[j]
+                        if inverse >= largest:
+                            along = _ZERO
+                        for j in range(width):
+                            d_z[j] = (d_unit[j] - unit[j] * along) * inverse
+                    for j in range(width):
+                        gate = _sigmoid(z[j])
+                        active = z[j] * gate
+                        d_z[j] *= gate + active - gate * active
 
 
-def _arrays(parts: Sequence[Tensor]) -> tuple[np.ndarray, ...]:
-    return tuple(part.detach().numpy() for part in parts)
+@_inner
+def _root_mean_square(row):
+    square = _ZERO
+    for j in range(len(row)):
+        square += row[j] * row[j]
+    return np.sqrt(square / np.float32(len(row)) + np.float32(SMALLEST))
 
 
-def _apart(flat: Tensor, layout: Sequence[torch.Size]) -> list[Tensor]:
-    """(N, M) as matrices of their own."""
-    parts = flat.split([shape[1:].numel() for shape in layout], 1)
-    return [part.reshape(shape).clone() for part, shape in zip(parts, layout, strict=True)]
+@_outer
+def gated_norm(answer, gain, gate, into, begin, end):
+    """Series [begin, end) of answer (B, P, T, W), gain (P, W), gate and into (B, T, P, W)."""
+    _, heads, steps, width = answer.shape
+    for series in range(begin, end):
+        for t in range(steps):
+            for head in range(heads):
+                row, gains = answer[series, head, t], gain[head]
+                shut, found = gate[series, t, head], into[series, t, head]
+                inverse = _ONE / _root_mean_square(row)
+                for j in range(width):
+                    found[j] = row[j] * inverse * gains[j] * _sigmoid(shut[j])
 
 
-def _joined(like: Tensor, layout: Sequence[torch.Size], parts: Sequence[Tensor | None]) -> Tensor:
-    """Matrices as (N, M); None is 0."""
-    flat = torch.zeros_like(like, memory_format=torch.contiguous_format)
-    for into, part in zip(flat.split([shape[1:].numel() for shape in layout], 1), parts, strict=True):
-        if part is not None:
-            into.copy_(part.flatten(1))
-    return flat
+@_outer
+def gated_norm_backward(answer, gain, gate, grad, d_answer, d_gain, d_gate, begin, end):
+    """d_gain: (B, P, W), of each series."""
+    _, heads, steps, width = answer.shape
+    for series in range(begin, end):
+        for head in range(heads):
+            for j in range(width):
+                d_gain[series, head, j] = _ZERO
+        for t in range(steps):
+            for head in range(heads):
+                row, gains, d_gains = answer[series, head, t], gain[head], d_gain[series, head]
+                shut, d_shut, d_found = gate[series, t, head], d_gate[series, t, head], grad[series, t, head]
+                d_row = d_answer[series, head, t]
+                inverse, along = _ONE / _root_mean_square(row), _ZERO
+                for j in range(width):
+                    unit, opened = row[j] * inverse, _sigmoid(shut[j])
+                    d_scaled = d_found[j] * opened
+                    d_gains[j] += d_scaled * unit
+                    d_unit = d_scaled * gains[j]
+                    d_shut[j] = d_unit * unit * (_ONE - opened)
+                    along += d_unit * unit
+                    d_row[j] = d_unit
+                along /= np.float32(width)
+                for j in range(width):
+                    d_row[j] = (d_row[j] - row[j] * inverse * along) * inverse
+
+
+# --- projections ------------------------------------------------------------------------------------------------------
+
+_BLOCK = 256  # rows: with what they are mapped to they fit into a core's cache
+
+
+@_outer
+def linear_map(x, weight, bias, into, begin, end):
+    """Rows [begin, end) of x (R, D) by weight (O, D), plus bias (O) or, without one, (0): into (R, O)."""
+    room = np.empty(_ROOM, np.float32)
+    for first in range(begin, end, _BLOCK):
+        here = slice(first, min(first + _BLOCK, end))
+        rows = into[here]
+        _product(rows, x[here], weight, room, _B_TURNED)
+        if len(bias):
+            for t in range(len(rows)):
+                for j in range(len(bias)):
+                    rows[t, j] += bias[j]
+
+
+@_outer
+def linear_map_backward(x, weight, grad, more, d_x, d_weight, d_bias, begin, end):
+    """Parts [begin, end) of the rows, as many as d_weight (parts, O, D) and d_bias (parts, O) have; the latter are 0.
+
+    more: whether d_x is added to. d_x, or d_weight and d_bias, of no length are not wanted.
+    """
+    room = np.empty(_ROOM, np.float32)
+    for part in range(begin, end):
+        border = len(x) * (part + 1) // len(d_bias)
+        for first in range(len(x) * part // len(d_bias), border, _BLOCK):
+            here = slice(first, min(first + _BLOCK, border))
+            rows = grad[here]
+            if len(d_x):
+                _product(d_x[here], rows, weight, room, _MORE * more)
+            if len(d_weight):
+                _product(d_weight[part], rows, x[here], room, _A_TURNED | _MORE)
+            for t in range(len(rows)):
+                for j in range(d_bias.shape[1]):
+                    d_bias[part, j] += rows[t, j]

@@ -33,8 +33,8 @@ from models.memory.coefficients import (
     gates_backward,
 )
 from models.memory.core import Rule, bias_gradient, into_ball, normalise
+from models.memory.dispatch import can_be_compiled
 
-COMPILED = True  # the commonest rules on the CPU by `compiled`
 GROUP = 2**18  # numbers of the coefficients that are made at once: a megabyte in single precision
 
 
@@ -56,7 +56,7 @@ def dual_read(
     """
     flat = [matrix for memory in memories for matrix in memory]
     if _can_be_compiled(rule, streams, flat, anchors, look):
-        from models.memory.compiled import CompiledDual  # its compiler takes half a second to import
+        from models.memory.compiled_functions import CompiledDual  # its compiler takes half a second to import
 
         rows = (streams.key, streams.value, streams.residual, streams.query)
         gates = (streams.keep, streams.momentum, streams.rate, streams.importance, streams.present)
@@ -72,11 +72,10 @@ def _can_be_compiled(
     rule: Rule, streams: Streams, flat: list[Tensor], anchors: list[Tensor] | None, look: bool
 ) -> bool:
     return (
-        COMPILED
-        and not (look or anchors or rule.decay_first or torch.compiler.is_compiling())
+        not (look or anchors or rule.decay_first)
         and rule.bias == "l2"
         and rule.window == 1
-        and all(part.dtype == torch.float32 and part.device.type == "cpu" for part in (*streams, *flat))
+        and can_be_compiled(*streams, *flat)
     )
 
 

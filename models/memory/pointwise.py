@@ -1,8 +1,9 @@
 """The pointwise work around a memory: activation and unit length before it, norm and gate after it.
 
-Of whole sequences, a block of tokens at a time, forward and backward written out. Autograd would make some forty passes
-over all of them, each from main memory and back: nearly half of what a layer's training took. A block stays in a core's
-cache, and what the backward pass needs is made again there.
+Of whole sequences, forward and backward written out: in single precision on the CPU in loops that numba compiles
+(`compiled`), else a block of tokens at a time. Autograd would make some forty passes over all of them, each from main
+memory and back: nearly half of what a layer's training took. A block stays in a core's cache, and what the backward
+pass needs is made again there.
 
 Shapes: B series, T tokens, P heads, W width of a head, D = P W.
 """
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from models.memory.dispatch import can_be_compiled
+
 silu_backward = torch.ops.aten.silu_backward
 
 BLOCK = 2**18  # numbers of one operand: a megabyte in single precision
@@ -26,6 +29,12 @@ SMALLEST = 1e-6  # added to a mean square
 def unit_directions(mixed: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values (B, P, [T,] W) of their mixed projections (B, [T,] 3 D); the first two of length 1."""
     if mixed.dim() == 3:
+        if can_be_compiled(mixed):
+            from models.memory.compiled_functions import (
+                CompiledDirections,
+            )  # its compiler takes half a second to import
+
+            return CompiledDirections.apply(mixed, heads)
         return _UnitDirections.apply(mixed, heads)
     rows = silu(mixed).unflatten(-1, (3 * heads, 1, -1))
     lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
@@ -42,6 +51,10 @@ def gated_norm(answer: Tensor, gain: Tensor, gate: Tensor) -> Tensor:
     gate and result: (B, [T,] D); a single token's answers may have a T of 1.
     """
     if gate.dim() == 3:
+        if can_be_compiled(answer, gain, gate):
+            from models.memory.compiled_functions import CompiledGatedNorm
+
+            return CompiledGatedNorm.apply(answer, gain, gate)
         return _GatedNorm.apply(answer, gain, gate)
     gain = gain[:, None] if answer.dim() == 4 else gain
     return (answer * _inverse(answer) * gain).flatten(1) * gate.sigmoid()

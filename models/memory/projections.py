@@ -12,11 +12,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from models.memory.dispatch import can_be_compiled
+
 
 def linear_maps(x: Tensor, *maps: tuple[Tensor, Tensor | None]) -> tuple[Tensor, ...]:
     """x (B, [T,] D) by each pair of a weight (out, D) and a bias (out) or none: (B, [T,] out) each."""
     if x.dim() == 3:
-        return _LinearMaps.apply(x, *(part for pair in maps for part in pair))
+        parts = [part for pair in maps for part in pair]
+        if can_be_compiled(x, *(part for part in parts if part is not None)):
+            from models.memory.compiled_functions import CompiledLinearMaps
+
+            return CompiledLinearMaps.apply(x, *parts)
+        return _LinearMaps.apply(x, *parts)
     return tuple(linear(x, *pair) for pair in maps)
 
 

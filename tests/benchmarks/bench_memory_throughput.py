@@ -19,8 +19,9 @@ the tables ours and the peer's chunk of 64 by turns in one process, on the CPU, 
 neighbours: for a machine whose speed changes from one row to the next; as many passes as T leaves time for. A turn
 ends with the dual form alone, of given tokens, without what projects and gates them, and with a matrix product of
 torch's and one of OpenBLAS's: for the shares of these rates that the operations of the dual form make up of the layer's
-time and of its own. On processors that are not Intel's torch's MKL may be the slower by half. Which kernels OpenBLAS
-takes is printed: OPENBLAS_CORETYPE in the environment may name older ones than it would choose.
+time and of its own. Neither is what ours multiplies with; on processors that are not Intel's torch's MKL may be the
+slower by half. Which kernels OpenBLAS takes is printed: OPENBLAS_CORETYPE in the environment may name older ones than
+it would choose.
 """
 
 from __future__ import annotations
@@ -248,7 +249,7 @@ def matrix_rate() -> float:
 
 
 def openblas_rate() -> float:
-    """The same of scipy's OpenBLAS, whose products the dual form is made of."""
+    """The same of scipy's OpenBLAS."""
     from scipy.linalg.blas import sgemm
 
     a = np.ones((1024, 1024), np.float32, order="F")

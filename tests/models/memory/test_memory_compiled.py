@@ -8,15 +8,18 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_cases import distance, random_memory, random_tokens, start
+from numba import njit
 from torch import Tensor
 
 from models.contract import State
-from models.memory import compiled, dual
+from models.memory import compiled, compiled_functions, dispatch
+from models.memory.backbone import Inner, MemoryConfig, MemoryLayer
 from models.memory.chunks import chunked
 from models.memory.core import Rule, Tokens, map_tokens
 
@@ -77,14 +80,41 @@ def test_answers_states_and_gradients_are_those_of_the_torch_form(data):
     expected = everything(rule, *(tokens, state), **chosen)
     plain = single(tokens, state)
     actual = everything(rule, *plain, **chosen)
-    dual.COMPILED = False
+    dispatch.COMPILED = False
     try:
         other = everything(rule, *plain, **chosen)
     finally:
-        dual.COMPILED = True
+        dispatch.COMPILED = True
     for name, part in expected.items():
         lost = distance(other[name].double(), part)
         assert distance(actual[name].double(), part) < max(2e-5, 5 * lost), name
+
+
+@njit
+def product(into, a, b, room, how):
+    compiled._product(into, a, b, room, how)
+
+
+@settings(max_examples=200)
+@given(data=st.data())
+def test_products_of_any_size_and_either_side_turned_are_those_of_numpy(data):
+    rows, columns = (data.draw(st.integers(1, 70)) for _ in range(2))
+    inner = data.draw(st.one_of(st.integers(1, 40), st.sampled_from([127, 129, 256, 257, 600])))
+    flags = (compiled._A_TURNED, compiled._B_TURNED, compiled._MINUS, compiled._MORE)
+    a_turned, b_turned, minus, more = chosen = [data.draw(st.booleans()) for _ in flags]
+    numbers = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    a, b, into = (
+        numbers.normal(size=size).astype(np.float32) for size in ((rows, inner), (inner, columns), (rows, columns))
+    )
+    expected = into * more + (-1 if minus else 1) * (a.astype(float) @ b)
+    given = (np.ascontiguousarray(part.T if turned else part) for part, turned in ((a, a_turned), (b, b_turned)))
+    around = np.full(rows * columns + 64, 7, np.float32)
+    found = around[32:-32].reshape(rows, columns)
+    found[:] = into if more else np.nan
+    how = sum(flag for flag, taken in zip(flags, chosen, strict=True) if taken)
+    product(found, *given, np.full(compiled._ROOM, np.nan, np.float32), how)
+    assert np.abs(found - expected).max() < 1e-5 * max(10.0, inner)
+    assert (np.delete(around, np.s_[32:-32]) == 7).all(), "nothing is written beside it"
 
 
 @pytest.mark.parametrize(("width", "chunk"), [(72, 200), (40, 70)])
@@ -114,7 +144,16 @@ def test_gates_of_nothing_and_of_one_have_their_gradients():
         assert actual[name].isfinite().all(), name
 
 
-def test_whether_gradients_are_wanted_and_how_many_threads_run_changes_no_bit():
+@pytest.fixture
+def threads(monkeypatch):
+    """Sets how many threads run, however small the work."""
+    monkeypatch.setattr(compiled_functions, "WORTH_THREADS", 0)
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_whether_gradients_are_wanted_and_how_many_threads_run_changes_no_bit(threads):
     torch.manual_seed(0)
     tokens, state = single(*case(SETTLED, 37, gaps=0.2))
     whole = everything(SETTLED, tokens, state, ends=True, shared=False)
@@ -122,14 +161,24 @@ def test_whether_gradients_are_wanted_and_how_many_threads_run_changes_no_bit():
         answer, after, _ = chunked(SETTLED, tokens, state)
     assert torch.equal(answer, whole["answer"])
     assert all(torch.equal(part, whole[name]) for name, part in after.items())
-    threads = torch.get_num_threads()
-    try:
-        for other in (1, 3):
-            torch.set_num_threads(other)
-            again = everything(SETTLED, tokens, state, ends=True, shared=False)
-            assert all(torch.equal(part, whole[name]) for name, part in again.items())
-    finally:
-        torch.set_num_threads(threads)
+    for count in (1, 3):
+        threads(count)
+        again = everything(SETTLED, tokens, state, ends=True, shared=False)
+        assert all(torch.equal(part, whole[name]) for name, part in again.items())
+
+
+def test_a_whole_layer_in_several_threads_is_one_in_a_single_thread(threads):
+    torch.manual_seed(0)
+    layer = MemoryLayer(MemoryConfig(width=12, heads=2, chunk=4), Inner())
+    x, runs = torch.randn(5, 23, 12), []
+    for count in (1, 3):
+        threads(count)
+        answer = layer.scan(x, torch.ones(5, 23), layer.initial_state(5))[0]
+        runs.append([answer, *torch.autograd.grad(answer.square().sum(), list(layer.parameters()), allow_unused=True)])
+    for one, several in zip(*runs, strict=True):
+        assert (one is None) == (several is None)
+        if one is not None:
+            assert distance(several, one) < 1e-5
 
 
 def test_a_second_backward_pass_gives_the_same():
@@ -175,8 +224,8 @@ def test_what_is_not_finite_stays_so_in_its_series_and_leaves_no_trace_where_it_
 )
 def test_only_the_commonest_rules_in_single_precision_are_compiled(rule, dtype, look, used, monkeypatch):
     seen = []
-    apply = compiled.CompiledDual.apply
-    monkeypatch.setattr(compiled.CompiledDual, "apply", lambda *parts: seen.append(1) or apply(*parts))
+    apply = compiled_functions.CompiledDual.apply
+    monkeypatch.setattr(compiled_functions.CompiledDual, "apply", lambda *parts: seen.append(1) or apply(*parts))
     tokens, state = case(rule, 5)
     tokens = map_tokens(tokens, lambda part: part.to(dtype))
     state = {name: part.to(dtype) for name, part in state.items()}

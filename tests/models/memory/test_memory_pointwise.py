@@ -30,18 +30,23 @@ def plain_norm(answer: Tensor, gain: Tensor, gate: Tensor) -> Tensor:
     return (rows / (rows.square().mean(-1, keepdim=True) + 1e-6).sqrt() * gain).flatten(2) * torch.sigmoid(gate)
 
 
-def assert_same(function, plain, leaves: tuple[Tensor, ...]) -> None:
-    """In numbers, and in the gradients of a random projection."""
-    found, expected = function(*leaves), plain(*leaves)
-    pairs = list(zip(found, expected, strict=True)) if isinstance(found, tuple) else [(found, expected)]
-    weights = [torch.randn_like(part) for part, _ in pairs]
-    gradients = []
-    for side in zip(*pairs, strict=True):
-        total = torch.stack([(part * weight).sum() for part, weight in zip(side, weights, strict=True)]).sum()
-        gradients.append(torch.autograd.grad(total, leaves))
-    for actual, wanted in [*pairs, *zip(*gradients, strict=True)]:
+def outcomes(function, leaves: tuple[Tensor, ...]) -> list[Tensor]:
+    """What it gives, and the gradients of a random projection of that."""
+    found = function(*leaves)
+    parts = list(found) if isinstance(found, tuple) else [found]
+    torch.manual_seed(3)
+    total = torch.stack([(part * torch.randn(part.shape, dtype=torch.float64).to(part.dtype)).sum() for part in parts])
+    return [*parts, *torch.autograd.grad(total.sum(), leaves)]
+
+
+def assert_same(function, plain, leaves: tuple[Tensor, ...], most: float = 1e-10) -> None:
+    """What is plain in double precision. In single precision torch's own loss, fivefold, is allowed if it is more."""
+    expected = outcomes(plain, tuple(leaf.detach().double().requires_grad_() for leaf in leaves))
+    others = outcomes(plain, leaves)
+    for actual, other, wanted in zip(outcomes(function, leaves), others, expected, strict=True):
         assert actual.shape == wanted.shape
-        assert distance(actual, wanted) < 1e-10
+        lost = 5 * distance(other.double(), wanted) if actual.dtype == torch.float32 else 0.0
+        assert distance(actual.double(), wanted) < max(most, lost)
 
 
 @pytest.mark.parametrize("block", [1, 20, 2**18])
@@ -62,10 +67,31 @@ def test_blocks_give_the_plain_formulas(block, data):
         assert_same(gated_norm, plain_norm, parts)
 
 
+@settings(max_examples=40)
+@given(data=st.data())
+def test_compiled_loops_give_the_plain_formulas(data):
+    batch, steps, heads, _ = (data.draw(shape) for shape in SHAPES.values())
+    width = data.draw(st.integers(2, 40))  # of one number the direction has no gradient, only the rounding of one
+    torch.manual_seed(data.draw(st.integers(0, 1000)))
+    scale = data.draw(st.sampled_from([0.01, 1.0, 10.0]))
+
+    def leaf(*shape: int) -> Tensor:
+        return (scale * torch.randn(*shape)).requires_grad_()
+
+    mixed = leaf(batch, steps, 3 * heads * width)
+    found = unit_directions(mixed, heads)
+    assert all(part.grad_fn is None or "Compiled" in type(part.grad_fn).__name__ for part in found)
+    assert_same(lambda x: unit_directions(x, heads), lambda x: plain_directions(x, heads), (mixed,), 2e-5)
+    parts = leaf(batch, heads, steps, width), leaf(heads, width), leaf(batch, steps, heads * width)
+    assert_same(gated_norm, plain_norm, parts, 2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("value", [0.0, 1e-13, -800.0])
-def test_a_direction_of_hardly_any_length_is_divided_by_no_less_than_the_shortest(value):
-    mixed = torch.full((1, 2, 12), value, dtype=torch.float64)
-    assert_same(lambda x: unit_directions(x, 2), lambda x: plain_directions(x, 2), (mixed.requires_grad_(),))
+def test_a_direction_of_hardly_any_length_is_divided_by_no_less_than_the_shortest(value, dtype):
+    mixed = torch.full((1, 2, 12), value, dtype=dtype)
+    most = 1e-10 if dtype == torch.float64 else 1e-6
+    assert_same(lambda x: unit_directions(x, 2), lambda x: plain_directions(x, 2), (mixed.requires_grad_(),), most)
     assert unit_directions(mixed, 2)[0].isfinite().all()
 
 
