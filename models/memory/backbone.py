@@ -24,6 +24,7 @@ from models.blocks import Blocks, PatchEmbedding, full_precision, numbers, part,
 from models.contract import Form, Inside, ModelError, State
 from models.memory.chunks import chunked
 from models.memory.core import Look, Rule, Tokens, anchor_weights, effective, frozen, initial_state, learn, read
+from models.memory.dispatch import can_be_compiled
 from models.memory.pointwise import gated_norm, unit_directions
 from models.memory.projections import linear_maps
 
@@ -101,8 +102,14 @@ class CausalConvolution(nn.Module):
         if self.kernel == 1:
             return x, {}
         window = torch.cat([state["past"], x], 1)
-        out = conv1d(window.transpose(1, 2), self.weight[:, None], groups=self.weight.shape[0]).transpose(1, 2)
-        return out, {"past": window[:, -(self.kernel - 1) :]}
+        return self._convolved(window), {"past": window[:, -(self.kernel - 1) :]}
+
+    def _convolved(self, window: Tensor) -> Tensor:
+        if can_be_compiled(window, self.weight):
+            from models.memory.compiled_functions import CompiledConvolution
+
+            return CompiledConvolution.apply(window, self.weight)
+        return conv1d(window.transpose(1, 2), self.weight[:, None], groups=self.weight.shape[0]).transpose(1, 2)
 
 
 class Polynomial(nn.Module):

@@ -1,4 +1,4 @@
-"""The dual form in compiled loops, one series at a time: what `dual` gives for the commonest rules, on the CPU.
+"""Compiled loops on the CPU: what `dual` gives for the commonest rules, one series at a time, and a layer's other work.
 
 Torch does one operation for all series, so that every operand comes from main memory and every small operation costs
 its call. Here a series runs whole, chunk after chunk: its operands stay in a core's cache, and pointwise work is fused.
@@ -904,6 +904,36 @@ def gated_norm_backward(answer, gain, gate, grad, d_answer, d_gain, d_gate, begi
                 along /= np.float32(width)
                 for j in range(width):
                     d_row[j] = (d_row[j] - row[j] * inverse * along) * inverse
+
+
+@_outer
+def convolution(window, weight, into, begin, end):
+    """Series [begin, end) of window (B, K - 1 + T, D) by weight (K, D): into (B, T, D)."""
+    kernel, steps, width = len(weight), into.shape[1], into.shape[2]
+    for series in range(begin, end):
+        for t in range(steps):
+            found = into[series, t]
+            for j in range(width):
+                found[j] = _ZERO
+            for place in range(kernel):
+                row, weights = window[series, t + place], weight[place]
+                for j in range(width):
+                    found[j] += weights[j] * row[j]
+
+
+@_outer
+def convolution_backward(window, weight, grad, d_window, d_weight, begin, end):
+    """d_window and d_weight (B, K, D), of each series, are 0."""
+    kernel, steps, width = len(weight), grad.shape[1], grad.shape[2]
+    for series in range(begin, end):
+        for t in range(steps):
+            d_found = grad[series, t]
+            for place in range(kernel):
+                row, weights = window[series, t + place], weight[place]
+                d_row, d_weights = d_window[series, t + place], d_weight[series, place]
+                for j in range(width):
+                    d_row[j] += weights[j] * d_found[j]
+                    d_weights[j] += row[j] * d_found[j]
 
 
 # --- projections ------------------------------------------------------------------------------------------------------

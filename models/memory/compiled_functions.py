@@ -135,6 +135,29 @@ class CompiledGatedNorm(torch.autograd.Function):
         return d_answer, d_gain.sum(0), d_gate.flatten(2)
 
 
+class CompiledConvolution(torch.autograd.Function):
+    """Each channel of a window (B, K - 1 + T, D) over K values, by weight (D, K): (B, T, D)."""
+
+    @staticmethod
+    def forward(ctx: Any, window: Tensor, weight: Tensor) -> Tensor:
+        window, weight = window.contiguous(), weight.T.contiguous()
+        found = _empty(len(window), window.shape[1] - len(weight) + 1, window.shape[2])
+        _run(compiled.convolution, len(window), found.numel() * len(weight), *_arrays((window, weight, found)))
+        ctx.save_for_backward(window, weight)
+        return found
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        window, weight = ctx.saved_tensors
+        found = [
+            torch.from_numpy(np.zeros(shape, np.float32)) for shape in (window.shape, (len(window), *weight.shape))
+        ]
+        entered = _arrays((window, weight, grad.contiguous(), *found))
+        _run(compiled.convolution_backward, len(window), 2 * grad.numel() * len(weight), *entered)
+        return found[0], found[1].sum(0).T
+
+
 class CompiledLinearMaps(torch.autograd.Function):
     """`projections.linear_maps` of (B, T, D)."""
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from models.contract import State
 from models.memory import compiled, compiled_functions, dispatch
-from models.memory.backbone import Inner, MemoryConfig, MemoryLayer
+from models.memory.backbone import CausalConvolution, Inner, MemoryConfig, MemoryLayer
 from models.memory.chunks import chunked
 from models.memory.core import Rule, Tokens, map_tokens
 
@@ -179,6 +179,24 @@ def test_a_whole_layer_in_several_threads_is_one_in_a_single_thread(threads):
         assert (one is None) == (several is None)
         if one is not None:
             assert distance(several, one) < 1e-5
+
+
+@pytest.mark.parametrize(("kernel", "steps"), [(2, 1), (4, 2), (4, 37), (7, 3)])
+def test_a_convolution_and_its_gradients_are_those_of_torch(kernel, steps):
+    torch.manual_seed(0)
+    convolution = CausalConvolution(10, kernel).double()
+    x, past = torch.randn(3, steps, 10).double(), torch.randn(3, kernel - 1, 10).double()
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        leaves = [part.to(dtype).requires_grad_() for part in (x, past)]
+        convolution = convolution.to(dtype)
+        out, state = convolution.scan(leaves[0], {"past": leaves[1]})
+        total = (out * out.detach().cos()).sum() + state["past"].sum()
+        found.append([out, state["past"], *torch.autograd.grad(total, [*leaves, convolution.weight])])
+    assert "Compiled" in type(out.grad_fn).__name__
+    for expected, actual in zip(*found, strict=True):
+        assert actual.shape == expected.shape
+        assert distance(actual.double(), expected) < 1e-5
 
 
 def test_a_second_backward_pass_gives_the_same():
