@@ -30,9 +30,7 @@ def unit_directions(mixed: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values (B, P, [T,] W) of their mixed projections (B, [T,] 3 D); the first two of length 1."""
     if mixed.dim() == 3:
         if can_be_compiled(mixed):
-            from models.memory.compiled_functions import (
-                CompiledDirections,
-            )  # its compiler takes half a second to import
+            from models.memory.compiled_functions import CompiledDirections
 
             return CompiledDirections.apply(mixed, heads)
         return _UnitDirections.apply(mixed, heads)
