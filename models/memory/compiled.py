@@ -128,9 +128,8 @@ def _tile(rows: int) -> Any:
 
         def generate(_target, builder, _signature, values):
             into, columns, a, across, along, panel, terms, sign, more = values
-            builder.function.attributes.add(
-                "noinline"
-            )  # one product for all that call it, not as many copies to compile
+            # One product for all that call it: a copy for each would take long to compile.
+            builder.function.attributes.add("noinline")
             starts = [builder.add(a, builder.mul(across, _WORD(4 * row))) for row in range(rows)]
             before, loop, after = _loop(builder)
             term, in_a, in_panel = (builder.phi(_WORD) for _ in range(3))
@@ -684,8 +683,8 @@ def forward(shapes, rows, gates, ends, kept, wanted, output, begin, end):
 def backward(shapes, rows, gates, kept, d_output, ended, d_anchors, d_ends, d_rows, d_gates, begin, end):
     """Series [begin, end). d_ends (N, M): gradients of the memories at the end, which become those at the beginning.
 
-    ended: whether anything after the last chunk has a gradient; d_anchors (N, M): of W at its beginning, and 0 for S
-    or, without them, (0, M).
+    ended: whether anything after the last chunk has a gradient; d_anchors (N, M): of W at its beginning, and 0 for S;
+    (0, M) without them.
     """
     key, value, residual, query = rows
     d_key, d_value, d_residual, d_query = d_rows
