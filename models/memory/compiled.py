@@ -21,6 +21,7 @@ it, (k I, O). All arrays are contiguous float32.
 from __future__ import annotations
 
 import logging
+import platform
 from typing import Any, NamedTuple
 
 import llvmlite.binding
@@ -78,17 +79,51 @@ class Kept(NamedTuple):
     inverse: np.ndarray  # (N, T)
 
 
+# --- subnormal numbers ------------------------------------------------------------------------------------------------
+#
+# What is forgotten decays below 1e-38, where arithmetic takes ten times as long on processors of Intel's.
+
+_HAS_CONTROL_WORD = platform.machine().lower() in ("x86_64", "amd64")
+NO_SUBNORMALS = 0x1F80 | 0x8040  # the usual control word, and: subnormal results are 0, and operands
+
+
+@intrinsic
+def _swapped_control_word(_context, new):
+    def generate(_target, builder, _signature, values):
+        if not _HAS_CONTROL_WORD:
+            return values[0]
+        word, address = ir.IntType(32), ir.PointerType(ir.IntType(8))
+        place = builder.alloca(word)
+        kind = ir.FunctionType(ir.VoidType(), [address])
+        store, load = (builder.module.declare_intrinsic(f"llvm.x86.sse.{name}mxcsr", (), kind) for name in ("st", "ld"))
+        at = builder.bitcast(place, address)
+        builder.call(store, [at])
+        before = builder.load(place)
+        builder.store(values[0], place)
+        builder.call(load, [at])
+        return before
+
+    return types.uint32(types.uint32), generate
+
+
+@_outer
+def swap_control_word(new):
+    """That of this thread's vector unit; returns the one before. Does nothing on other processors than x86."""
+    return _swapped_control_word(new)
+
+
 # --- products -------------------------------------------------------------------------------------------------------
 #
 # The matrices of a chunk are small and already in a cache, where a library spends a third of a product on its call and
 # on laying out both operands anew. So a tile of the product stays in the registers while rows of b, laid out in a panel
-# as wide as the tile, pass by; a is read where it stands.
+# as wide as the tile, pass by; a is read where it stands. The first tile reads b itself and lays the panel.
 
 _WIDE = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))  # else vectors of AVX2, or two of NEON's
 _LANES, _TALL = (16, 12) if _WIDE else (8, 6)
 _LOW, _BROAD = 4, 2 * _LANES  # rows of a tile at the end, which 64 rows leave; columns of a tile
 _DEEP = 4096 // _BROAD  # rows of a panel: 16 kB of b
 _ROOM = _DEEP * _BROAD + _TALL * _BROAD  # a panel, and a tile of which not all columns exist
+LINE = 16  # numbers of a line of the cache
 
 _FLOAT, _WORD, _LANE = ir.FloatType(), ir.IntType(64), ir.IntType(32)
 _FUSED = ("contract",)
@@ -118,30 +153,32 @@ def _everywhere(builder: ir.IRBuilder, number: ir.Value) -> ir.Value:
     return _shuffled(builder, builder.insert_element(empty, number, _LANE(0)), empty, [0] * _LANES)
 
 
-def _tile(rows: int) -> Any:
+def _tile(rows: int, *, lays: bool = False) -> Any:
     @intrinsic
-    def tile(_context, into, columns, a, across, along, panel, terms, sign, more):
+    def tile(_context, into, columns, a, across, along, b, apart, panel, terms, sign, more):
         """into (rows, 2 vectors), in lines of so many columns, = (more: into) + sign a b; terms is at least 1.
 
-        a: its number for row i and term k stands i across + k along behind. What is not a count is an address.
+        a: its number for row i and term k stands i across + k along behind. b: in lines so far apart. lays: beside the
+        arithmetic into the panel. What is not a count is an address.
         """
 
         def generate(_target, builder, _signature, values):
-            into, columns, a, across, along, panel, terms, sign, more = values
+            into, columns, a, across, along, b, apart, panel, terms, sign, more = values
             # One product for all that call it: a copy for each would take long to compile.
             builder.function.attributes.add("noinline")
             starts = [builder.add(a, builder.mul(across, _WORD(4 * row))) for row in range(rows)]
             before, loop, after = _loop(builder)
-            term, in_a, in_panel = (builder.phi(_WORD) for _ in range(3))
+            term, in_a, in_b, in_panel = (builder.phi(_WORD) for _ in range(4))
             sums = [builder.phi(ir.VectorType(_FLOAT, _LANES)) for _ in range(2 * rows)]
-            for each in (term, in_a, in_panel):
+            for each in (term, in_a, in_b, in_panel):
                 each.add_incoming(_WORD(0), before)
             for each in sums:
                 each.add_incoming(ir.Constant(each.type, [0.0] * _LANES), before)
-            halves = [
-                builder.load(_at(builder, builder.add(panel, _WORD(4 * half)), in_panel), align=4)
-                for half in (0, _LANES)
-            ]
+            halves = []
+            for half in (_WORD(0), _WORD(4 * _LANES)):
+                halves.append(builder.load(_at(builder, builder.add(b, half), in_b), align=4))
+                if lays:
+                    builder.store(halves[-1], _at(builder, builder.add(panel, half), in_panel), align=4)
             grown = []
             for row, start in enumerate(starts):
                 weight = _everywhere(builder, builder.load(_at(builder, start, in_a, 1), align=4))
@@ -151,6 +188,7 @@ def _tile(rows: int) -> Any:
             next_term = builder.add(term, _WORD(1))
             term.add_incoming(next_term, loop)
             in_a.add_incoming(builder.add(in_a, along), loop)
+            in_b.add_incoming(builder.add(in_b, apart), loop)
             in_panel.add_incoming(builder.add(in_panel, _WORD(_BROAD)), loop)
             for each, value in zip(sums, grown, strict=True):
                 each.add_incoming(value, loop)
@@ -168,50 +206,29 @@ def _tile(rows: int) -> Any:
                     for place, value in zip(places, grown, strict=True):
                         builder.store(builder.fmul(signs, value), place, align=4)
 
-        return types.void(*[types.intp] * 7, types.float32, types.intp), generate
+        return types.void(*[types.intp] * 9, types.float32, types.intp), generate
 
     return tile
 
 
-_tall_tile, _low_tile, _flat_tile = _tile(_TALL), _tile(_LOW), _tile(1)
-
-
-@intrinsic
-def _copy_panel(_context, panel, b, columns, terms):
-    """2 vectors of each of so many rows of b; terms is at least 1."""
-
-    def generate(_target, builder, _signature, values):
-        panel, b, columns, terms = values
-        before, loop, after = _loop(builder)
-        term = builder.phi(_WORD)
-        term.add_incoming(_WORD(0), before)
-        source, target = builder.mul(term, columns), builder.mul(term, _WORD(_BROAD))
-        for half in (0, _LANES):
-            value = builder.load(_at(builder, builder.add(b, _WORD(4 * half)), source), align=4)
-            builder.store(value, _at(builder, builder.add(panel, _WORD(4 * half)), target), align=4)
-        next_term = builder.add(term, _WORD(1))
-        term.add_incoming(next_term, loop)
-        builder.cbranch(builder.icmp_signed("<", next_term, terms), loop, after)
-        builder.position_at_end(after)
-
-    return types.void(*[types.intp] * 4), generate
+_tall_tile, _low_tile, _flat_tile, _laying_tile = _tile(_TALL), _tile(_LOW), _tile(1), _tile(_TALL, lays=True)
 
 
 @intrinsic
 def _turn_block(_context, into, columns, b, inner):
-    """8 x 8 numbers of b, in lines of `inner`, become columns of those of `into`: by ones, twos and fours."""
+    """The square where b, in lines of `inner`, begins, turned, into lines of `columns`: by ones, twos, fours ..."""
 
     def generate(_target, builder, _signature, values):
         into, columns, b, inner = values
-        lines = [builder.load(_at(builder, b, builder.mul(inner, _WORD(line)), 8), align=4) for line in range(8)]
-        for apart in (1, 2, 4):
-            low = [lane if lane // apart % 2 == 0 else lane - apart + 8 for lane in range(8)]
+        lines = [builder.load(_at(builder, b, builder.mul(inner, _WORD(line))), align=4) for line in range(_LANES)]
+        for apart in (2**power for power in range(_LANES.bit_length() - 1)):
+            low = [lane if lane // apart % 2 == 0 else lane - apart + _LANES for lane in range(_LANES)]
             high = [lane + apart for lane in low]
-            for line in (line for line in range(8) if line // apart % 2 == 0):
+            for line in (line for line in range(_LANES) if line // apart % 2 == 0):
                 pair = lines[line], lines[line + apart]
                 lines[line], lines[line + apart] = (_shuffled(builder, *pair, lanes) for lanes in (low, high))
         for line, value in enumerate(lines):
-            builder.store(value, _at(builder, into, builder.mul(columns, _WORD(line)), 8), align=4)
+            builder.store(value, _at(builder, into, builder.mul(columns, _WORD(line))), align=4)
 
     return types.void(*[types.intp] * 4), generate
 
@@ -219,9 +236,6 @@ def _turn_block(_context, into, columns, b, inner):
 @_inner
 def _lay_panel(panel, b, deep, terms, column, width):
     """b's rows [deep, deep + terms) of so many columns, and 0 in those that a tile has beyond."""
-    if width == _BROAD:
-        _copy_panel(panel.ctypes.data, b.ctypes.data + 4 * (deep * b.shape[1] + column), b.shape[1], terms)
-        return
     for term in range(terms):
         for j in range(_BROAD):
             panel[term * _BROAD + j] = b[deep + term, column + j] if j < width else _ZERO
@@ -230,9 +244,9 @@ def _lay_panel(panel, b, deep, terms, column, width):
 @_inner
 def _lay_panel_turned(panel, b, deep, terms, column, width):
     """The same of b turned: of its columns and rows."""
-    inner, wide, long = b.shape[1], width // 8 * 8, terms // 8 * 8
-    for j in range(0, wide, 8):
-        for term in range(0, long, 8):
+    inner, wide, long = b.shape[1], width // _LANES * _LANES, terms // _LANES * _LANES
+    for j in range(0, wide, _LANES):
+        for term in range(0, long, _LANES):
             _turn_block(
                 panel.ctypes.data + 4 * (term * _BROAD + j), _BROAD,
                 b.ctypes.data + 4 * ((column + j) * inner + deep + term), inner,
@@ -259,7 +273,11 @@ def _product(into, a, b, room, how):
         terms, add = min(_DEEP, inner - deep), more or deep > 0
         for column in range(0, columns, _BROAD):
             width = min(_BROAD, columns - column)
-            if b_turned:
+            at_b, apart = at_panel, _BROAD
+            as_it_stands = not b_turned and width == _BROAD
+            if as_it_stands:
+                at_b, apart = b.ctypes.data + 4 * (deep * columns + column), columns
+            elif b_turned:
                 _lay_panel_turned(room, b, deep, terms, column, width)
             else:
                 _lay_panel(room, b, deep, terms, column, width)
@@ -271,12 +289,15 @@ def _product(into, a, b, room, how):
                     target, line, adds = into.ctypes.data + 4 * (row * columns + column), columns, np.intp(add)
                 else:
                     target, line, adds = at_edge, _BROAD, np.intp(0)
-                if tall == _TALL:
-                    _tall_tile(target, line, at_a, across, along, at_panel, terms, sign, adds)
+                if as_it_stands and tall == _TALL:
+                    _laying_tile(target, line, at_a, across, along, at_b, apart, at_panel, terms, sign, adds)
+                    at_b, apart, as_it_stands = at_panel, _BROAD, False
+                elif tall == _TALL:
+                    _tall_tile(target, line, at_a, across, along, at_b, apart, at_panel, terms, sign, adds)
                 elif tall == _LOW:
-                    _low_tile(target, line, at_a, across, along, at_panel, terms, sign, adds)
+                    _low_tile(target, line, at_a, across, along, at_b, apart, at_panel, terms, sign, adds)
                 else:
-                    _flat_tile(target, line, at_a, across, along, at_panel, terms, sign, adds)
+                    _flat_tile(target, line, at_a, across, along, at_b, apart, at_panel, terms, sign, adds)
                 if width < _BROAD:
                     for i in range(tall):
                         for j in range(width):
@@ -342,6 +363,15 @@ def _times_slope(z, gate, rows, into):
         for j in range(z.shape[1]):
             value = z[t, j] * gate[t, j]
             into[t, j] = rows[t, j] * (gate[t, j] + value - gate[t, j] * value)
+
+
+@_inner
+def _by_slope(z, gate, rows):
+    """The same in place: of one array twice the compiler cannot tell that its loop may be vectorised."""
+    for t in range(z.shape[0]):
+        for j in range(z.shape[1]):
+            value = z[t, j] * gate[t, j]
+            rows[t, j] *= gate[t, j] + value - gate[t, j] * value
 
 
 @_inner
@@ -468,17 +498,18 @@ def _part(flat, shapes, layer, place):
 
 
 @_inner
-def _into_ball(entered, shapes, flat, norms):
+def _into_ball(flat, shapes, norms):
     for layer in range(len(shapes.layers)):
         for place in range(shapes.parts):
-            before, after = _part(entered, shapes, layer, place), _part(flat, shapes, layer, place)
-            square = _ZERO
-            for i in range(len(before)):
-                square += before[i] * before[i]
+            part, square = _part(flat, shapes, layer, place), _ZERO
+            for i in range(len(part)):
+                square += part[i] * part[i]
             norms[layer, place] = norm = np.sqrt(square)
-            scale = _ONE if norm <= shapes.radius else np.float32(shapes.radius) / norm  # of NaN, NaN
-            for i in range(len(before)):
-                after[i] = before[i] * scale
+            if norm <= shapes.radius:
+                continue
+            scale = np.float32(shapes.radius) / norm  # of NaN, NaN
+            for i in range(len(part)):
+                part[i] *= scale
 
 
 @_inner
@@ -603,9 +634,20 @@ def _cut(gates, series, here):
 
 
 @_inner
+def _room(numbers):
+    """At the beginning of a line of the cache: a vector that lies across two is loaded and stored as two."""
+    room = np.empty(numbers + LINE, np.float32)
+    skipped = -room.ctypes.data % (4 * LINE) // 4
+    return room[skipped : skipped + numbers]
+
+
+@_inner
 def _three(shape):
     # By names: numba takes the parts of an array that is taken apart for strided, and does not vectorise their loops.
-    return np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty(shape, np.float32)
+    numbers = 1
+    for length in shape:
+        numbers *= length
+    return _room(numbers).reshape(shape), _room(numbers).reshape(shape), _room(numbers).reshape(shape)
 
 
 @_inner
@@ -619,21 +661,26 @@ def forward(shapes, rows, gates, ends, kept, wanted, output, begin, end):
     key, value, residual, query = rows
     layers, total, b, parts = len(shapes.layers), query.shape[1], shapes.chunk, shapes.parts
     wide, width, deep = kept.keys.shape[3], value.shape[2], shapes.deep
-    into_room, gradients_room, weighed_room = _three(b * b)
+    into_room, gradients_room, weighed_room = _three((b * b,))
     read_room, end_room, _ = _three((b, parts))
-    carried_room, alongs, _ = _three(b)
+    carried_room, alongs, _ = _three((b,))
     active, errors, asked = _three((layers - 1, b, wide))
     gate, query_gate, _ = _three((layers - 1, b, wide))
     outer, last_error, _ = _three((b, width))
-    spread_room = np.empty(b * parts * max(wide, key.shape[2]), np.float32)
-    room = np.empty(_ROOM, np.float32)
+    spread_room = _room(b * parts * max(wide, key.shape[2]))
+    room = _room(_ROOM)
     for series in range(begin, end):
         for first in range(0, total, b):
             last = min(first + b, total)
             m, at = last - first, first if wanted else 0
             here, there = slice(first, last), slice(at, at + m)
-            flat = kept.memories[series, at // b]
-            _into_ball(ends[series], shapes, flat, kept.norms[series, at // b])
+            flat, left = kept.memories[series, at // b], ends[series]
+            if not (wanted and first):
+                for i in range(len(flat)):
+                    flat[i] = left[i]
+            if wanted and last < total:
+                left = kept.memories[series, at // b + 1]  # the next chunk begins with them
+            _into_ball(flat, shapes, kept.norms[series, at // b])
             into, gradients, weighed = _square(into_room, m), _square(gradients_room, m), _square(weighed_room, m)
             read, carried, ending = read_room[:m], carried_room[:m], end_room[:m]
             _coefficients(_cut(gates, series, here), into, gradients, read, carried, ending)
@@ -662,7 +709,7 @@ def forward(shapes, rows, gates, ends, kept, wanted, output, begin, end):
                 )
                 u = errors[layer, :m] if inner else last_error[:m]
                 y = kept.queries[series, layer, there] if inner else output[series, here]
-                matrices, after = _matrices(flat, shapes, layer), _matrices(ends[series], shapes, layer)
+                matrices, after = _matrices(flat, shapes, layer), _matrices(left, shapes, layer)
                 spread = spread_room[: m * len(matrices)].reshape((m, len(matrices)))
                 scores = kept.scores[series, layer, at * b : at * b + m * m].reshape((m, m))
                 _spread(q, read, spread)
@@ -691,18 +738,18 @@ def backward(shapes, rows, gates, kept, d_output, ended, d_anchors, d_ends, d_ro
     d_keep, d_momentum, d_rate, d_importance = d_gates
     layers, total, b, parts = len(shapes.layers), query.shape[1], shapes.chunk, shapes.parts
     wide, width, deep = kept.keys.shape[3], value.shape[2], shapes.deep
-    into_room, gradients_room, weighed_room = _three(b * b)
-    d_gradients_room, d_scores_room, _ = _three(b * b)
+    into_room, gradients_room, weighed_room = _three((b * b,))
+    d_gradients_room, d_scores_room, _ = _three((b * b,))
     read_room, end_room, d_read_room = _three((b, parts))
-    carried_room, alongs, d_into_room = _three(b)
+    carried_room, alongs, d_into_room = _three((b,))
     active, asked, errors = _three((layers - 1, b, wide))
     gate, query_gate, _ = _three((layers - 1, b, wide))
     d_inputs, d_asked, d_errors = _three((layers - 1, b, wide))
     outer_room, error_room, d_error_room = _three((b, width))
     d_answer_room, d_z_room, _ = _three((b, width))
     d_end_room = np.empty((b, parts), np.float32)
-    spread_room = np.empty(b * parts * max(wide, key.shape[2]), np.float32)
-    room = np.empty(_ROOM, np.float32)
+    spread_room = _room(b * parts * max(wide, key.shape[2]))
+    room = _room(_ROOM)
     for series in range(begin, end):
         d_flat = d_ends[series]
         for first in range((total - 1) // b * b, -1, -b):
@@ -761,7 +808,7 @@ def backward(shapes, rows, gates, kept, d_output, ended, d_anchors, d_ends, d_ro
                 _spread(q, read, spread)
                 _product(d_matrices, spread, d_y, room, _A_TURNED | _MORE)
                 if layer:
-                    _times_slope(kept.queries[series, layer - 1, here], query_gate[layer - 1, :m], d_q, d_q)
+                    _by_slope(kept.queries[series, layer - 1, here], query_gate[layer - 1, :m], d_q)
                     d_y = d_q
             if len(d_anchors) and last == total:
                 for i in range(len(d_flat)):
@@ -786,7 +833,7 @@ def backward(shapes, rows, gates, kept, d_output, ended, d_anchors, d_ends, d_ro
                 _product(d_a, d_z, _anchor(flat, shapes, layer), room, _B_TURNED | _MORE)
                 _product(_anchor(d_flat, shapes, layer), a, d_z, room, _A_TURNED | _MORE)
                 if layer:
-                    _times_slope(kept.keys[series, layer - 1, here], gate[layer - 1, :m], d_a, d_a)
+                    _by_slope(kept.keys[series, layer - 1, here], gate[layer - 1, :m], d_a)
                     _add(asked[layer - 1, :m], d_a)
                     d_z = d_a
             d_v, d_r = d_value[series, here], d_residual[series, here]
@@ -802,12 +849,25 @@ def backward(shapes, rows, gates, kept, d_output, ended, d_anchors, d_ends, d_ro
             _coefficients_backward(chosen, weights, d_gradients, d_read, d_carried, d_ending, d_into_room, found)
 
 
+@intrinsic
+def _lent(_context, array):
+    """An array that the caller holds anyway: to take a row of it need not be counted, atomically, each time."""
+
+    def generate(context, builder, _signature, values):
+        view = context.make_array(array)(context, builder, values[0])
+        view.meminfo, view.parent = (ir.Constant(part.type, None) for part in (view.meminfo, view.parent))
+        return view._getvalue()
+
+    return array(array), generate
+
+
 # --- pointwise work around the memory ---------------------------------------------------------------------------------
 
 
 @_outer
 def directions(mixed, units, value, inverses, begin, end):
     """Series [begin, end) of mixed (B, T, 3, P, W). Written: units (2, B, P, T, W), value, inverses (2, B, P, T)."""
+    mixed, units, value = _lent(mixed), _lent(units), _lent(value)
     _, steps, _, heads, width = mixed.shape
     shortest = np.float32(SHORTEST)
     for series in range(begin, end):
@@ -829,6 +889,8 @@ def directions(mixed, units, value, inverses, begin, end):
 
 @_outer
 def directions_backward(mixed, units, inverses, d_query, d_key, d_value, d_mixed, begin, end):
+    mixed, units, d_mixed = _lent(mixed), _lent(units), _lent(d_mixed)
+    d_query, d_key, d_value = _lent(d_query), _lent(d_key), _lent(d_value)
     _, steps, _, heads, width = mixed.shape
     largest = _ONE / np.float32(SHORTEST)
     for series in range(begin, end):
@@ -943,7 +1005,7 @@ _BLOCK = 256  # rows: with what they are mapped to they fit into a core's cache
 @_outer
 def linear_map(x, weight, bias, into, begin, end):
     """Rows [begin, end) of x (R, D) by weight (O, D), plus bias (O) or, without one, (0): into (R, O)."""
-    room = np.empty(_ROOM, np.float32)
+    room = _room(_ROOM)
     for first in range(begin, end, _BLOCK):
         here = slice(first, min(first + _BLOCK, end))
         rows = into[here]
@@ -960,7 +1022,7 @@ def linear_map_backward(x, weight, grad, more, d_x, d_weight, d_bias, begin, end
 
     more: whether d_x is added to. d_x, or d_weight and d_bias, of no length are not wanted.
     """
-    room = np.empty(_ROOM, np.float32)
+    room = _room(_ROOM)
     for part in range(begin, end):
         border = len(x) * (part + 1) // len(d_bias)
         for first in range(len(x) * part // len(d_bias), border, _BLOCK):

@@ -4,6 +4,7 @@ Both are held against the torch form in double precision, which is never compile
 """
 
 import os
+import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -197,6 +198,21 @@ def test_a_convolution_and_its_gradients_are_those_of_torch(kernel, steps):
     for expected, actual in zip(*found, strict=True):
         assert actual.shape == expected.shape
         assert distance(actual.double(), expected) < 1e-5
+
+
+@pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="of x86 only")
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_decays_below_the_normal_numbers_is_nothing_and_the_caller_keeps_such_numbers(count, threads):
+    threads(count)
+    torch.manual_seed(0)
+    tokens, state = single(*case(SETTLED, 4))
+    nothing = torch.zeros_like(tokens.rate)
+    tokens = tokens._replace(keep=nothing + 3e-6, rate=nothing)  # 1e-18 becomes 1e-40
+    state = {name: part * 1e-18 if name.startswith("memory") else part * 0 for name, part in state.items()}
+    _, after, _ = chunked(SETTLED, tokens, state)
+    assert not any(part.any() for name, part in after.items() if name.startswith("memory"))
+    assert np.float32(1e-38) * np.float32(0.1) > 0
+    assert torch.tensor(1e-38).mul(0.1) > 0
 
 
 def test_a_second_backward_pass_gives_the_same():
