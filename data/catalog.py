@@ -24,7 +24,8 @@ NOT_STATED = "not stated by the source: for tests and research, not to be redist
 MIT = "MIT"
 LGPL = "LGPL-3.0-or-later (of the package)"
 
-# Options that only files need; a named data set has their answers.
+STORE = "store:"
+# Options that only files need; other data has their answers.
 FILE_OPTIONS = {"id": "unique_id", "time": "ds", "wide": False}
 
 
@@ -72,29 +73,33 @@ def entries() -> list[Entry]:
 
 
 def load(source: str, **options: Any) -> Dataset:
-    """The data set of a name, a path or a pattern of files.
+    """The data set of a name, a path or a pattern of files, or what a store knows.
 
     Args:
         source: a name of `entries()`, else a `.csv`, `.csv.gz` or `.parquet` file or a glob of them; the prefixes
-            `csv:` and `parquet:` mark a path.
+            `csv:` and `parquet:` mark a path. `store:` is every series of a store, `store:shop-*` those of such names.
         options: those of `readers.read_source`; an option of None counts as not given. A named data set takes
-            `covariates`, `target` and `channels` (which choose among its columns) and `freq`; its task is fixed.
+            `covariates`, `target` and `channels` (which choose among its columns) and `freq`; its task is fixed. What a
+            store knows has the columns of a frame already. `store`: the URL of the store, else `store.store_url`.
 
     Raises:
         FrameError: an unknown name, an option or column that does not suit the data set, or what its reader found.
     """
     given = {name: value for name, value in options.items() if value is not None}
+    url = given.pop("store", None)
+    if source.startswith(STORE):
+        from data.observations import load_known  # with SQLAlchemy, for those alone who have a store
+
+        _refuse_file_options(source, given)
+        return load_known(source, source.removeprefix(STORE) or "*", url, **given)
     path = path_of(source)
     if path is not None:
         return read_source(path, **given)
     entry = _ENTRIES.get(source)
     if entry is not None:
-        _refuse_file_options(entry, given)
+        _refuse_file_options(entry.name, given)
+        _refuse_other_options(entry, given)
         return _with_options(entry.load(), given)
-    if source.partition(":")[0] == "store":
-        raise FrameError(
-            f"{source}: the store keeps runs, and no observations yet. Give a file, or a name: `mnemo datasets`."
-        )
     near = difflib.get_close_matches(source, _ENTRIES, n=3, cutoff=0.5)
     close = f"Did you mean {' or '.join(near)}? " if near else ""
     known = ", ".join([*near, *(name for name in _ENTRIES if name not in near)])
@@ -102,7 +107,9 @@ def load(source: str, **options: Any) -> Dataset:
 
 
 def path_of(source: str) -> str | None:
-    """The path or pattern of files that a source is; None where it is a name."""
+    """The path or pattern of files that a source is; None where it is a name, or what a store knows."""
+    if source.startswith(STORE):
+        return None
     kind, _, path = source.partition(":")
     if kind in ("csv", "parquet") and path:
         return path
@@ -114,10 +121,13 @@ def _looks_like_a_path(source: str) -> bool:
     return any(mark in name for mark in ("*", "?", "[", ".csv", ".parquet")) or Path(source).exists()
 
 
-def _refuse_file_options(entry: Entry, given: dict[str, Any]) -> None:
+def _refuse_file_options(name: str, given: dict[str, Any]) -> None:
     for option, default in FILE_OPTIONS.items():
         if given.pop(option, default) != default:
-            raise FrameError(f"{entry.name}: {option} is an option for files; a named data set has its own columns.")
+            raise FrameError(f"{name}: {option} is an option for files; this data has columns of its own.")
+
+
+def _refuse_other_options(entry: Entry, given: dict[str, Any]) -> None:
     known = {"task", "target", "covariates", "channels", "freq", "target_required"}
     unknown = sorted(set(given) - known)
     if unknown:

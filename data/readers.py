@@ -25,6 +25,7 @@ from data.frame import ID, TARGETS, TIME, Channel, Dataset, FrameError, Freq, Sp
 from data.panel import canonical, own_step, steps_apart, to_panel
 
 EXTENSIONS = (".csv", ".csv.gz", ".parquet")
+EVERY = ("*",)  # as covariates: every numeric column but the target
 
 # Step -> (steps of a season, steps that are usually forecast). Horizons are those of the M4 competition where it had
 # the step, and so is the season of business days: prices have none, and their naive forecast is the random walk.
@@ -66,7 +67,7 @@ def read_source(
         id: column of series names; a file without the default one is one series, named after the file.
         time: column of times: ISO 8601 stamps, integers, or seconds.
         target: column to predict; default `y`, for classify `label`.
-        covariates: further input columns; default none for a forecast, every other numeric column else.
+        covariates: further input columns, or `EVERY`; default none for a forecast, every other numeric column else.
         wide: one column per series beside the time column (the first one, where `time` is not there).
         freq: the step; inferred when not given.
         channels: units and limits, in order, those of a bundle for example; they also choose the columns.
@@ -77,11 +78,7 @@ def read_source(
     """
     if task not in TARGETS:
         raise FrameError(f"{path}: no task {task!r}; the tasks are {', '.join(TARGETS)}.")
-    of_a_bundle = channels is not None
-    if channels is not None:
-        first = 1 if task == "forecast" else 0
-        covariates = [channel.name for channel in channels[first:]]
-    if wide and (task != "forecast" or covariates):
+    if wide and (task != "forecast" or (covariates and tuple(covariates) != EVERY) or len(channels or ()) > 1):
         raise FrameError(f"{path}: a wide table holds one target per series: no covariates, and forecast only.")
     files = find_files(str(path))
     target_name = target or TARGETS[task]
@@ -96,6 +93,47 @@ def read_source(
     source = files[0].name if len(files) == 1 else str(path)
     table, where = _stack(parts, source)
     own = {ID: ID, TIME: TIME, "y": "y"} if wide else {ID: id, TIME: time, TARGETS[task]: target_name}
+    return _checked(
+        table, source, where, own, found, task=task, covariates=() if wide else covariates, freq=freq,
+        channels=channels, target_required=target_required,
+    )  # fmt: skip
+
+
+def read_table(
+    table: pd.DataFrame,
+    source: str,
+    where: Callable[[int], str],
+    *,
+    task: Task = "forecast",
+    target: str | None = None,
+    covariates: Sequence[str] | None = None,
+    freq: Freq | None = None,
+    channels: Sequence[Channel] | None = None,
+    target_required: bool = True,
+) -> Dataset:
+    """A long table that is no file as a data set; where: says where a row comes from, for messages.
+
+    The other arguments, and what is raised, are those of `read_source`.
+    """
+    if task not in TARGETS:
+        raise FrameError(f"{source}: no task {task!r}; the tasks are {', '.join(TARGETS)}.")
+    own = {ID: ID, TIME: TIME, TARGETS[task]: target or TARGETS[task]}
+    return _checked(
+        table, source, where, own, list(table.columns), task=task, covariates=covariates, freq=freq,
+        channels=channels, target_required=target_required,
+    )  # fmt: skip
+
+
+def _checked(
+    table: pd.DataFrame, source: str, where: Callable[[int], str], own: dict[str, str], found: Sequence[object], *,
+    task: Task, covariates: Sequence[str] | None, freq: Freq | None, channels: Sequence[Channel] | None,
+    target_required: bool,
+) -> Dataset:  # fmt: skip
+    """own: what the source calls our columns; found: the columns that it has."""
+    of_a_bundle = channels is not None
+    if channels is not None:
+        first = 1 if task == "forecast" else 0
+        covariates = [channel.name for channel in channels[first:]]
     _refuse_roles(source, table, found, own, target_required=target_required)
     table, renamed = _rename(table, own)
     if channels is not None:
@@ -107,6 +145,8 @@ def read_source(
                 f"{', '.join(channel.name for channel in channels)}."
             )
     notes: list[str] = []
+    if covariates is not None and tuple(covariates) == EVERY:
+        covariates = _numeric(table, TARGETS[task])
     taken = [name for name in covariates or () if name in own or name in own.values()]
     if taken:
         why = (
@@ -117,7 +157,7 @@ def read_source(
         raise FrameError(f"{source}: column {taken[0]} cannot be a covariate: {why}. Leave it out, or rename it.")
     inputs = _choose(table, task, covariates)
     unused = [str(name) for name in found if name not in (*own.values(), *inputs)]
-    if unused and covariates is None and not wide:
+    if unused and covariates is None:
         notes.append(f"{source}: not used: {', '.join(unused)}. Name columns in --covariates to use them.")
     if channels is None:
         channels = [Channel(name, "") for name in ([TARGETS[task]] if task == "forecast" else []) + inputs]
@@ -458,7 +498,11 @@ def _choose(table: pd.DataFrame, task: Task, covariates: Sequence[str] | None) -
     """The names of the columns that enter beside the target of a forecast, or from which is classified or regressed."""
     if covariates is not None or task == "forecast":
         return list(dict.fromkeys(covariates or ()))
-    return [str(name) for name in table if name not in (ID, TIME, TARGETS[task]) and _is_numeric(table[name])]
+    return _numeric(table, TARGETS[task])
+
+
+def _numeric(table: pd.DataFrame, target: str) -> list[str]:
+    return [str(name) for name in table if name not in (ID, TIME, target) and _is_numeric(table[name])]
 
 
 def _is_numeric(column: pd.Series) -> bool:

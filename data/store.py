@@ -1,4 +1,4 @@
-"""Where batch runs are kept: what their jobs forecast, and the states that the next run goes on from.
+"""Where observations and batch runs are kept: what jobs forecast, and the states that the next run goes on from.
 
 SQLite, or PostgreSQL where several machines share it; the same tables in both. A job is kept whole, in one transaction;
 readers see nothing of a run before it is published, which is one transaction too, and then all of it. One run of a plan
@@ -8,6 +8,7 @@ goes on at a time: it gives a sign of life now and then, and what it writes is r
     jobs        what became of each job of a run: how many series, what failed and what stood in, and why
     forecasts   one row a row of an answer: the series, the times as text, the rest as JSON
     states      of each job whose model streams, the state after its last observation (an .npz file)
+    observations, heard, forgotten: see `observations`
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sqlite3
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,7 +38,7 @@ QUIET = timedelta(minutes=2)  # without a sign of life, after which a run counts
 BUSY_S = 30  # how long a writer waits for another one
 RUNNING, DONE, PARTIAL, FAILED, INTERRUPTED, WAITING = "running", "done", "partial", "failed", "interrupted", "waiting"
 CUTOFF = "cutoff"
-_MAKING = 0x6D6E656D6F  # the key of a lock
+_LOCK = 0x6D6E656D6F  # its key
 
 _TABLES = sql.MetaData()
 _ABOUT = sql.Table("about", _TABLES, sql.Column("version", sql.Integer, nullable=False))
@@ -97,6 +99,22 @@ _STATES = sql.Table(
     sql.Column("bundle", sql.String(200), nullable=False),
     sql.Column("content", sql.LargeBinary, nullable=False),
 )
+OBSERVATIONS = sql.Table(
+    "observations",
+    _TABLES,
+    sql.Column(ID, sql.String(200), primary_key=True),
+    sql.Column(TIME, sql.String(40), primary_key=True),
+    sql.Column("known_at", sql.String(40), primary_key=True),
+    sql.Column("kind", sql.String(1), nullable=False),  # of the time: M dates, i cycles, f seconds
+    sql.Column("content", sql.Text, nullable=False),
+)
+HEARD = sql.Table(
+    "heard",
+    _TABLES,
+    sql.Column(ID, sql.String(200), primary_key=True),
+    sql.Column("known_at", sql.String(40), nullable=False),
+)
+FORGOTTEN = sql.Table("forgotten", _TABLES, sql.Column("before", sql.String(40), primary_key=True))
 
 
 class StoreError(ValueError):
@@ -180,12 +198,11 @@ class Store:
             ) from error
         if self._url.drivername in ("postgres", "postgresql"):
             self._url = self._url.set(drivername="postgresql+psycopg")
-        self.name = self._url.render_as_string(hide_password=True)
+        self.url, self.name = (self._url.render_as_string(hide_password=hidden) for hidden in (False, True))
         try:
             self._engine = self._open()
-            with self._writing() as connection:
-                if self._url.get_backend_name() == "postgresql":  # where two that make the tables at once collide
-                    connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_MAKING)))
+            with self.writing() as connection:
+                self.one_at_a_time(connection)
                 _TABLES.create_all(connection)
                 found = connection.execute(sql.select(_ABOUT.c.version)).scalar()
                 if found is None:
@@ -221,12 +238,12 @@ class Store:
         self._engine.dispose()
 
     @contextmanager
-    def _writing(self) -> Iterator[sql.Connection]:
-        with self._asking(writes=True) as connection:
+    def writing(self) -> Iterator[sql.Connection]:
+        with self.asking(writes=True) as connection:
             yield connection
 
     @contextmanager
-    def _asking(self, writes: bool = False) -> Iterator[sql.Connection]:
+    def asking(self, writes: bool = False) -> Iterator[sql.Connection]:
         """A transaction.
 
         Raises:
@@ -241,6 +258,11 @@ class Store:
             why = " ".join(str(getattr(error, "orig", None) or error).split())
             raise StoreError(f"{self.name}: {why}.{_hint(self._url)}") from error
 
+    def one_at_a_time(self, connection: sql.Connection) -> None:
+        """Let nobody else do so in this store until the transaction ends; in SQLite nobody else writes anyway."""
+        if self._url.get_backend_name() == "postgresql":
+            connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_LOCK)))
+
     # --- a run ---
 
     def begin(self, plan: str, spec: Mapping[str, Any], jobs: Sequence[str]) -> Hold:
@@ -252,9 +274,9 @@ class Store:
         now = _now()
         hold = Hold(f"{plan}-{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}", uuid.uuid4().hex)
         waiting = {"run": hold.run, "status": WAITING, "published": False, "summary": "{}"}
-        with self._writing() as connection:
+        with self.writing() as connection:
             self._end_the_dead(connection, plan)
-            row = {"id": hold.run, "plan": plan, "spec": json.dumps(spec), "started": _text(now)} | _sign(hold)
+            row = {"id": hold.run, "plan": plan, "spec": json.dumps(spec), "started": text_of(now)} | _sign(hold)
             try:
                 connection.execute(_RUNS.insert().values(row))
             except IntegrityError as error:
@@ -272,7 +294,7 @@ class Store:
                 is published.
         """
         old, hold = self.run(run), Hold(run, uuid.uuid4().hex)
-        with self._writing() as connection:
+        with self.writing() as connection:
             self._end_the_dead(connection, old.plan)
             newer = sql.select(_RUNS.c.id).join(_JOBS, _JOBS.c.run == _RUNS.c.id)
             newer = newer.where(_RUNS.c.plan == old.plan, _RUNS.c.started > old.started, _JOBS.c.published)
@@ -283,7 +305,7 @@ class Store:
 
     def beat(self, hold: Hold) -> None:
         """A sign of life."""
-        with self._writing() as connection:
+        with self.writing() as connection:
             self._check(connection, hold)
 
     def keep(self, hold: Hold, job: str, answer: pd.DataFrame, state: Left | None, summary: Mapping[str, Any]) -> None:
@@ -291,7 +313,7 @@ class Store:
         kinds = {column: answer[column].to_numpy().dtype.kind for column in (TIME, CUTOFF) if column in answer}
         rest = [column for column in answer.columns if column not in (ID, *kinds)]
         wide = answer[rest].astype(object).where(answer[rest].notna(), None).to_dict("records")
-        texts = {column: _as_text(answer[column]) for column in kinds}
+        texts = {column: as_text(answer[column]) for column in kinds}
         rows = [
             {
                 "run": hold.run, "job": job, "row": row, ID: str(series), TIME: texts[TIME][row],
@@ -301,7 +323,7 @@ class Store:
         ]  # fmt: skip
         form = {column: kinds.get(column, answer[column].dtype.kind) for column in answer.columns}
         known = dict(summary) | {"form": form, "rows": len(rows)}
-        with self._writing() as connection:
+        with self.writing() as connection:
             self._check(connection, hold)
             self._forget(connection, hold.run, job)
             if rows:
@@ -312,7 +334,7 @@ class Store:
 
     def fail(self, hold: Hold, job: str, reason: str, summary: Mapping[str, Any] | None = None) -> None:
         """A job gave nothing."""
-        with self._writing() as connection:
+        with self.writing() as connection:
             self._check(connection, hold)
             self._forget(connection, hold.run, job)
             self._set(connection, hold.run, job, FAILED, dict(summary or {}) | {"reason": reason})
@@ -323,7 +345,7 @@ class Store:
         The states of the runs before, of the same jobs, are no longer needed and go; so do the forecasts of all but the
         last `keep` runs of the plan, where that is given. What became of their jobs stays.
         """
-        with self._writing() as connection:
+        with self.writing() as connection:
             self._check(connection, hold)
             jobs = connection.execute(sql.select(_JOBS.c.name, _JOBS.c.status).where(_JOBS.c.run == hold.run)).all()
             done = [name for name, status in jobs if status == DONE]
@@ -334,7 +356,7 @@ class Store:
             plan = connection.execute(sql.select(_RUNS.c.plan).where(_RUNS.c.id == hold.run)).scalar()
             same = sql.select(_RUNS.c.id).where(_RUNS.c.plan == plan, _RUNS.c.id != hold.run)
             connection.execute(_STATES.delete().where(_STATES.c.run.in_(same), _STATES.c.job.in_(done)))
-            connection.execute(_RUNS.update().where(_RUNS.c.id == hold.run).values(status=status, ended=_text()))
+            connection.execute(_RUNS.update().where(_RUNS.c.id == hold.run).values(status=status, ended=text_of()))
             if keep is not None:
                 of_plan = sql.select(_RUNS.c.id).where(_RUNS.c.plan == plan, _RUNS.c.status != RUNNING)
                 runs = connection.execute(of_plan.order_by(*_NEWEST_FIRST)).scalars().all()
@@ -344,16 +366,16 @@ class Store:
 
     def interrupt(self, hold: Hold) -> None:
         """The run ends before its time; what its jobs gave stays, unseen, for `take_over`."""
-        with self._writing() as connection:
+        with self.writing() as connection:
             self._check(connection, hold)
-            connection.execute(_RUNS.update().where(_RUNS.c.id == hold.run).values(status=INTERRUPTED, ended=_text()))
+            connection.execute(_RUNS.update().where(_RUNS.c.id == hold.run).values(status=INTERRUPTED, ended=text_of()))
 
     # --- what is there ---
 
     def runs(self, plan: str | None = None, last: int = 10) -> list[Run]:
         """The last runs, the newest first."""
         chosen = sql.select(_RUNS.c.id).order_by(*_NEWEST_FIRST).limit(last)
-        with self._asking() as connection:
+        with self.asking() as connection:
             ids = connection.execute(chosen if plan is None else chosen.where(_RUNS.c.plan == plan)).scalars().all()
         return [self.run(each) for each in ids]
 
@@ -362,7 +384,7 @@ class Store:
         Raises:
             StoreError: there is none of this name.
         """
-        with self._asking() as connection:
+        with self.asking() as connection:
             row = connection.execute(sql.select(_RUNS).where(_RUNS.c.id == run)).mappings().first()
             if row is None:
                 raise StoreError(f"{run}: no run of this name in {self.name}; `mnemo batch status` lists them.")
@@ -394,7 +416,7 @@ class Store:
             .where(_RUNS.c.plan == plan, _JOBS.c.name == job, _JOBS.c.published)
             .order_by(*_NEWEST_FIRST)
         )
-        with self._asking() as connection:
+        with self.asking() as connection:
             run = connection.execute(chosen.limit(1)).scalar()
         return None if run is None else self.forecasts(run, job)
 
@@ -407,9 +429,40 @@ class Store:
             .where(_RUNS.c.plan == plan, _STATES.c.job == job, _JOBS.c.published)
             .order_by(*_NEWEST_FIRST)
         )
-        with self._asking() as connection:
+        with self.asking() as connection:
             row = connection.execute(chosen.limit(1)).first()
         return None if row is None else Left(bytes(row[0]), row[1])
+
+    def vacuum(self) -> int:
+        """Drop what runs left that no one can see or go on with, and give the room back; how many rows went."""
+        published = sql.select(_RUNS.c.plan, sql.func.max(_RUNS.c.started)).join(_JOBS, _JOBS.c.run == _RUNS.c.id)
+        published = published.where(_JOBS.c.published).group_by(_RUNS.c.plan)
+        ended = sql.select(_RUNS.c.id, _RUNS.c.plan, _RUNS.c.started).where(_RUNS.c.status != RUNNING)
+        with self.writing() as connection:
+            last = {row[0]: row[1] for row in connection.execute(published)}
+            overtaken = [run for run, plan, started in connection.execute(ended) if started < last.get(plan, "")]
+            unseen = sql.select(_JOBS.c.run, _JOBS.c.name).where(_JOBS.c.run.in_(overtaken), ~_JOBS.c.published)
+            gone = 0
+            for run, job in connection.execute(unseen).all():
+                for table in (_FORECASTS, _STATES):
+                    gone += connection.execute(table.delete().where(table.c.run == run, table.c.job == job)).rowcount
+        self._give_room_back()
+        return gone
+
+    def _give_room_back(self) -> None:
+        try:
+            if self._url.get_backend_name() != "sqlite":
+                with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                    connection.exec_driver_sql("VACUUM")
+                return
+            raw = self._engine.raw_connection()
+            try:
+                for command in ("VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):
+                    raw.cursor().execute(command)
+            finally:
+                raw.close()
+        except (SQLAlchemyError, sqlite3.Error) as error:
+            raise StoreError(f"{self.name}: {' '.join(str(error).split())}.{_hint(self._url)}") from error
 
     # --- within a transaction ---
 
@@ -439,7 +492,7 @@ class Store:
             StoreError: somebody else does.
         """
         mine = sql.and_(_RUNS.c.id == hold.run, _RUNS.c.owner == hold.owner, _RUNS.c.status == RUNNING)
-        if not connection.execute(_RUNS.update().where(mine).values(alive=_text())).rowcount:
+        if not connection.execute(_RUNS.update().where(mine).values(alive=text_of())).rowcount:
             raise StoreError(f"{hold.run}: was given no sign of life in time and counts as dead, or was taken over.")
 
     def _forget(self, connection: sql.Connection, run: str, job: str) -> None:
@@ -453,14 +506,14 @@ class Store:
     def _read(self, run: str, job: Job) -> pd.DataFrame:
         columns = (_FORECASTS.c[ID], _FORECASTS.c[TIME], _FORECASTS.c[CUTOFF], _FORECASTS.c.answer)
         here = sql.and_(_FORECASTS.c.run == run, _FORECASTS.c.job == job.name)
-        with self._asking() as connection:
+        with self.asking() as connection:
             rows = connection.execute(sql.select(*columns).where(here).order_by(_FORECASTS.c.row)).all()
         form: dict[str, str] = job.summary["form"]
         rest = [json.loads(row[3]) for row in rows]
         read: dict[str, Any] = {ID: [row[0] for row in rows]}
         for column, place in ((TIME, 1), (CUTOFF, 2)):
             if column in form:
-                read[column] = _from_text([row[place] for row in rows], form[column])
+                read[column] = from_text([row[place] for row in rows], form[column])
         for column in form:
             if column not in read:
                 values = [row[column] for row in rest]
@@ -472,14 +525,14 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _text(at: datetime | None = None) -> str:
+def text_of(at: datetime | None = None) -> str:
     return (at or _now()).isoformat(timespec="microseconds")
 
 
 def _sign(hold: Hold) -> dict[str, Any]:
     """What marks a run as going on, by whom."""
     here = {"host": socket.gethostname(), "pid": os.getpid()}
-    return here | {"status": RUNNING, "owner": hold.owner, "alive": _text()}
+    return here | {"status": RUNNING, "owner": hold.owner, "alive": text_of()}
 
 
 def _is_alive(pid: int) -> bool:
@@ -494,7 +547,7 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _as_text(times: pd.Series) -> list[str]:
+def as_text(times: pd.Series) -> list[str]:
     """Times as text that sorts as they do where they are dates, and is read back exactly."""
     values = times.to_numpy()
     if values.dtype.kind == "M":
@@ -502,7 +555,7 @@ def _as_text(times: pd.Series) -> list[str]:
     return [repr(value) for value in values.tolist()]
 
 
-def _from_text(texts: Sequence[str], kind: str) -> np.ndarray:
+def from_text(texts: Sequence[str], kind: str) -> np.ndarray:
     if kind == "M":
         return np.array(texts, dtype="datetime64[ns]")
     return np.array(texts, dtype=object).astype(np.int64 if kind in "iu" else np.float64)

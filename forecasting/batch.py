@@ -78,7 +78,7 @@ def _do(plan: Plan, job: PlannedJob, store: Store, hold: Hold, say: Callable[[st
     began = time.perf_counter()
     before = store.state(plan.name, job.name) if job.carry else None
     try:
-        answer, state, summary = _answer(job, before)
+        answer, state, summary = _answer(job, store.url, before)
     except Exception as error:  # of one job; the others are none the worse for it
         text = " ".join(str(error).split())
         kind = "" if isinstance(error, (ValueError, OSError)) else f"unexpected {type(error).__name__}: "
@@ -100,15 +100,15 @@ def _do(plan: Plan, job: PlannedJob, store: Store, hold: Hold, say: Callable[[st
         )
 
 
-def _answer(job: PlannedJob, before: Left | None) -> tuple[pd.DataFrame, Left | None, dict[str, Any]]:
+def _answer(job: PlannedJob, url: str, before: Left | None) -> tuple[pd.DataFrame, Left | None, dict[str, Any]]:
     """What a job forecasts, the state after it where there is one, and what is to be known of it."""
     notes: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         if job.bundle is not None:
             loaded = load_bundle(job.bundle)
         else:
-            loaded = _fitted_in_the_run(job, Path(folder) / "bundle")
-        dataset = load(job.data, **(job.columns | asked_by(loaded)))
+            loaded = _fitted_in_the_run(job, url, Path(folder) / "bundle")
+        dataset = load(job.data, **(job.columns | asked_by(loaded)), store=url)
         notes += dataset.notes
         streams, bundle, state = loaded.streams and job.carry, _digest(loaded), None
         if not streams:
@@ -140,13 +140,14 @@ def _digest(loaded: LoadedBundle) -> str:
     return hashlib.sha256(json.dumps(loaded.card.get("sha256"), sort_keys=True).encode()).hexdigest()
 
 
-def _fitted_in_the_run(job: PlannedJob, place: Path) -> LoadedBundle:
+def _fitted_in_the_run(job: PlannedJob, url: str, place: Path) -> LoadedBundle:
     """The bundle of a refit model, which is its spec and, of a classifier, what it learns from."""
     from forecasting.refit import RefitModel
     from forecasting.refit_bundle import export_refit
 
     assert job.model is not None
-    learned = load(job.learn or job.data, **job.columns, **({"task": "classify"} if job.learn else {}))
+    asked: dict[str, Any] = {"task": "classify"} if job.learn else {}
+    learned = load(job.learn or job.data, **job.columns, **asked, store=url)
     task = Task.of(learned, horizon=job.horizon, season=job.season)
     model = RefitModel(job.model, task, job.set)
     spans = [Span(series, 0, len(series.ds)) for series in to_panel(learned)] if job.learn else []

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from forecasting.cli_options import Json, StoreUrl
+
 if TYPE_CHECKING:
     from data.store import Run, Store
     from forecasting.plan import Plan
@@ -19,17 +21,7 @@ batch = typer.Typer(
     epilog="Example: mnemo batch run nightly.toml",
 )
 
-StoreUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--store",
-        metavar="URL",
-        envvar="MNEMO_STORE",
-        help="Where runs are kept: sqlite:///FILE or postgresql+psycopg://HOST/NAME; a file of the user's if left out.",
-    ),
-]
 PlanFile = Annotated[Path, typer.Argument(metavar="PLAN.toml", help="What to forecast: see `mnemo batch run --help`.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 EXAMPLE = """Example of a plan:
 
 \b
@@ -56,7 +48,7 @@ def _say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def _open(url: str | None) -> Store:
+def open_store(url: str | None) -> Store:
     from data.store import Store
 
     return Store(url)
@@ -69,7 +61,7 @@ def run(plan: PlanFile, store: StoreUrl = None, as_json: Json = False) -> None:
     from forecasting.plan import read_plan
 
     read = read_plan(plan)
-    _end(run_plan(read, _open(store), _say), as_json)
+    _end(run_plan(read, open_store(store), _say), as_json)
 
 
 @batch.command("resume", epilog="Example: mnemo batch resume nightly-20260301T023000-1a2b3c")
@@ -81,7 +73,7 @@ def resume(
     """Do what a run that was cut off did not do, or what failed in it; what it did stays."""
     from forecasting.batch import resume as go_on
 
-    _end(go_on(run, _open(store), _say), as_json)
+    _end(go_on(run, open_store(store), _say), as_json)
 
 
 @batch.command("status", epilog="Example: mnemo batch status")
@@ -96,7 +88,7 @@ def status(
     """What ran, and what became of it."""
     from forecasting.cli import print_table
 
-    opened = _open(store)
+    opened = open_store(store)
     if run is not None:
         _show(opened.run(run), as_json)
         return
@@ -137,7 +129,7 @@ def schedule(
 
     read = [read_plan(plan) for plan in plans]
     check_times(read)
-    opened = _open(store)
+    opened = open_store(store)
 
     def carry_out(plan: Plan) -> None:
         try:

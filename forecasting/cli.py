@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forecasting.batch_cli import batch, schedule
+from forecasting.cli_options import Covariates, Freq, IdColumn, Json, StoreUrl, TargetColumn, TaskKind, TimeColumn, Wide
+from forecasting.store_cli import store as store_app
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +37,7 @@ app = typer.Typer(
 )
 
 app.add_typer(batch, name="batch")
+app.add_typer(store_app, name="store")
 app.command(name="schedule", epilog="Example: mnemo schedule nightly.toml")(schedule)
 
 MOST = 10**9  # steps; more is a slip of the finger
@@ -44,12 +47,10 @@ LONGEST_SEASON = 10**6  # every series keeps one in its state
 Data = Annotated[
     str,
     typer.Option(
-        "--data", metavar="SOURCE", help="A name from `mnemo datasets`, a file (.csv, .csv.gz, .parquet) or a glob."
+        "--data",
+        metavar="SOURCE",
+        help="A name from `mnemo datasets`, a file (.csv, .csv.gz, .parquet) or a glob; store: what the store knows.",
     ),
-]
-TaskKind = Annotated[
-    str | None,
-    typer.Option("--task", metavar="forecast|classify|regress", help="What is asked; the data's own if left out."),
 ]
 Horizon = Annotated[
     int | None, typer.Option(min=1, max=MOST, help="Steps ahead to forecast; the data's own if left out.")
@@ -59,7 +60,6 @@ Season = Annotated[
     typer.Option(min=1, max=LONGEST_SEASON, help="Steps of a season, 1 for none; the data's own if left out."),
 ]
 Quantiles = Annotated[str, typer.Option(help="Levels of the prediction's quantiles, rising.")]
-Covariates = Annotated[str | None, typer.Option(help="Columns that enter beside the target: a,b,c.")]
 Future = Annotated[
     str | None,
     typer.Option(
@@ -80,17 +80,6 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="A field of the model or its training; repeatable."),
 ]
-IdColumn = Annotated[str, typer.Option("--id", help="Column that names the series.")]
-TimeColumn = Annotated[str, typer.Option("--time", help="Column of times, cycles or seconds.")]
-TargetColumn = Annotated[str | None, typer.Option("--target", help="Column to forecast, classify or regress.")]
-Wide = Annotated[bool, typer.Option("--wide", help="One column a series instead of one row an observation.")]
-Freq = Annotated[
-    str | None,
-    typer.Option(
-        help="Step of the times: D, h, 15min and so on, or a number of cycles or seconds; inferred if left out."
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Calibrate = Annotated[
     bool,
     typer.Option(
@@ -151,10 +140,10 @@ def print_leaderboard(leaderboard: pd.DataFrame) -> None:
     print_table(rows, [str(column) for column in shown.columns])
 
 
-def _load(
+def load_source(
     source: str, *, task: str | None, id: str, time: str, target: str | None, covariates: str | None, wide: bool,
     freq: str | int | float | None, channels: Sequence[Channel] | None = None, target_required: bool = True,
-    future: str | None = None, calendar: str | None = None,
+    future: str | None = None, calendar: str | None = None, store: str | None = None,
 ) -> Dataset:  # fmt: skip
     from dataclasses import replace
 
@@ -171,6 +160,7 @@ def _load(
         "target_required": None if target_required else False,
         "wide": wide or None,
         "freq": _step(freq),
+        "store": store,
     }
     dataset = load(source, **{option: value for option, value in asked.items() if value is not None})
     for note in dataset.notes:
@@ -381,12 +371,13 @@ def train(
     target: TargetColumn = None,
     wide: Wide = False,
     freq: Freq = None,
+    store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:
     """Train a model, judge it beside naive and ridge, and write it as a bundle."""
-    dataset = _load(
+    dataset = load_source(
         data, task=task, id=id, time=time, target=target, covariates=covariates, wide=wide, freq=freq, future=future,
-        calendar=calendar,
+        calendar=calendar, store=store,
     )  # fmt: skip
     asked = _task_of(dataset, horizon, season, quantiles, future)
     from forecasting.bundle import check_replaceable
@@ -455,6 +446,7 @@ def backtest(
     target: TargetColumn = None,
     wide: Wide = False,
     freq: Freq = None,
+    store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:
     """Judge models at every cut-off of a test period, beside naive and ridge.
@@ -470,9 +462,9 @@ def backtest(
         raise TaskError("give --test-size or --cutoff, not both.")
     if refit != "never" and not re.fullmatch(r"0*[1-9][0-9]{0,9}", refit):
         raise TaskError(f"--refit takes never or a number of cut-offs, not '{refit}'.")
-    dataset = _load(
+    dataset = load_source(
         data, task=task, id=id, time=time, target=target, covariates=covariates, wide=wide, freq=freq, future=future,
-        calendar=calendar,
+        calendar=calendar, store=store,
     )  # fmt: skip
     asked = _task_of(dataset, horizon, season, quantiles, future)
     from forecasting import backtest as engine
@@ -530,6 +522,7 @@ def forecast(
     target: TargetColumn = None,
     wide: Wide = False,
     freq: Freq = None,
+    store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:
     """Forecast from the end of each series; classify and regress bundles answer with the same command."""
@@ -554,7 +547,9 @@ def forecast(
                 raise ResultError(f"{file}: is a folder; {option} takes a file.")
             _check_place(file.parent)
     _keep_apart(data, place, state, save_state)
-    dataset = _load(data, id=id, time=time, target=target, covariates=None, wide=wide, **asked_by(loaded))
+    dataset = load_source(
+        data, id=id, time=time, target=target, covariates=None, wide=wide, store=store, **asked_by(loaded)
+    )
     answer = loaded.forecast(dataset, state=state, save_state=save_state, adapt=adapt)
     if as_json:
         typer.echo(answer.to_json(orient="records", date_format="iso", double_precision=15))

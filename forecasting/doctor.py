@@ -87,15 +87,15 @@ def _store() -> dict[str, Any]:
 
     file = file_of(store_url())
     if file is not None and not file.exists():
-        return _row("store of batch runs", "absent", f"{file} is made by the first run")
+        return _row("store of observations and runs", "absent", f"{file} is made when it is first used")
     try:
         store = Store()
     except StoreError as error:
-        return _row("store of batch runs", "no", str(error), "set MNEMO_STORE to the URL of one that opens")
+        return _row("store of observations and runs", "no", str(error), "set MNEMO_STORE to the URL of one that opens")
     last = store.runs(last=1)
     store.close()
     told = f"the last run was {last[0].id}, {last[0].status}" if last else "no runs yet"
-    return _row("store of batch runs", "yes", f"{store.name}: {told}")
+    return _row("store of observations and runs", "yes", f"{store.name}: {told}")
 
 
 def _broker() -> dict[str, Any]:

@@ -10,7 +10,6 @@ import pytest
 
 from data import store as stores
 from data.store import Left, Store, StoreError
-from tests.postgres import server
 
 ANSWER = pd.DataFrame({
     "unique_id": ["a", "a", "ü'; drop"],
@@ -21,28 +20,6 @@ ANSWER = pd.DataFrame({
     "q0.5": np.array([0.1, 2.0, np.inf]),
     "substitute": ["", "naive", ""],
 })  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def postgres():
-    with server() as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def store(request, tmp_path):
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'folder' / 'store.db'}"
-    else:
-        url = request.getfixturevalue("postgres")
-    opened = Store(url)
-    if request.param == "postgresql":  # one server serves all tests
-        with opened._writing() as connection:
-            stores._TABLES.drop_all(connection)
-        opened.close()
-        opened = Store(url)
-    yield opened
-    opened.close()
 
 
 def left(content):
@@ -106,7 +83,7 @@ def test_the_newest_published_run_is_the_latest_and_leaves_the_only_state(store)
     store.keep(unseen, "shops", ANSWER.assign(mean=3.0), left(b"state 3"), {})
     assert set(store.latest("nightly", "shops")["mean"]) == {2.0}
     assert store.state("nightly", "shops") == left(b"state 2")
-    with store._asking() as connection:
+    with store.asking() as connection:
         assert connection.execute(stores.sql.select(stores.sql.func.count()).select_from(stores._STATES)).scalar() == 2
     assert store.runs("nightly")[0].id == unseen.run
     assert len(store.runs(last=2)) == 2
@@ -162,7 +139,7 @@ def test_of_many_that_begin_at_once_one_does(store):
 
 
 def test_of_many_that_open_a_new_store_at_once_all_do(store):
-    with store._writing() as connection:
+    with store.writing() as connection:
         stores._TABLES.drop_all(connection)
     url = store._url.render_as_string(hide_password=False)
     with ThreadPoolExecutor(8) as pool:

@@ -26,7 +26,7 @@ from forecasting.results import find_results
 
 COMMANDS = (
     "datasets", "models", "doctor", "train", "backtest", "forecast", "certify", "demo", "dashboard", "bridge",
-    "batch", "schedule", "stream",
+    "batch", "schedule", "store", "stream",
 )  # fmt: skip
 SMALL = ("--set", "max_epochs=1", "--set", "hidden=8")
 DECILES = [f"q{level / 10:g}" for level in range(1, 10)]
@@ -603,12 +603,13 @@ SOURCES = {
     ".": r"this is a folder",
     "sales.csv/x.csv": r"no such file",
     "ltsf/ETTh1": r"MNEMO_DATA_DIR is not set.*Origin",
-    "store:": r"store:: the store keeps runs, and no observations yet\. Give a file, or a name",
+    "store:": r"store:\*: nothing is known of such series in .*it holds none\. `mnemo store ingest`",
 }
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_source_that_is_not_there_is_named_with_what_is(place, source):
+def test_a_source_that_is_not_there_is_named_with_what_is(place, source, monkeypatch):
+    monkeypatch.setenv("MNEMO_STORE", "sqlite:///store.db")
     assert re.search(SOURCES[source], mnemo("backtest", "--data", source, "--model", "naive").error)
 
 
