@@ -134,13 +134,16 @@ def load_known(source: str, series: str, url: str | None, **options: Any) -> Dat
     """What is known now, as a data set; options: those of `readers.read_table`.
 
     Raises:
-        StoreError, FrameError: as `as_of` and `read_table` do.
+        FrameError: the store cannot be read, or as `as_of` and `read_table` say.
     """
-    store = Store(url)
     try:
-        table = as_of(store, series=series)
-    finally:
-        store.close()
+        store = Store(url)
+        try:
+            table = as_of(store, series=series)
+        finally:
+            store.close()
+    except StoreError as error:
+        raise FrameError(f"{source}: {error}") from error
     names, times = table[ID].to_numpy(), table[TIME].to_numpy()
 
     def where(row: int) -> str:

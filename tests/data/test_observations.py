@@ -185,6 +185,12 @@ def test_a_store_is_a_source(tmp_path, monkeypatch):
         load("store:shop")
 
 
+def test_a_store_that_does_not_open_is_a_source_that_is_not_there(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(FrameError, match=r"store:a\*: sqlite:///.*file/s\.db: cannot be opened"):
+        load("store:a*", store=f"sqlite:///{tmp_path / 'file' / 's.db'}")
+
+
 def test_where_a_value_of_a_store_is_wrong_is_said_by_its_series_and_time(tmp_path):
     url = f"sqlite:///{tmp_path / 's.db'}"
     frame = pd.DataFrame(

@@ -100,12 +100,12 @@ def test_data_sets_that_are_missing_are_no_fault_but_said(one_bridge, monkeypatc
 
 def test_the_store_is_opened_where_there_is_one_and_never_made(one_bridge, monkeypatch, tmp_path):
     monkeypatch.setenv("MNEMO_STORE", f"sqlite:///{tmp_path / 'store.db'}")
-    assert row("store of batch runs")["works"] == "absent"
+    assert row("store of observations and runs")["works"] == "absent"
     assert list(tmp_path.iterdir()) == []
     Store().close()
-    assert row("store of batch runs")["found"].endswith("store.db: no runs yet")
+    assert row("store of observations and runs")["found"].endswith("store.db: no runs yet")
     (tmp_path / "store.db").write_text("no database, but long enough to be read as one " * 20)
-    found = row("store of batch runs")
+    found = row("store of observations and runs")
     assert (found["works"], "not a database" in found["found"]) == ("no", True)
 
 
