@@ -22,6 +22,7 @@ from forecasting.task import TaskError
 from forecasting.training import Trained
 from forecasting.windows import Span, stacked_known
 from models.contract import Local, Signature, StepModel
+from models.subnormals import without_subnormals
 
 VALUES_AT_ONCE = 8_000_000  # predictions held in memory by one scan
 
@@ -35,6 +36,7 @@ def cutoff_positions(span: Span, horizon: int, stride: int = 1) -> np.ndarray:
 
 
 @torch.no_grad()
+@without_subnormals()
 def one_pass(model: StepModel, spans: Sequence[Span], positions: Sequence[np.ndarray]) -> list[Rows]:
     """Predictions at the chosen positions of every series, each series scanned once.
 

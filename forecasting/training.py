@@ -36,6 +36,7 @@ from forecasting.task import Task, TaskError
 from forecasting.windows import Parts, Span, window_loader
 from models.catalog import build, entry, field_defaults
 from models.contract import Batch, Fits, Fitted, Local, StepModel, Trainable, concat
+from models.subnormals import without_subnormals
 
 SMALL = 200_000  # weights below which one CPU thread is the fastest
 ROWS_A_LAG = 3  # training rows for each weight of a closed form; with fewer it learns its few rows by heart
@@ -333,7 +334,7 @@ def fit_model(
             model.eval(), name, used, seconds, 0, "cpu", len(parts.train), None, substitutes, before_validation=before
         )
     used |= {**vars(config), "lookback": lookback, "stride": config.stride or max(1, lookback // 8)}
-    with TemporaryDirectory() as temporary, _threads(config.threads, model):
+    with TemporaryDirectory() as temporary, _threads(config.threads, model), without_subnormals():
         home = directory or Path(temporary)
         run = {"model": name, "seed": seed, **used}
         descent = _descend(model, task, parts, config, run, home, resume, progress)

@@ -23,6 +23,7 @@ from forecasting import training
 from forecasting.backtest import compare
 from forecasting.checkpoint import CheckpointError, load, same, save
 from forecasting.cli import app
+from forecasting.passes import one_pass
 from forecasting.task import Task, TaskError
 from forecasting.training import (
     GradientNoise,
@@ -36,6 +37,7 @@ from forecasting.training import (
 from forecasting.windows import Parts, split
 from models.catalog import build
 from models.contract import Batch, ModelError
+from models.network import Network
 
 VALUE = Channel("y", "1")
 TINY = {"device": "cpu", "hidden": 8, "embed": 4, "lookback": 24, "stride": 6, "batch_size": 4, "max_epochs": 3}
@@ -182,6 +184,26 @@ def test_tensorboard_gets_its_files_where_it_is_asked_for(waves, tmp_path):
     fit_model("gru", *waves, settings=TINY | {"max_epochs": 1, "log": "tensorboard"}, directory=tmp_path)
     assert list((tmp_path / "log").glob("events.out.tfevents.*"))
     assert not (tmp_path / "log" / "metrics.csv").exists()
+
+
+def test_training_and_a_pass_reckon_without_subnormal_numbers_and_leave_them_to_the_caller(waves, monkeypatch):
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor keeps subnormal numbers")
+    torch.set_flush_denormal(False)
+    kept = []
+
+    def watched(form):
+        return lambda *given: kept.append(bool(torch.tensor(1e-39) * 1.0)) or form(*given)
+
+    for form in ("loss", "scan"):
+        monkeypatch.setattr(Network, form, watched(getattr(Network, form)))
+    task, parts = waves
+    model = fit_model("gru", task, parts, settings=TINY | {"max_epochs": 1}).model
+    one_pass(model, parts.test[:1], [np.array([10, 30])])
+    assert len(kept) > 2
+    assert not any(kept)
+    model.scan(*(torch.ones(1, 3, model.signature.channels) for _ in range(2)), model.initial_state(1))
+    assert kept[-1]
 
 
 def test_what_was_used_is_what_is_reported(waves):
