@@ -23,7 +23,7 @@ import sqlalchemy as sql
 
 from data.frame import ID, TARGETS, TIME, Dataset, FrameError, show_time
 from data.readers import read_table
-from data.store import FORGOTTEN, HEARD, OBSERVATIONS, Store, StoreError, as_text, from_text, text_of
+from data.store import FORGOTTEN, HEARD, INGESTING, OBSERVATIONS, Store, StoreError, as_text, from_text, text_of
 
 MANY = 500  # series at a time
 KINDS = {"M": "dates", "i": "cycles", "f": "seconds"}
@@ -49,13 +49,14 @@ def record(store: Store, frame: pd.DataFrame, known_at: datetime | None = None) 
             written.
         FrameError: the times of a series are of another kind than those that are known of it.
     """
-    at = text_of(_past(known_at))
+    _past(known_at)
     kind = frame[TIME].to_numpy().dtype.kind
     contents = _contents(frame.drop(columns=[ID, TIME]))
     rows = pd.DataFrame({ID: frame[ID].to_numpy(), TIME: as_text(frame[TIME]), "content": contents})
     counts = {"new": 0, "corrected": 0, "unchanged": 0}
     with store.writing() as connection:
-        store.one_at_a_time(connection)
+        store.one_at_a_time(connection, INGESTING)
+        at = text_of(_past(known_at))  # after what another has just ingested
         for part in _parts(rows):
             names = part[ID].unique().tolist()
             _refuse_other_kinds(connection, names, kind)

@@ -38,7 +38,7 @@ QUIET = timedelta(minutes=2)  # without a sign of life, after which a run counts
 BUSY_S = 30  # how long a writer waits for another one
 RUNNING, DONE, PARTIAL, FAILED, INTERRUPTED, WAITING = "running", "done", "partial", "failed", "interrupted", "waiting"
 CUTOFF = "cutoff"
-_LOCK = 0x6D6E656D6F  # its key
+MAKING, INGESTING = 0x6D6E656D6F, 0x6D6E656D70  # what one alone does at a time: keys of locks
 
 _TABLES = sql.MetaData()
 _ABOUT = sql.Table("about", _TABLES, sql.Column("version", sql.Integer, nullable=False))
@@ -201,12 +201,16 @@ class Store:
         self.url, self.name = (self._url.render_as_string(hide_password=hidden) for hidden in (False, True))
         try:
             self._engine = self._open()
-            with self.writing() as connection:
-                self.one_at_a_time(connection)
-                _TABLES.create_all(connection)
-                found = connection.execute(sql.select(_ABOUT.c.version)).scalar()
-                if found is None:
-                    connection.execute(_ABOUT.insert().values(version=VERSION))
+            with self.asking() as connection:  # a writer may be at work for long
+                whole = set(_TABLES.tables) <= set(sql.inspect(connection).get_table_names())
+                found = connection.execute(sql.select(_ABOUT.c.version)).scalar() if whole else None
+            if found is None:
+                with self.writing() as connection:
+                    self.one_at_a_time(connection, MAKING)
+                    _TABLES.create_all(connection)
+                    found = connection.execute(sql.select(_ABOUT.c.version)).scalar()
+                    if found is None:
+                        connection.execute(_ABOUT.insert().values(version=VERSION))
         except (ImportError, OSError, SQLAlchemyError) as error:
             raise StoreError(f"{self.name}: cannot be opened ({error}).{_hint(self._url)}") from error
         if found not in (None, VERSION):
@@ -258,10 +262,10 @@ class Store:
             why = " ".join(str(getattr(error, "orig", None) or error).split())
             raise StoreError(f"{self.name}: {why}.{_hint(self._url)}") from error
 
-    def one_at_a_time(self, connection: sql.Connection) -> None:
+    def one_at_a_time(self, connection: sql.Connection, what: int) -> None:
         """Let nobody else do so in this store until the transaction ends; in SQLite nobody else writes anyway."""
         if self._url.get_backend_name() == "postgresql":
-            connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_LOCK)))
+            connection.execute(sql.select(sql.func.pg_advisory_xact_lock(what)))
 
     # --- a run ---
 

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import observations
+from data import store as stores
 from data.catalog import load
 from data.frame import FrameError
 from data.observations import Recorded, as_of, forget, record
@@ -124,6 +126,29 @@ def test_what_was_corrected_before_a_time_can_be_forgotten_and_is_refused_from_t
     assert forget(store, FIRST) == 0
     with pytest.raises(StoreError, match=r"ask for 2024-03-01"):
         as_of(store, FIRST)
+
+
+def test_several_that_ingest_at_once_are_taken_one_after_another(store):
+    def ingest(number):
+        opened = Store(store.url)
+        try:
+            return record(opened, SALES.assign(y=float(number)))
+        finally:
+            opened.close()
+
+    with ThreadPoolExecutor(6) as pool:
+        done = list(pool.map(ingest, range(6)))
+    assert sorted((one.new, one.corrected) for one in done) == [(0, 4)] * 5 + [(4, 0)]
+    assert as_of(store)["y"].nunique() == 1
+
+
+def test_who_reads_does_not_wait_for_who_ingests(store):
+    record(store, SALES)
+    with store.writing() as connection:
+        store.one_at_a_time(connection, stores.INGESTING)
+        other = Store(store.url)
+        pd.testing.assert_frame_equal(as_of(other), SALES)
+        other.close()
 
 
 @settings(max_examples=25)
