@@ -25,7 +25,7 @@ from data.frame import ID, TARGETS, TIME, Dataset, FrameError, show_time
 from data.readers import read_table
 from data.store import FORGOTTEN, HEARD, INGESTING, OBSERVATIONS, Store, StoreError, as_text, from_text, text_of
 
-MANY = 500  # series at a time
+MANY = 500  # series, or times, at a time
 KINDS = {"M": "dates", "i": "cycles", "f": "seconds"}
 
 
@@ -63,7 +63,9 @@ def record(store: Store, frame: pd.DataFrame, known_at: datetime | None = None) 
             of_these = HEARD.c[ID].in_(names)
             last = connection.execute(sql.select(HEARD.c[ID], HEARD.c.known_at).where(of_these))
             heard = {row[0]: row[1] for row in last}
-            known = {(row[0], row[1]): row[3] for row in connection.execute(_known(at, names))}
+            times = part[TIME].unique().tolist()
+            newest = _known(connection, at, names, times if len(times) <= MANY else ())  # all, rather than so many
+            known = {(row[0], row[1]): row[3] for row in newest}
             fresh = []
             for series, time, content in part.itertuples(index=False):
                 before = known.get((series, time))
@@ -78,8 +80,8 @@ def record(store: Store, frame: pd.DataFrame, known_at: datetime | None = None) 
             if fresh:
                 connection.execute(OBSERVATIONS.insert(), fresh)
             connection.execute(HEARD.delete().where(of_these))
-            newest = [{ID: name, "known_at": max(at, heard.get(name, at))} for name in names]
-            connection.execute(HEARD.insert(), newest)
+            latest = [{ID: name, "known_at": max(at, heard.get(name, at))} for name in names]
+            connection.execute(HEARD.insert(), latest)
     return Recorded(**counts)
 
 
@@ -105,29 +107,30 @@ def as_of(store: Store, at: datetime | None = None, series: str = "*") -> pd.Dat
         names = connection.execute(sql.select(OBSERVATIONS.c[ID]).distinct().order_by(OBSERVATIONS.c[ID])).scalars()
         every = names.all()
         chosen = [name for name in every if fnmatchcase(name, series)]
-        rows = [
-            row
-            for first in range(0, len(chosen), MANY)
-            for row in connection.execute(_known(text_of(moment), chosen[first : first + MANY]))
-        ]
-    if not rows:
+        firsts: dict[str, str] = {}  # a series of each kind of time
+        parts = []
+        for first in range(0, len(chosen), MANY):
+            rows = _known(connection, text_of(moment), chosen[first : first + MANY])
+            firsts = {row[2]: row[0] for row in reversed(rows)} | firsts
+            if rows:
+                parts.append(_table(rows))
+    if not parts:
         there = f"it holds {len(every)} series, such as {', '.join(every[:3])}" if every else "it holds none"
         when = "" if at is None else f" at {text_of(moment)}"
         raise FrameError(
             f"store:{series}: nothing is known of such series{when} in {store.name}; {there}. `mnemo store ingest` "
             "puts observations there."
         )
-    firsts = {row[2]: row[0] for row in reversed(rows)}
     if len(firsts) > 1:
         said = " and ".join(f"{KINDS[kind]} for {name}" for kind, name in sorted(firsts.items()))
         raise FrameError(f"store:{series}: the times are {said}. Choose series with a pattern, such as store:shop-*.")
-    values = pd.DataFrame(json.loads(f"[{','.join(row[3] for row in rows)}]"))
-    texts = values.select_dtypes(exclude="number").columns
-    values[texts] = values[texts].astype(object).where(values[texts].notna(), None)
-    keys = {ID: [row[0] for row in rows], TIME: from_text([row[1] for row in rows], next(iter(firsts)))}
+    found = pd.concat(parts, ignore_index=True)
+    values = found.columns.difference([ID, TIME])
+    texts = found[values].select_dtypes(exclude="number").columns
+    found[texts] = found[texts].astype(object).where(found[texts].notna(), None)
+    found[TIME] = from_text(found[TIME].tolist(), next(iter(firsts)))
     targets = [name for name in dict.fromkeys(TARGETS.values()) if name in values]
-    rest = sorted(set(values.columns) - set(targets))
-    found = pd.concat([pd.DataFrame(keys), values[targets + rest]], axis=1)
+    found = found[[ID, TIME, *targets, *(name for name in sorted(values) if name not in targets)]]
     return found.sort_values([ID, TIME], ignore_index=True)
 
 
@@ -181,16 +184,25 @@ def _past(at: datetime | None) -> datetime:
     return moment
 
 
-def _known(at: str, names: Sequence[str]) -> sql.Select[Any]:
-    """The newest row until then of each series and time: series, time, kind, content."""
-    newest = sql.func.row_number().over(
-        partition_by=[OBSERVATIONS.c[ID], OBSERVATIONS.c[TIME]], order_by=OBSERVATIONS.c.known_at.desc()
-    )
-    until = sql.select(OBSERVATIONS, newest.label("place")).where(
-        OBSERVATIONS.c.known_at <= at, OBSERVATIONS.c[ID].in_(names)
-    )
-    rows = until.subquery()
-    return sql.select(rows.c[ID], rows.c[TIME], rows.c.kind, rows.c.content).where(rows.c.place == 1)
+def _table(rows: Sequence[Any]) -> pd.DataFrame:
+    """Of rows as of `_known`; times as text."""
+    values = pd.DataFrame(json.loads(f"[{','.join(row[3] for row in rows)}]"))
+    values.insert(0, ID, [row[0] for row in rows])
+    values.insert(1, TIME, [row[1] for row in rows])
+    return values
+
+
+def _known(connection: sql.Connection, at: str, names: Sequence[str], times: Sequence[str] = ()) -> list[Any]:
+    """The newest row until then of each series and time, of some times alone where they are given: series, time, kind,
+    content.
+    """
+    row = OBSERVATIONS.c
+    until = sql.select(row[ID], row[TIME], row.kind, row.content).where(row.known_at <= at, row[ID].in_(names))
+    if times:
+        until = until.where(row[TIME].in_(times))
+    # In the order of the key: half the time of asking the database for the newest.
+    every = connection.execute(until.order_by(row[ID], row[TIME], row.known_at)).all()
+    return list({(found[0], found[1]): found for found in every}.values())
 
 
 def _refuse_other_kinds(connection: sql.Connection, names: Sequence[str], kind: str) -> None:

@@ -107,6 +107,7 @@ OBSERVATIONS = sql.Table(
     sql.Column("known_at", sql.String(40), primary_key=True),
     sql.Column("kind", sql.String(1), nullable=False),  # of the time: M dates, i cycles, f seconds
     sql.Column("content", sql.Text, nullable=False),
+    sqlite_with_rowid=False,  # rows lie in the order in which they are read
 )
 HEARD = sql.Table(
     "heard",
