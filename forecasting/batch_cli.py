@@ -48,7 +48,7 @@ def _say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def open_store(url: str | None) -> Store:
+def _open(url: str | None) -> Store:
     from data.store import Store
 
     return Store(url)
@@ -61,7 +61,7 @@ def run(plan: PlanFile, store: StoreUrl = None, as_json: Json = False) -> None:
     from forecasting.plan import read_plan
 
     read = read_plan(plan)
-    _end(run_plan(read, open_store(store), _say), as_json)
+    _end(run_plan(read, _open(store), _say), as_json)
 
 
 @batch.command("resume", epilog="Example: mnemo batch resume nightly-20260301T023000-1a2b3c")
@@ -73,7 +73,7 @@ def resume(
     """Do what a run that was cut off did not do, or what failed in it; what it did stays."""
     from forecasting.batch import resume as go_on
 
-    _end(go_on(run, open_store(store), _say), as_json)
+    _end(go_on(run, _open(store), _say), as_json)
 
 
 @batch.command("status", epilog="Example: mnemo batch status")
@@ -88,7 +88,7 @@ def status(
     """What ran, and what became of it."""
     from forecasting.cli import print_table
 
-    opened = open_store(store)
+    opened = _open(store)
     if run is not None:
         _show(opened.run(run), as_json)
         return
@@ -129,7 +129,7 @@ def schedule(
 
     read = [read_plan(plan) for plan in plans]
     check_times(read)
-    opened = open_store(store)
+    opened = _open(store)
 
     def carry_out(plan: Plan) -> None:
         try:
